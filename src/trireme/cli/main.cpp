@@ -1,0 +1,3 @@
+#include "trireme/cli/command.h"
+
+int main(int argc, char** argv) { return trireme::cli::run(argc, argv); }

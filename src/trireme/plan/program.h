@@ -1,0 +1,99 @@
+// Program: one training step of one rank, as data.
+//
+// A list of instructions in issue order, each with explicit dependencies, a resource, and the buffers it
+// makes, uses and frees. The planner simulates it (simulate.h), the executor runs it (execute/), the
+// trace shows it: nobody else decides a schedule. Pure: no tensors, no I/O, no clock.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trireme/model/model_spec.h"
+
+namespace trireme::plan {
+
+enum class Precision { kFp32, kBf16 };
+enum class Recompute { kNone, kSelective, kFull };  ///< of one part
+
+/// How one run is laid out. Validated by validate(); every rejection comes with its reason.
+struct Strategy {
+  int64_t sequences = 1;  ///< global batch, sequences per optimizer step
+  int64_t micro = 1;      ///< sequences per forward pass
+  int64_t lanes = 1;      ///< lanes of the exact reduction; a power of two
+  int64_t seq_len = 1;
+  Precision precision = Precision::kFp32;
+  std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec
+  bool delay_weight_gradients = false;  ///< backward-weight of a micro-batch after all its backward-inputs
+  int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
+  int64_t micro_batches() const { return sequences / micro; }
+  int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
+};
+
+enum class OpKind {
+  kLoadBatch,       ///< next micro-batch from the loader to the device
+  kForward,         ///< of a part, for a micro-batch
+  kRecompute,       ///< forward again from the saved input
+  kLoss,            ///< the head: chunked logits, loss, their gradient, the head's weight gradient
+  kBackwardInput,   ///< gradient of a part's input
+  kBackwardWeight,  ///< gradients of a part's parameters, added to the lane's accumulator
+  kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the right
+  kGradNorm,        ///< global norm over all parts, in fixed order
+  kOptimizerStep,   ///< of a part's parameters
+  kCommit           ///< the step is done: counters, metrics
+};
+const char* to_string(OpKind kind);
+
+enum class Resource { kHost, kCompute };  ///< one queue each; communication queues come with more ranks
+const char* to_string(Resource resource);
+
+enum class BufferKind {
+  kBatch, kHidden, kSaved, kHiddenGradient, kParameterGradient, kDelayed
+};
+const char* to_string(BufferKind kind);
+
+/// A piece of memory with a lifetime: made by one instruction, freed after another.
+struct Buffer {
+  int id = 0;
+  BufferKind kind;
+  int part = -1;
+  int64_t micro_batch = -1;  ///< -1 for parameter gradients
+  int64_t lane = -1;         ///< parameter gradients only
+  int64_t bytes = 0;
+  int made_by = -1;
+  int freed_after = -1;  ///< -1: lives on after the step
+};
+
+struct Instruction {
+  int id = 0;  ///< index in Program::instructions
+  OpKind kind;
+  Resource resource = Resource::kCompute;
+  int part = -1;
+  int64_t micro_batch = -1;
+  int64_t lane = -1;        ///< the lane; of kCombineLanes the left group's first lane
+  int64_t right_lane = -1;  ///< kCombineLanes: the right group's first lane
+  Recompute recompute = Recompute::kNone;
+  std::vector<int> depends_on;  ///< instruction ids, all smaller than id
+  std::vector<int> makes;       ///< buffer ids
+  std::vector<int> uses;
+  std::vector<int> frees;       ///< dead once this instruction is done
+  int64_t workspace_bytes = 0;  ///< extra memory held only while it runs
+  double flops = 0.0;
+};
+
+struct Program {
+  std::vector<Instruction> instructions;
+  std::vector<Buffer> buffers;
+  int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
+};
+
+/// Reasons why this strategy cannot run this model; empty if it can.
+std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& strategy);
+
+/// Builds the program of one step on one rank. Throws Error{kConfig} with validate()'s first reason.
+Program build_program(const model::ModelSpec& spec, const Strategy& strategy);
+
+/// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".
+std::string describe(const model::ModelSpec& spec, const Instruction& instruction);
+
+}  // namespace trireme::plan
