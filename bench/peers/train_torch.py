@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""The peer of `trireme bench train`: the same model, batch and data in plain PyTorch.
+
+A decoder written the way PyTorch users write it (nn.Linear, scaled_dot_product_attention, RMSNorm,
+fused AdamW), run eagerly or through torch.compile, in fp32 or bf16 autocast. Prints one JSON line per
+measured step: seconds, tokens, minor page faults, peak resident bytes.
+
+Run by bench/train_vs_torch.py; needs the full torch package.
+"""
+import argparse
+import json
+import math
+import os
+import resource
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Rotary:
+    def __init__(self, dim, length, theta):
+        inverse = 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
+        angles = torch.outer(torch.arange(length).float(), inverse)
+        table = torch.cat([angles, angles], dim=-1)
+        self.cos, self.sin = table.cos()[None, None], table.sin()[None, None]
+
+    def __call__(self, x):
+        half = x.shape[-1] // 2
+        rotated = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+        return x * self.cos.to(x.dtype) + rotated * self.sin.to(x.dtype)
+
+
+class LlamaBlock(nn.Module):
+    def __init__(self, c, rotary):
+        super().__init__()
+        d, h = c["hidden_size"], c["intermediate_size"]
+        self.heads, self.kv = c["num_attention_heads"], c["num_key_value_heads"]
+        self.head_dim = d // self.heads
+        self.rotary = rotary
+        self.norm1 = nn.RMSNorm(d, eps=c["rms_norm_eps"])
+        self.q = nn.Linear(d, self.heads * self.head_dim, bias=False)
+        self.k = nn.Linear(d, self.kv * self.head_dim, bias=False)
+        self.v = nn.Linear(d, self.kv * self.head_dim, bias=False)
+        self.o = nn.Linear(self.heads * self.head_dim, d, bias=False)
+        self.norm2 = nn.RMSNorm(d, eps=c["rms_norm_eps"])
+        self.gate = nn.Linear(d, h, bias=False)
+        self.up = nn.Linear(d, h, bias=False)
+        self.down = nn.Linear(h, d, bias=False)
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        y = self.norm1(x)
+        q = self.rotary(self.q(y).view(b, t, self.heads, self.head_dim).transpose(1, 2))
+        k = self.rotary(self.k(y).view(b, t, self.kv, self.head_dim).transpose(1, 2))
+        v = self.v(y).view(b, t, self.kv, self.head_dim).transpose(1, 2)
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv)
+        x = x + self.o(a.transpose(1, 2).reshape(b, t, -1))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+    def __init__(self, c, length):
+        super().__init__()
+        d = c["hidden_size"]
+        rotary = Rotary(d // c["num_attention_heads"], length, c.get("rope_theta", 10000.0))
+        self.embed = nn.Embedding(c["vocab_size"], d)
+        self.blocks = nn.ModuleList(LlamaBlock(c, rotary) for _ in range(c["num_hidden_layers"]))
+        self.norm = nn.RMSNorm(d, eps=c["rms_norm_eps"])
+        self.head = nn.Linear(d, c["vocab_size"], bias=False)
+        if c.get("tie_word_embeddings"):
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens, targets):
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+class GptBlock(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        d = c["n_embd"]
+        self.heads = c["n_head"]
+        self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.qkv, self.o = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.fc, self.proj = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+
+    def forward(self, x):
+        b, t, d = x.shape
+        q, k, v = (z.view(b, t, self.heads, -1).transpose(1, 2) for z in self.qkv(self.norm1(x)).split(d, dim=2))
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(a.transpose(1, 2).reshape(b, t, d))
+        return x + self.proj(F.gelu(self.fc(self.norm2(x)), approximate="tanh"))
+
+
+class Gpt(nn.Module):
+    def __init__(self, c, length):
+        super().__init__()
+        d = c["n_embd"]
+        self.embed, self.positions = nn.Embedding(c["vocab_size"], d), nn.Embedding(c["n_positions"], d)
+        self.blocks = nn.ModuleList(GptBlock(c) for _ in range(c["n_layer"]))
+        self.norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, c["vocab_size"], bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens, targets):
+        x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True, help="a Hugging Face config.json (gpt2 or llama)")
+    parser.add_argument("--micro", type=int, required=True)
+    parser.add_argument("--seq-len", type=int, required=True)
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    config = json.load(open(arguments.config))
+    model = (Gpt if config["model_type"] == "gpt2" else Llama)(config, arguments.seq_len)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    step_model = torch.compile(model) if arguments.compile else model
+    shape = (arguments.micro, arguments.seq_len + 1)
+    windows = [torch.randint(0, config["vocab_size"], shape) for _ in range(arguments.micro_batches)]
+
+    for step in range(arguments.warmup + arguments.steps):
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        start = time.perf_counter()
+        total = 0.0
+        for window in windows:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
+                loss = step_model(window[:, :-1], window[:, 1:])
+            (loss / arguments.micro_batches).backward()
+            total += loss.item() / arguments.micro_batches
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - start
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        if step >= arguments.warmup:
+            print(json.dumps({
+                "step_s": seconds,
+                "tokens": arguments.micro * arguments.seq_len * arguments.micro_batches,
+                "page_faults": usage.ru_minflt - faults,
+                "peak_rss_bytes": usage.ru_maxrss * 1024,
+                "loss": total,
+                "grad_norm": float(norm),
+            }), flush=True)
+        assert math.isfinite(total)
+
+
+if __name__ == "__main__":
+    main()
