@@ -1,0 +1,58 @@
+// Writes checkpoints behind the training loop's back: save() copies the state into host memory and
+// returns; a thread of its own writes, syncs, renames and removes the oldest.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "trireme/checkpoint/checkpoint.h"
+
+namespace trireme::checkpoint {
+
+/// The checkpoints of one run.
+/// Thread-safety: called from the step thread only. Ownership: owns its thread and the copies;
+/// borrows storage. Asynchrony: save() blocks for the copy, and for the previous save if that still
+/// runs; wait() until all is on disk.
+class CheckpointWriter {
+ public:
+  struct Options {
+    std::filesystem::path folder;  ///< <out>/checkpoints; made if missing
+    int keep = 3;                  ///< newest to keep; at least 1
+    int64_t shard_bytes = int64_t{4} << 30;
+    Storage* storage = nullptr;  ///< nullptr: the real disk
+  };
+
+  /// Makes the folder and removes what killed runs left half written. Error{kData} if it cannot be
+  /// written to.
+  explicit CheckpointWriter(Options options);
+  /// Waits for a running save; a failure that nobody asked about is logged.
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  /// Starts the checkpoint step-<state.step>. First rethrows the failure of an earlier save, if any
+  /// (once), then checks the free space: Error{kData} with what is needed and what is free. Tensors
+  /// may be written to as soon as it returns. A failed save leaves all earlier checkpoints
+  /// untouched.
+  void save(const std::vector<NamedTensor>& tensors, CheckpointState state);
+
+  /// Blocks until the running save is on disk; throws its failure.
+  void wait();
+
+  bool busy() const;
+
+  /// The newest checkpoint that this writer completed, or an empty path.
+  std::filesystem::path last_completed() const;
+
+  /// Seconds the last save() kept its caller, and seconds its write took in the background (0 while
+  /// running).
+  double last_stall_s() const;
+  double last_write_s() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace trireme::checkpoint

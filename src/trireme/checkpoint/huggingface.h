@@ -1,0 +1,65 @@
+// Hugging Face directories in and out: config.json, model.safetensors (or shards with an index) and
+// the texts beside them. Knows no family by name: ParameterSpec says what is transposed, packed or
+// tied on disk.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "trireme/checkpoint/checkpoint.h"
+#include "trireme/model/model_spec.h"
+
+namespace trireme::checkpoint {
+
+/// A model as an HF directory holds it. Parameters are in our names and layout, in the order of
+/// ModelSpec::parameters; `make` returns fp32 on the CPU (a view of the file's map where nothing is
+/// to convert).
+struct HuggingFaceModel {
+  model::ModelSpec spec;
+  std::vector<TensorToWrite> parameters;  ///< dtype kF32
+  std::map<std::string, std::string>
+      texts;  ///< config.json as found, generation_config.json, tokenizer.json ...
+  Dtype stored_dtype = Dtype::kF32;  ///< type of the first matrix in the files
+};
+
+/// Opens an HF directory: model.safetensors, or model.safetensors.index.json with its shards.
+/// Accepts base models (no "transformer." / "model." prefix), a stored copy of tied weights, and
+/// buffers that carry nothing. Error{kData} naming missing, unexpected and mis-shaped tensors; a
+/// directory with only pickled weights is refused with a hint; Error{kConfig} for its config.json.
+HuggingFaceModel open_huggingface(const std::filesystem::path& path);
+
+struct ExportOptions {
+  Dtype dtype = Dtype::kF32;  ///< kF32, kBf16 or kF16; written to config.json as well
+  int64_t shard_bytes =
+      int64_t{5'000'000'000};  ///< more data than this is cut into shards with an index
+  bool replace = false;        ///< replace a directory that is there (in one step)
+  Storage* storage = nullptr;  ///< nullptr: the real disk
+};
+
+struct ExportResult {
+  int64_t num_tensors = 0;
+  uint64_t bytes = 0;  ///< of tensor data
+  std::filesystem::path path;
+};
+
+/// Writes an HF directory, atomically: model.safetensors byte-equal to what transformers'
+/// save_pretrained writes, config.json (spec.config_json with the written type),
+/// generation_config.json and the given texts
+/// ("tokenizer.json", "tokenizer_config.json", ...; "config.json" among them is used in place of
+/// spec.config_json). `parameters` must have the names of spec.parameters, in any order; others are
+/// ignored. Error{kConfig} if `path` is there and not to be replaced; Error{kData} for the disk.
+ExportResult export_huggingface(const std::filesystem::path& path, const model::ModelSpec& spec,
+                                const std::vector<TensorToWrite>& parameters,
+                                const std::map<std::string, std::string>& texts,
+                                const ExportOptions& options = {});
+ExportResult export_huggingface(const std::filesystem::path& path, const model::ModelSpec& spec,
+                                const std::vector<NamedTensor>& parameters,
+                                const std::map<std::string, std::string>& texts,
+                                const ExportOptions& options = {});
+
+/// generation_config.json with the token ids of `spec`.
+std::string make_generation_config(const model::ModelSpec& spec);
+
+}  // namespace trireme::checkpoint

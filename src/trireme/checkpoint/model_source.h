@@ -1,0 +1,38 @@
+// What a MODEL argument means: a Hugging Face directory or a checkpoint of our own (a run's folder
+// stands for its newest checkpoint).
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "trireme/checkpoint/huggingface.h"
+
+namespace trireme::checkpoint {
+
+/// A model to evaluate, to generate with, to train on from, or to export.
+struct ModelSource {
+  model::ModelSpec spec;
+  std::vector<TensorToWrite>
+      parameters;  ///< our names and layout, order of spec.parameters; make() gives fp32, CPU
+  std::map<std::string, std::string>
+      texts;  ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
+  Dtype stored_dtype = Dtype::kF32;  ///< an imported checkpoint remembers its origin's
+  std::filesystem::path path;        ///< what was opened, resolved
+  bool huggingface = false;
+  int64_t step = 0;                                 ///< 0 for a Hugging Face directory
+  std::string text(const std::string& name) const;  ///< "" if absent
+};
+
+/// Opens a MODEL argument. Checksums of a checkpoint's tensors are verified when they are made.
+/// Error{kData} if the path is neither, naming what is missing.
+ModelSource open_model(const std::filesystem::path& path);
+
+/// Imports an HF directory as a checkpoint of ours at `out`. Error{kConfig} if `out` is there and
+/// not `replace`.
+Manifest import_huggingface(const std::filesystem::path& huggingface,
+                            const std::filesystem::path& out, bool replace = false,
+                            const SaveOptions& options = {});
+
+}  // namespace trireme::checkpoint
