@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <source_location>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,38 +23,45 @@ enum class ErrorCode : int {
   kInterrupted = 130  ///< interrupted, after a checkpoint was written
 };
 
-/// Carries what is wrong (`what()`, naming what the user wrote) and what to do (`hint()`).
-/// Thread-safety: immutable after construction.
+/// Carries what is wrong (`what()`, naming what the user wrote), what to do (`hint()`) and where in
+/// the source it was thrown (`where()`, shown by --verbose). Thread-safety: immutable after
+/// construction.
 class Error : public std::runtime_error {
  public:
-  Error(ErrorCode code, const std::string& message, std::string hint = "")
-      : std::runtime_error(message), code_(code), hint_(std::move(hint)) {}
+  Error(ErrorCode code, const std::string& message, std::string hint = "",
+        std::source_location where = std::source_location::current())
+      : std::runtime_error(message), code_(code), hint_(std::move(hint)), where_(where) {}
   ErrorCode code() const noexcept { return code_; }
   const std::string& hint() const noexcept { return hint_; }
+  const std::source_location& where() const noexcept { return where_; }
 
  private:
   ErrorCode code_;
   std::string hint_;
+  std::source_location where_;
 };
 
 namespace detail {
-[[noreturn]] void fail_check(const char* file, int line, const char* condition, const std::string& message);
+[[noreturn]] void fail_check(std::source_location where, const char* condition,
+                             const std::string& message);
 }  // namespace detail
 
 }  // namespace trireme
 
 /// Stops on a defect of ours: TRIREME_CHECK(a == b, "sizes differ: {} and {}", a, b).
-#define TRIREME_CHECK(condition, ...)                                                             \
-  do {                                                                                            \
-    if (!(condition)) [[unlikely]] {                                                              \
-      ::trireme::detail::fail_check(__FILE__, __LINE__, #condition, ::fmt::format(__VA_ARGS__));  \
-    }                                                                                             \
+#define TRIREME_CHECK(condition, ...)                                              \
+  do {                                                                             \
+    if (!(condition)) [[unlikely]] {                                               \
+      ::trireme::detail::fail_check(::std::source_location::current(), #condition, \
+                                    ::fmt::format(__VA_ARGS__));                   \
+    }                                                                              \
   } while (false)
 
-/// Stops on what the user wrote: TRIREME_USER_CHECK(n > 0, kConfig, "make it positive", "n = {}", n).
-#define TRIREME_USER_CHECK(condition, code, hint, ...)                                            \
-  do {                                                                                            \
-    if (!(condition)) [[unlikely]] {                                                              \
-      throw ::trireme::Error(::trireme::ErrorCode::code, ::fmt::format(__VA_ARGS__), (hint));     \
-    }                                                                                             \
+/// Stops on what the user wrote: TRIREME_USER_CHECK(n > 0, kConfig, "make it positive", "n = {}",
+/// n).
+#define TRIREME_USER_CHECK(condition, code, hint, ...)                                        \
+  do {                                                                                        \
+    if (!(condition)) [[unlikely]] {                                                          \
+      throw ::trireme::Error(::trireme::ErrorCode::code, ::fmt::format(__VA_ARGS__), (hint)); \
+    }                                                                                         \
   } while (false)

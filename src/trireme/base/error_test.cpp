@@ -23,6 +23,7 @@ TEST(ErrorTest, CheckNamesTheConditionAndIsOurs) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kInternal);
     EXPECT_NE(std::string(error.what()).find("1 == 2"), std::string::npos);
+    EXPECT_TRUE(std::string(error.where().file_name()).ends_with("error_test.cpp"));
   }
 }
 

@@ -14,8 +14,9 @@ namespace trireme {
 /// Reads a whole file. Error{code kData} that names the path and the reason.
 std::string read_file(const std::filesystem::path& path);
 
-/// Writes to a temporary name beside `path`, fsyncs, renames over it, fsyncs the folder. On any failure
-/// (full disk, read-only folder) the temporary is removed, what was there stays, and Error{kData} says why.
+/// Writes to a temporary name beside `path`, fsyncs, renames over it, fsyncs the folder. On any
+/// failure (full disk, read-only folder) the temporary is removed, what was there stays, and
+/// Error{kData} says why.
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
 /// fsync of a file or a folder; Error{kData} on failure.
@@ -24,7 +25,8 @@ void sync_path(const std::filesystem::path& path);
 /// A read-only memory map. Thread-safety: const access from any thread. Movable, not copyable.
 class MappedFile {
  public:
-  explicit MappedFile(const std::filesystem::path& path);  ///< Error{kData}; an empty file maps to an empty span
+  explicit MappedFile(
+      const std::filesystem::path& path);  ///< Error{kData}; an empty file maps to an empty span
   MappedFile(MappedFile&& other) noexcept;
   MappedFile& operator=(MappedFile&& other) noexcept;
   MappedFile(const MappedFile&) = delete;
@@ -38,8 +40,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-/// Expands a shell-like pattern (*, ?, [..], ** for any depth) below the working directory or an absolute
-/// path; sorted by bytes, files only. A plain existing path expands to itself.
+/// Expands a shell-like pattern (*, ?, [..], ** for any depth) below the working directory or an
+/// absolute path; sorted by bytes, files only. A plain existing path expands to itself.
 std::vector<std::filesystem::path> expand_glob(const std::string& pattern);
 
 }  // namespace trireme

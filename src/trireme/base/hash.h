@@ -11,7 +11,8 @@ namespace trireme {
 uint64_t xxh3(std::span<const std::byte> bytes);
 std::string hash_text(uint64_t hash);
 
-/// SplitMix64 finaliser: a well-mixed 64-bit value of (a, b, c), for counter-based pseudo-randomness.
+/// SplitMix64 finaliser: a well-mixed 64-bit value of (a, b, c), for counter-based
+/// pseudo-randomness.
 uint64_t mix(uint64_t a, uint64_t b = 0, uint64_t c = 0);
 
 /// Incremental xxh3-64 with the same result as xxh3() over the concatenation.

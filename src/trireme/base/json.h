@@ -14,7 +14,9 @@ using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
 /// Parses JSON text; Error{code} naming `origin`, line and column.
-Json parse_json(std::string_view text, const std::string& origin, ErrorCode code = ErrorCode::kData);
-OrderedJson parse_ordered_json(std::string_view text, const std::string& origin, ErrorCode code = ErrorCode::kData);
+Json parse_json(std::string_view text, const std::string& origin,
+                ErrorCode code = ErrorCode::kData);
+OrderedJson parse_ordered_json(std::string_view text, const std::string& origin,
+                               ErrorCode code = ErrorCode::kData);
 
 }  // namespace trireme

@@ -1,12 +1,20 @@
 #include "trireme/cli/command.h"
 
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
+#include <span>
+#include <vector>
 
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
+#include "trireme/base/suggest.h"
 
 namespace trireme::cli {
 
@@ -22,13 +30,83 @@ void print_json(const OrderedJson& document) {
   std::fputc('\n', stdout);
 }
 
-bool use_colour() { return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr; }
+bool use_colour() {
+  return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr;
+}
 
 namespace {
 
-void print_error(const std::string& message, const std::string& hint) {
-  std::fprintf(stderr, "error: %s\n", message.c_str());
-  if (!hint.empty()) std::fprintf(stderr, "  hint: %s\n", hint.c_str());
+constexpr const char* kDefectHint =
+    "this is a defect of Trireme; please report it with the command that caused it";
+
+int print_error(ErrorCode code, std::string_view message, std::string_view hint) {
+  std::string text = fmt::format("error: {}\n", message);
+  if (!hint.empty()) text += fmt::format("  hint: {}\n", hint);
+  std::fputs(text.c_str(), stderr);
+  return static_cast<int>(code);
+}
+
+std::vector<std::string> subcommand_names(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (!sub->get_name().empty()) names.push_back(sub->get_name());
+  }
+  return names;
+}
+
+/// Names of all options of `app`, its option groups (nameless sub-apps) included.
+void collect_option_names(const CLI::App& app, std::vector<std::string>& names) {
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    for (const std::string& name : option->get_snames()) names.push_back("-" + name);
+  }
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (sub->get_name().empty()) collect_option_names(*sub, names);
+  }
+}
+
+bool contains(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+struct Complaint {
+  std::string message;
+  std::string hint;
+};
+
+/// Finds the first argument that no command knows and names the nearest one; otherwise says what
+/// the parser said.
+Complaint explain(const CLI::App& root, std::span<char*> arguments, const CLI::ParseError& error) {
+  const CLI::App* app = &root;
+  std::string path = root.get_name();
+  for (const char* argument : arguments) {
+    const std::string word = argument;
+    if (word == "--") break;
+    if (word.size() > 1 && word[0] == '-' && !std::isdigit(static_cast<unsigned char>(word[1]))) {
+      std::vector<std::string> options;
+      collect_option_names(*app, options);
+      const std::string name = word.substr(0, word.find('='));
+      // A short option may have its value or more flags attached.
+      const bool known =
+          contains(options, name) || (word[1] != '-' && contains(options, word.substr(0, 2)));
+      if (!known) {
+        return {fmt::format("{}: unknown option '{}'", path, name), suggestion(name, options)};
+      }
+      continue;
+    }
+    const std::vector<std::string> names = subcommand_names(*app);
+    if (names.empty()) continue;
+    if (!contains(names, word)) {
+      return {fmt::format("{}: unknown command '{}'", path, word), suggestion(word, names)};
+    }
+    app = app->get_subcommand(word);
+    path += " " + word;
+  }
+  const std::vector<std::string> names = subcommand_names(*app);
+  if (!names.empty()) {
+    return {fmt::format("{}: a command is missing", path), suggestion("", names)};
+  }
+  return {fmt::format("{}: {}", path, error.what()), fmt::format("see '{} --help'", path)};
 }
 
 }  // namespace
@@ -41,20 +119,40 @@ int run(int argc, char** argv) {
 #define X(name) add_##name(app, options);
 #include "trireme/cli/command_list.inc"
 #undef X
-  // Sub-commands' callbacks run inside parse(): options are set by then.
-  app.parse_complete_callback([] {});
+  // Runs after all arguments are read and before the sub-command's own callback.
+  app.parse_complete_callback([&options] {
+    if (options.quiet) log::set_level(log::Level::kWarning);
+    if (options.verbose) log::set_level(log::Level::kVerbose);
+  });
   try {
     app.parse(argc, argv);
+    // A full disk or a closed pipe behind stdout must not pass as success.
+    if (std::fflush(stdout) != 0) {
+      return print_error(ErrorCode::kData, "cannot write to the standard output",
+                         "check where it goes");
+    }
     return 0;
+  } catch (const CLI::Success& success) {  // --help, --version
+    return app.exit(success);
   } catch (const CLI::ParseError& error) {
-    const int status = app.exit(error);
-    return status == 0 ? 0 : static_cast<int>(ErrorCode::kConfig);
+    const Complaint complaint =
+        explain(app, std::span(argv, static_cast<size_t>(argc)).subspan(1), error);
+    return print_error(ErrorCode::kConfig, complaint.message, complaint.hint);
   } catch (const Error& error) {
-    print_error(error.what(), error.hint());
-    return static_cast<int>(error.code());
+    std::string message = error.what();
+    if (options.verbose) {
+      message += fmt::format("\n  at {}:{}", error.where().file_name(), error.where().line());
+    }
+    return print_error(error.code(), message, error.hint());
+  } catch (const c10::Error& error) {
+    return print_error(ErrorCode::kInternal,
+                       options.verbose ? error.what() : error.what_without_backtrace(),
+                       kDefectHint);
+  } catch (const std::bad_alloc&) {
+    return print_error(ErrorCode::kDevice, "out of memory",
+                       "use a smaller batch.micro or data.seq_len, or set memory.recompute");
   } catch (const std::exception& error) {
-    print_error(error.what(), "this is a defect of Trireme; please report it with the command that caused it");
-    return static_cast<int>(ErrorCode::kInternal);
+    return print_error(ErrorCode::kInternal, error.what(), kDefectHint);
   }
 }
 

@@ -1,7 +1,7 @@
 // What every sub-command shares: the global options and its way into the command line.
 //
-// A sub-command is one file: cli/<name>.cpp defines add_<name>(), which declares its options on the CLI11 app
-// and sets a callback. It parses and prints; the logic lives in the rooms below.
+// A sub-command is one file: cli/<name>.cpp defines add_<name>(), which declares its options on the
+// CLI11 app and sets a callback. It parses and prints; the logic lives in the rooms below.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -12,7 +12,7 @@
 namespace trireme::cli {
 
 struct GlobalOptions {
-  bool json = false;     ///< one JSON document on stdout, logs on stderr
+  bool json = false;  ///< one JSON document on stdout, logs on stderr
   bool quiet = false;
   bool verbose = false;
 };
