@@ -1,14 +1,13 @@
 // A part: the unit of work of an instruction (embedding; attention; mlp; head with loss).
 //
-// Forward takes a detached input and builds a local graph: what its backward needs, nothing else. The
-// executor calls backward_input and backward_weight on that graph when the program says so; there are
-// no hooks and no global autograd graph.
+// Forward takes a detached input and builds a local graph: what its backward needs, nothing else.
+// The executor calls backward_input and backward_weight on that graph when the program says so;
+// there are no hooks and no global autograd graph.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <vector>
 
@@ -18,58 +17,72 @@ namespace trireme::nn {
 
 /// Integer tensors of one micro-batch on the device, shared by all parts. Shapes [rows, seq_len].
 struct BatchTensors {
-  at::Tensor tokens;     ///< int64
-  at::Tensor targets;    ///< int64, -100 where ignored
-  at::Tensor positions;  ///< int64
-  std::vector<std::vector<int32_t>> segments;  ///< per row, start offsets of documents; first is 0
-  bool single_segment = true;                  ///< every row is one document: plain causal attention
+  int64_t rows = 0;
+  int64_t seq_len = 0;
+  at::Tensor tokens;     ///< int32
+  at::Tensor targets;    ///< int32, -100 where ignored; undefined where no loss is asked for
+  at::Tensor positions;  ///< int32
+  /// Start offsets of documents, per row; the first is 0. Attention stays inside a document.
+  std::vector<std::vector<int32_t>> segments;
 };
 
-/// One part's parameters and where their gradients go. Views into the part's flat buffers.
-struct PartParameters {
-  std::vector<at::Tensor> weights;    ///< compute dtype, in the order of ModelSpec::parameters
-};
-
-/// Where backward_weight puts gradients: fp32 views of the lane's flat accumulator of the part. The first
-/// micro-batch of a lane overwrites (accumulate = false), so nobody fills with zeros.
+/// Where gradients go: fp32 views of a lane's flat accumulators, one per entry of
+/// Part::gradient_parameters(), in that order. An entry whose accumulate flag is false is
+/// overwritten (the first micro-batch of a lane), so nobody fills with zeros.
 struct GradientSink {
-  std::vector<at::Tensor> gradients;  ///< fp32, same order and shapes as PartParameters::weights
-  bool accumulate = false;
+  std::vector<at::Tensor> gradients;
+  std::vector<char> accumulate;
 };
 
-/// How a part keeps what its backward needs.
+/// How a part keeps what its backward needs. Gradients are bit-equal in all three.
 enum class SaveMode {
   kAll,        ///< everything
-  kSelective,  ///< inputs of products and of attention's kernel stay; element-wise results are made again in backward
+  kSelective,  ///< inputs of products and of attention's kernel stay; element-wise results are made
+               ///< again in backward
   kInputOnly   ///< only the input: recompute() makes the rest again
 };
 
 /// The local graph of one part and one micro-batch. Thread-safety: used by the step thread only.
+/// Order of calls: [recompute] backward_input backward_weight.
 class PartGraph {
  public:
   virtual ~PartGraph() = default;
-  /// Returns the gradient of the input (undefined for the embedding) and keeps what the weight gradients
-  /// still need. `grad_output` is consumed.
+  /// SaveMode::kInputOnly: makes the rest again from the input. Call before backward_input.
+  virtual void recompute() = 0;
+  /// Returns the gradient of the input (undefined for the embedding) and keeps what the weight
+  /// gradients still need. Frees the saved tensors as it goes; `grad_output` may be kept until
+  /// backward_weight.
   virtual at::Tensor backward_input(at::Tensor grad_output) = 0;
-  /// Adds the parameters' gradients to `sink` and frees the rest. After backward_input.
+  /// Adds the parameters' gradients to `sink` and frees the rest.
   virtual void backward_weight(GradientSink& sink) = 0;
-  /// Bytes of tensors that only this graph holds: for the memory trace.
-  virtual int64_t held_bytes() const = 0;
 };
 
 struct ForwardResult {
-  at::Tensor output;                 ///< [rows, seq_len, hidden]
+  at::Tensor output;                 ///< [rows, seq_len, hidden], compute dtype
   std::unique_ptr<PartGraph> graph;  ///< null when run without gradients
 };
 
-/// A part of a model. Thread-safety: const calls from one thread at a time per part.
-/// Ownership: borrows the parameters' storage from the ParameterStore.
+/// A part of a model. Thread-safety: one thread at a time. Ownership: borrows the parameters'
+/// storage from the ParameterStore, which must outlive it.
 class Part {
  public:
   virtual ~Part() = default;
   virtual const model::PartSpec& spec() const = 0;
-  /// `hidden` is undefined for the embedding. With `with_graph` false nothing is kept.
-  virtual ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph, SaveMode mode) = 0;
+  /// Indices into ModelSpec::parameters of what backward_weight writes. A head tied to the
+  /// embedding lists the token embedding as well.
+  virtual const std::vector<int>& gradient_parameters() const = 0;
+  /// `hidden` is undefined for the embedding. With `with_graph` false nothing is kept. `batch` must
+  /// outlive the graph.
+  virtual ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch,
+                                bool with_graph, SaveMode mode) = 0;
+};
+
+/// What the head's loss leaves: the sum of the losses in nats (not yet divided) and the input's
+/// gradient.
+struct LossResult {
+  double loss_sum = 0.0;    ///< over counted targets, unscaled
+  at::Tensor grad_hidden;   ///< [rows, seq_len, hidden]; undefined without gradients
+  at::Tensor token_losses;  ///< fp32 [rows, seq_len], zero where ignored
 };
 
 }  // namespace trireme::nn

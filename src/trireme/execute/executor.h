@@ -1,0 +1,89 @@
+// Runs a plan::Program: instruction -> nn / optim / device call. Decides no schedule.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "trireme/data/batch.h"
+#include "trireme/nn/model.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/plan/program.h"
+
+namespace trireme::optim {
+class Optimizer;
+}
+
+namespace trireme::execute {
+
+/// Everything one step reads: the micro-batches of the global batch in order, all of one shape.
+struct StepInput {
+  std::vector<data::Batch> micro_batches;
+  /// Counted targets of the whole global batch: the loss is their mean. 0: the sum over
+  /// micro_batches.
+  int64_t total_targets = 0;
+  int64_t step = 0;  ///< zero-based number of the optimizer step; decides the bias correction
+  double learning_rate = 0.0;
+  double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
+};
+
+/// What one instruction did. Seconds on the host's steady clock since the step began; bytes as the
+/// device's allocator counts them.
+struct InstructionRecord {
+  int instruction = -1;  ///< id in the program
+  double start_s = 0.0;
+  double duration_s = 0.0;
+  int64_t allocated_bytes = 0;       ///< after it
+  int64_t peak_allocated_bytes = 0;  ///< while it ran
+};
+
+struct StepResult {
+  double loss = 0.0;       ///< nats per counted target, mean over the global batch
+  double grad_norm = 0.0;  ///< before clipping
+  bool applied = false;  ///< false: loss or gradient norm was not finite; parameters are as before
+  int64_t tokens = 0;    ///< sequences * seq_len
+  int64_t num_targets = 0;
+  int64_t num_bytes = 0;
+  double seconds = 0.0;
+  int64_t peak_allocated_bytes = 0;
+  int64_t peak_reserved_bytes = 0;
+  std::vector<InstructionRecord> records;  ///< in issue order
+};
+
+struct EvaluationResult {
+  double loss_sum = 0.0;  ///< nats, over counted targets
+  int64_t num_targets = 0;
+  int64_t num_bytes = 0;
+  std::vector<float> token_losses;  ///< row-major [rows, seq_len], zero where ignored
+};
+
+/// Owns the buffers of the running step. Thread-safety: one thread. Every call blocks until the
+/// work is done. Ownership: borrows model, store and optimizer.
+class Executor {
+ public:
+  Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer);
+  ~Executor();
+  Executor(const Executor&) = delete;
+  Executor& operator=(const Executor&) = delete;
+
+  /// Runs one step. The program may differ from step to step (batch ramp-up); its micro-batch count
+  /// and shape must be the input's. A loss or gradient norm that is not finite leaves parameters
+  /// and optimizer untouched (`applied` false); what to do about it is the caller's policy. Throws
+  /// Error{kInternal} for a program that does not fit the model.
+  StepResult run_step(const plan::Program& program, const StepInput& input);
+
+ private:
+  class Step;
+  nn::Model& model_;
+  nn::ParameterStore& store_;
+  optim::Optimizer& optimizer_;
+};
+
+/// Forward and loss without gradients; needs no program. Same arithmetic as the training forward.
+/// `loss_chunk_rows` as in plan::Strategy (0: chosen here).
+EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows = 0);
+
+/// The micro-batch's integers as tensors. Copies.
+nn::BatchTensors to_tensors(const data::Batch& batch);
+
+}  // namespace trireme::execute

@@ -1,0 +1,46 @@
+// A dense layer over one or several adjacent weights of the store (query|key|value, gate|up, or
+// one).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "trireme/nn/parameter_store.h"
+#include "trireme/nn/part.h"
+
+namespace trireme::nn {
+
+/// y = x W^T + b with W the rows of `weights` one below the other. Borrows the store's storage.
+/// Thread-safety: const calls from one thread at a time.
+class Linear {
+ public:
+  /// `weights` and `biases` index ModelSpec::parameters and lie side by side in the part; biases
+  /// may be empty. `sink_*` are the places of the first weight and the first bias in the part's
+  /// GradientSink.
+  Linear(const ParameterStore& store, std::vector<int> weights, std::vector<int> biases,
+         int sink_weight, int sink_bias);
+
+  int64_t in_features() const { return weight_.size(1); }
+  int64_t out_features() const { return weight_.size(0); }
+
+  /// x [N, in] -> a new [N, out], plus `residual` [N, out] where defined.
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
+  /// dy [N, out] -> a new [N, in].
+  at::Tensor backward_input(const at::Tensor& dy) const;
+  /// Adds the gradients of weights and biases to the sink.
+  void backward_weight(const at::Tensor& dy, const at::Tensor& x, GradientSink& sink) const;
+
+ private:
+  at::Tensor weight_;
+  at::Tensor bias_;
+  int num_weights_;
+  int sink_weight_;
+  int sink_bias_;
+};
+
+/// The sink's entries first .. first + count - 1 as one tensor (they are adjacent in the flat
+/// accumulator).
+at::Tensor fused_gradient(const GradientSink& sink, int first, int count);
+
+}  // namespace trireme::nn

@@ -1,0 +1,39 @@
+// The MLP part: x + down(act(gate(norm(x))) * up(norm(x))), or x + down(act(up(norm(x)))).
+//
+// What each SaveMode holds between forward and backward (N tokens, F hidden units):
+//   kAll        norm statistics, normed input [N, d], gate|up [N, 2F] (plain: [N, F]), activation
+//   [N, F] kSelective  norm statistics and gate|up kInputOnly  nothing but the input
+#pragma once
+
+#include "trireme/nn/linear.h"
+#include "trireme/nn/norm.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/nn/part.h"
+
+namespace trireme::nn {
+
+class MlpPart final : public Part {
+ public:
+  MlpPart(const ParameterStore& store, int part);
+  const model::PartSpec& spec() const override { return spec_; }
+  const std::vector<int>& gradient_parameters() const override { return parameters_; }
+  ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
+                        SaveMode mode) override;
+  /// Without a batch, for generation. hidden [B, T, d].
+  at::Tensor infer(const at::Tensor& hidden);
+
+ private:
+  class Graph;
+  struct Saved;
+  at::Tensor activate(const at::Tensor& up) const;
+  void make_saved(const at::Tensor& x, bool keep_graph, Saved& saved) const;
+
+  model::PartSpec spec_;
+  model::MlpSpec mlp_;
+  std::vector<int> parameters_;
+  Norm norm_;
+  Linear up_;  ///< gate and up as one product where the MLP is gated
+  Linear down_;
+};
+
+}  // namespace trireme::nn

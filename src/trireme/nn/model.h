@@ -1,0 +1,40 @@
+// The parts of a model, built from its spec over a ParameterStore.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "trireme/nn/attention_part.h"
+#include "trireme/nn/embedding_part.h"
+#include "trireme/nn/head_part.h"
+#include "trireme/nn/mlp_part.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/nn/part.h"
+
+namespace trireme::nn {
+
+/// Thread-safety: one thread at a time. Ownership: borrows the store, which must outlive it.
+class Model {
+ public:
+  explicit Model(const ParameterStore& store);
+
+  const model::ModelSpec& spec() const { return store_.spec(); }
+  const ParameterStore& store() const { return store_; }
+  int num_parts() const { return static_cast<int>(parts_.size()); }
+  Part& part(int index) { return *parts_[index]; }  ///< any but the head
+  int num_layers() const { return static_cast<int>(attention_.size()); }
+  EmbeddingPart& embedding() { return *embedding_; }
+  AttentionPart& attention(int layer) { return *attention_[layer]; }
+  MlpPart& mlp(int layer) { return *mlp_[layer]; }
+  HeadPart& head() { return *head_; }
+
+ private:
+  const ParameterStore& store_;
+  std::vector<std::unique_ptr<Part>> parts_;
+  EmbeddingPart* embedding_ = nullptr;
+  std::vector<AttentionPart*> attention_;
+  std::vector<MlpPart*> mlp_;
+  HeadPart* head_ = nullptr;
+};
+
+}  // namespace trireme::nn

@@ -1,0 +1,50 @@
+// A normalisation layer over its kernels: RMSNorm or LayerNorm, with what its backward needs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "trireme/model/model_spec.h"
+#include "trireme/nn/part.h"
+
+namespace trireme::nn {
+
+/// Statistics of one forward, float32 [N] each; mean is undefined for RMSNorm.
+struct NormStatistics {
+  at::Tensor mean;
+  at::Tensor rstd;
+};
+
+/// Gradients of the weights, float32 [d]; held between backward_input and backward_weight because
+/// they fall out of the pass that makes the input's gradient.
+struct NormGradients {
+  at::Tensor weight;
+  at::Tensor bias;
+};
+
+/// Borrows its weights. Thread-safety: const calls may run at the same time.
+class Norm {
+ public:
+  /// `weight` [d], `bias` [d] or undefined, compute dtype.
+  Norm(const model::NormSpec& spec, at::Tensor weight, at::Tensor bias);
+
+  /// y = norm(x). x [N, d]. The statistics are undefined unless `keep_statistics`.
+  at::Tensor forward(const at::Tensor& x, bool keep_statistics, NormStatistics& statistics) const;
+  /// dx = gradient of the input + residual, written over `dy`, which it returns. `residual` may be
+  /// undefined.
+  at::Tensor backward(at::Tensor dy, const at::Tensor& x, const NormStatistics& statistics,
+                      const at::Tensor& residual, NormGradients& gradients) const;
+  /// The number of weight tensors: 1, or 2 with a bias.
+  int num_parameters() const { return bias_.defined() ? 2 : 1; }
+  /// Adds (or writes) held gradients to entries `first`.. of the sink.
+  void add_gradients(const NormGradients& gradients, GradientSink& sink, int first) const;
+
+ private:
+  model::NormSpec spec_;
+  at::Tensor weight_;
+  at::Tensor bias_;
+};
+
+/// sink[index] = value, or += value. Float32, same shape.
+void add_to_sink(GradientSink& sink, int index, const at::Tensor& value);
+
+}  // namespace trireme::nn

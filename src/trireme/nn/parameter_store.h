@@ -1,0 +1,83 @@
+// Where a model's parameters live.
+//
+// Each part's parameters lie one after the other in one flat buffer, in the order of
+// ModelSpec::parameters, so that query, key and value (gate and up) form one matrix and an
+// optimizer runs over flat memory. With a compute dtype other than the master's there is a second
+// flat buffer per part.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trireme/model/model_spec.h"
+
+namespace trireme::nn {
+
+/// Owns the parameters. Views share the flat buffers' storage and stay valid as long as the store.
+/// Thread-safety: reads may run at the same time; initialize() and refresh_compute() need it alone.
+class ParameterStore {
+ public:
+  /// Allocates without filling: call initialize() or write every master. `compute_dtype` is what
+  /// the products use (kFloat or kBFloat16; kDouble in gradient checks); `master_dtype` kFloat (or
+  /// kDouble).
+  ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype = at::kFloat,
+                 at::ScalarType master_dtype = at::kFloat);
+
+  const model::ModelSpec& spec() const { return spec_; }
+  at::ScalarType compute_dtype() const { return compute_dtype_; }
+  at::ScalarType master_dtype() const { return master_dtype_; }
+  /// True when products use a lower precision than the master's: two buffers per part.
+  bool has_compute_copy() const { return compute_dtype_ != master_dtype_; }
+
+  int num_parts() const { return static_cast<int>(part_numel_.size()); }
+  int num_parameters() const { return static_cast<int>(offsets_.size()); }
+  int64_t part_numel(int part) const { return part_numel_[part]; }
+  /// Indices into ModelSpec::parameters of one part, in order.
+  const std::vector<int>& part_parameters(int part) const { return part_parameters_[part]; }
+  /// Offset in elements of a parameter in its part's flat buffer.
+  int64_t offset(int parameter) const { return offsets_[parameter]; }
+
+  /// Flat buffers of one part, shape [part_numel]. compute() is master() without a compute copy.
+  const at::Tensor& part_master(int part) const { return master_[part]; }
+  const at::Tensor& part_compute(int part) const { return compute_[part]; }
+
+  /// Named views with the parameter's shape.
+  at::Tensor master(int parameter) const { return view(master_[part_of(parameter)], parameter); }
+  at::Tensor compute(int parameter) const { return view(compute_[part_of(parameter)], parameter); }
+  at::Tensor master(const std::string& name) const;  ///< throws Error{kInternal} if absent
+  /// The view of one parameter in any flat buffer laid out like its part (gradients, optimizer
+  /// states).
+  at::Tensor view(const at::Tensor& flat, int parameter) const;
+  /// `first` and the `count - 1` parameters after it as one matrix: rows added up, same columns.
+  /// For vectors (biases) one longer vector.
+  at::Tensor fused_view(const at::Tensor& flat, int first, int count) const;
+
+  /// Fills every master by its InitSpec and refreshes the compute copy. The bits of an element
+  /// depend on (seed, parameter name, element index) alone: not on threads, order or other
+  /// parameters.
+  void initialize(uint64_t seed);
+  /// compute = master rounded to the compute dtype, of one part or all. Nothing without a compute
+  /// copy.
+  void refresh_compute(int part);
+  void refresh_compute();
+
+ private:
+  int part_of(int parameter) const { return spec_.parameters[parameter].part; }
+
+  model::ModelSpec spec_;
+  at::ScalarType compute_dtype_;
+  at::ScalarType master_dtype_;
+  std::vector<int64_t> part_numel_;
+  std::vector<std::vector<int>> part_parameters_;
+  std::vector<int64_t> offsets_;
+  std::vector<at::Tensor> master_;
+  std::vector<at::Tensor> compute_;
+};
+
+/// Element `index` of the normal N(0, 1) stream of (seed, name). Counter-based: any element alone.
+double normal_at(uint64_t seed, const std::string& name, uint64_t index);
+
+}  // namespace trireme::nn
