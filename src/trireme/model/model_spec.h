@@ -13,7 +13,7 @@
 namespace trireme::model {
 
 enum class NormKind { kRmsNorm, kLayerNorm };
-enum class MlpKind { kGated, kPlain };                    ///< gated: down(act(gate(x)) * up(x))
+enum class MlpKind { kGated, kPlain };                     ///< gated: down(act(gate(x)) * up(x))
 enum class Activation { kSilu, kGeluTanh, kGelu, kRelu };  ///< kGeluTanh is Hugging Face's gelu_new
 enum class RotaryScaling { kNone, kLinear, kLlama3 };
 
@@ -66,10 +66,14 @@ enum class Role {
   kPositionEmbedding,
   kNormWeight,
   kNormBias,
-  kQuery, kKey, kValue,
+  kQuery,
+  kKey,
+  kValue,
   kQkNorm,
   kAttentionOut,
-  kGate, kUp, kDown,
+  kGate,
+  kUp,  ///< of a plain MLP the first matrix
+  kDown,
   kBias,
   kHead
 };
@@ -95,15 +99,21 @@ struct ParameterSpec {
   std::vector<int64_t> shape;  ///< our layout; a linear weight is [out, in]
   Role role;
   InitSpec init;
-  int part = 0;                ///< index into ModelSpec::parts
+  int part = 0;                     ///< index into ModelSpec::parts
   bool transposed_on_disk = false;  ///< Hugging Face stores it [in, out] (gpt2's Conv1D)
   /// Hugging Face stores this and its neighbours with the same `packed_on_disk` name as one tensor
-  /// (gpt2's c_attn); empty if it stands alone. `name` is then ours and unique.
+  /// (gpt2's c_attn); empty if it stands alone. `name` is then ours and unique. The neighbours are
+  /// concatenated along our dimension 0 in the order of ModelSpec::parameters (query, key, value:
+  /// rows 0..d-1 of the packed [3d, d] are the query's) and the result transposed if
+  /// `transposed_on_disk`.
   std::string packed_on_disk;
   int64_t numel() const;
   bool is_matrix() const { return shape.size() == 2; }
-  /// Weight decay applies to matrices that multiply activations; never to norms, biases, positions.
+  /// Weight decay applies to matrices that multiply activations and to the token embedding (which
+  /// is such a matrix where it is tied); never to norms, biases, positions.
   bool decays() const;
+  /// A matrix that multiplies activations in its own part (not an embedding table).
+  bool is_product() const;
 };
 
 struct ModelSpec {
@@ -119,7 +129,8 @@ struct ModelSpec {
   NormSpec final_norm;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
-  std::string config_json;                ///< the config as given, for export; canonical formatting
+  std::string config_json;  ///< the config as given, for export: keys sorted, two spaces (as
+                            ///< transformers writes)
   int bos_token_id = -1;
   int eos_token_id = -1;
 
@@ -127,14 +138,20 @@ struct ModelSpec {
   int parameter_index(const std::string& name) const;  ///< -1 if absent
 };
 
+const char* to_string(PartKind kind);
+const char* to_string(Role role);
+const char* to_string(Activation activation);
+
 /// Reads a Hugging Face config.json text. `origin` names it in errors (a path or a preset's name).
 /// Every key is used or on the list of keys known to carry no meaning for training; else
 /// Error{kConfig}, as for an unknown model_type or an option that is not covered.
 ModelSpec spec_from_config(const std::string& config_json, const std::string& origin);
 
-/// A named preset ("gpt2-124m", "llama-11m", "llama-110m", "llama3-8b" ...); Error{kConfig} with the
-/// nearest known name otherwise. `vocab_size` > 0 replaces the preset's.
+/// A named preset ("gpt2-124m", "llama-11m", "llama-110m", "llama3-8b" ...); Error{kConfig} with
+/// the nearest known name otherwise. `vocab_size` > 0 replaces the preset's.
 ModelSpec spec_from_preset(const std::string& name, int64_t vocab_size = 0);
 std::vector<std::string> preset_names();
+/// Hugging Face model types that spec_from_config reads.
+std::vector<std::string> family_names();
 
 }  // namespace trireme::model

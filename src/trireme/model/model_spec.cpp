@@ -1,0 +1,237 @@
+#include "trireme/model/model_spec.h"
+
+#include <algorithm>
+
+#include "trireme/base/error.h"
+#include "trireme/base/suggest.h"
+#include "trireme/model/family.h"
+
+namespace trireme::model {
+
+const char* to_string(PartKind kind) {
+  switch (kind) {
+    case PartKind::kEmbedding:
+      return "embedding";
+    case PartKind::kAttention:
+      return "attention";
+    case PartKind::kMlp:
+      return "mlp";
+    case PartKind::kHead:
+      return "head";
+  }
+  return "?";
+}
+
+const char* to_string(Role role) {
+  switch (role) {
+    case Role::kTokenEmbedding:
+      return "token-embedding";
+    case Role::kPositionEmbedding:
+      return "position-embedding";
+    case Role::kNormWeight:
+      return "norm-weight";
+    case Role::kNormBias:
+      return "norm-bias";
+    case Role::kQuery:
+      return "query";
+    case Role::kKey:
+      return "key";
+    case Role::kValue:
+      return "value";
+    case Role::kQkNorm:
+      return "qk-norm";
+    case Role::kAttentionOut:
+      return "attention-out";
+    case Role::kGate:
+      return "gate";
+    case Role::kUp:
+      return "up";
+    case Role::kDown:
+      return "down";
+    case Role::kBias:
+      return "bias";
+    case Role::kHead:
+      return "head";
+  }
+  return "?";
+}
+
+const char* to_string(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return "silu";
+    case Activation::kGeluTanh:
+      return "gelu_tanh";
+    case Activation::kGelu:
+      return "gelu";
+    case Activation::kRelu:
+      return "relu";
+  }
+  return "?";
+}
+
+int64_t ParameterSpec::numel() const {
+  int64_t product = 1;
+  for (const int64_t size : shape) product *= size;
+  return product;
+}
+
+bool ParameterSpec::is_product() const {
+  switch (role) {
+    case Role::kQuery:
+    case Role::kKey:
+    case Role::kValue:
+    case Role::kAttentionOut:
+    case Role::kGate:
+    case Role::kUp:
+    case Role::kDown:
+    case Role::kHead:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool ParameterSpec::decays() const {
+  return is_product() || role == Role::kTokenEmbedding;
+}
+
+int64_t ModelSpec::num_parameters() const {
+  int64_t sum = 0;
+  for (const ParameterSpec& parameter : parameters) sum += parameter.numel();
+  return sum;
+}
+
+int ModelSpec::parameter_index(const std::string& name) const {
+  const auto found = std::find_if(parameters.begin(), parameters.end(),
+                                  [&](const ParameterSpec& p) { return p.name == name; });
+  return found == parameters.end() ? -1 : static_cast<int>(found - parameters.begin());
+}
+
+std::vector<std::string> family_names() {
+  std::vector<std::string> names;
+  for (const Family& family : families()) names.push_back(family.model_type);
+  return names;
+}
+
+namespace {
+
+// Keys that every model of transformers may carry and that say nothing about training it from here:
+// book-keeping, generation defaults (of transformers 4), classification labels.
+const std::vector<std::string>& meaningless_keys() {
+  static const std::vector<std::string> keys = {
+      "_name_or_path",
+      "_commit_hash",
+      "name_or_path",
+      "transformers_version",
+      "torch_dtype",
+      "dtype",
+      "use_cache",
+      "id2label",
+      "label2id",
+      "num_labels",
+      "output_attentions",
+      "output_hidden_states",
+      "return_dict",
+      "problem_type",
+      "finetuning_task",
+      "task_specific_params",
+      "pad_token_id",
+      "sep_token_id",
+      "unk_token_id",
+      "decoder_start_token_id",
+      "prefix",
+      "tokenizer_class",
+      "max_length",
+      "min_length",
+      "do_sample",
+      "early_stopping",
+      "num_beams",
+      "num_beam_groups",
+      "diversity_penalty",
+      "temperature",
+      "top_k",
+      "top_p",
+      "typical_p",
+      "repetition_penalty",
+      "length_penalty",
+      "no_repeat_ngram_size",
+      "encoder_no_repeat_ngram_size",
+      "bad_words_ids",
+      "num_return_sequences",
+      "output_scores",
+      "return_dict_in_generate",
+      "forced_bos_token_id",
+      "forced_eos_token_id",
+      "remove_invalid_values",
+      "exponential_decay_length_penalty",
+      "suppress_tokens",
+      "begin_suppress_tokens",
+      "torchscript",
+      "tf_legacy_loss",
+      "use_bfloat16",
+      "chunk_size_feed_forward",
+      "is_decoder",
+      "attn_implementation",
+      "_attn_implementation",
+      "_attn_implementation_autoset",
+      "gradient_checkpointing",
+      "model_name",
+      "cross_attention_hidden_size",
+  };
+  return keys;
+}
+
+void check_special_token(const ConfigReader& config, const char* key, int id, int64_t vocab_size) {
+  if (id >= vocab_size) {
+    config.fail(key, fmt::format("= {} is not below vocab_size = {}", id, vocab_size),
+                "the vocabulary holds ids 0 to vocab_size - 1");
+  }
+}
+
+}  // namespace
+
+ModelSpec spec_from_config(const std::string& config_json, const std::string& origin) {
+  const Json document = parse_json(config_json, origin, ErrorCode::kConfig);
+  ConfigReader config(document, origin);
+  if (!config.has("model_type")) {
+    config.fail("model_type", "is missing",
+                "name the family: " + fmt::format("{}", fmt::join(family_names(), ", ")));
+  }
+  const std::string model_type = config.text("model_type", "");
+  const Family* family = nullptr;
+  for (const Family& candidate : families()) {
+    if (candidate.model_type == model_type) family = &candidate;
+  }
+  if (family == nullptr) {
+    config.fail("model_type", fmt::format("is \"{}\", a family that is not covered", model_type),
+                suggestion(model_type, family_names()));
+  }
+
+  ModelSpec spec;
+  spec.family = model_type;
+  spec.architecture = family->architecture;
+  const std::vector<std::string> architectures = config.texts("architectures");
+  if (!architectures.empty() && architectures.front() != family->architecture) {
+    config.fail("architectures",
+                fmt::format("is \"{}\", which is not covered", architectures.front()),
+                fmt::format("language models of this family are \"{}\"", family->architecture));
+  }
+  spec.bos_token_id = config.token_id("bos_token_id");
+  spec.eos_token_id = config.token_id("eos_token_id");
+  config.ignore(meaningless_keys());
+  config.require("is_encoder_decoder", false, "an encoder-decoder");
+  config.require("tie_encoder_decoder", false, "an encoder-decoder");
+  config.require("pruned_heads", Json::object(), "attention with pruned heads");
+  config.require("auto_map", nullptr, "code that comes with the model");
+  config.require("quantization_config", nullptr, "weights that are quantized on disk");
+
+  family->read(config, spec);
+  config.finish();
+  check_special_token(config, "bos_token_id", spec.bos_token_id, spec.vocab_size);
+  check_special_token(config, "eos_token_id", spec.eos_token_id, spec.vocab_size);
+  spec.config_json = document.dump(2, ' ', true) + "\n";
+  return spec;
+}
+
+}  // namespace trireme::model

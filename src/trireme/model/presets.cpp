@@ -1,0 +1,122 @@
+// Named presets: the config.json of well-known models and of the shapes our benchmarks use.
+#include <utility>
+#include <vector>
+
+#include "trireme/base/error.h"
+#include "trireme/base/json.h"
+#include "trireme/base/suggest.h"
+#include "trireme/model/model_spec.h"
+
+namespace trireme::model {
+
+namespace {
+
+struct Preset {
+  const char* name;
+  const char* config;
+};
+
+constexpr Preset kPresets[] = {
+    // The model of `make train`: 5.5 million parameters with 4096 tokens, small enough that two
+    // cores
+    // show it some two million tokens in a few minutes. Head dimension 64, four query heads on two
+    // key-value heads.
+    {"trireme-default", R"({"model_type": "llama", "vocab_size": 4096, "hidden_size": 256,
+      "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4,
+      "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+      "rope_theta": 10000.0, "tie_word_embeddings": true})"},
+    // Benchmark shape at 256 tokens: 10.6 million parameters in the blocks, 3.1 million in the tied
+    // embedding of 8192 tokens.
+    {"llama-11m", R"({"model_type": "llama", "vocab_size": 8192, "hidden_size": 384,
+      "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+      "num_key_value_heads": 6, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+      "rope_theta": 10000.0, "tie_word_embeddings": true})"},
+    // Benchmark shape at 1024 tokens, llama2.c's stories110M: 84.9 million parameters in the
+    // blocks,
+    // 24.6 million in the tied embedding.
+    {"llama-110m", R"({"model_type": "llama", "vocab_size": 32000, "hidden_size": 768,
+      "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
+      "num_key_value_heads": 12, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
+      "rope_theta": 10000.0, "tie_word_embeddings": true})"},
+    {"gpt2-124m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12,
+      "n_head": 12, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256})"},
+    {"gpt2-355m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24,
+      "n_head": 16, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256})"},
+    {"gpt2-774m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 1280, "n_layer": 36,
+      "n_head": 20, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256})"},
+    {"gpt2-1558m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 1600, "n_layer": 48,
+      "n_head": 25, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256})"},
+    {"llama2-7b", R"({"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
+      "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+      "num_key_value_heads": 32, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+      "rope_theta": 10000.0, "bos_token_id": 1, "eos_token_id": 2})"},
+    {"llama3-8b", R"({"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+      "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+      "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+      "rope_theta": 500000.0, "bos_token_id": 128000, "eos_token_id": 128001})"},
+    {"llama3.1-8b", R"({"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096,
+      "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+      "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+      "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+      "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+      "bos_token_id": 128000, "eos_token_id": 128001})"},
+    {"llama3.1-70b", R"({"model_type": "llama", "vocab_size": 128256, "hidden_size": 8192,
+      "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+      "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+      "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+      "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+      "bos_token_id": 128000, "eos_token_id": 128001})"},
+    {"llama3.2-1b", R"({"model_type": "llama", "vocab_size": 128256, "hidden_size": 2048,
+      "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+      "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072,
+      "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3",
+      "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192}, "tie_word_embeddings": true,
+      "bos_token_id": 128000, "eos_token_id": 128001})"},
+    {"qwen2-0.5b", R"({"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
+      "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+      "num_key_value_heads": 2, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+      "rope_theta": 1000000.0, "tie_word_embeddings": true, "use_sliding_window": false,
+      "bos_token_id": 151643, "eos_token_id": 151643})"},
+    {"qwen2.5-7b", R"({"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584,
+      "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+      "num_key_value_heads": 4, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+      "rope_theta": 1000000.0, "tie_word_embeddings": false, "use_sliding_window": false,
+      "bos_token_id": 151643, "eos_token_id": 151643})"},
+    {"qwen3-0.6b", R"({"model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024,
+      "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+      "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960,
+      "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": true,
+      "bos_token_id": 151643, "eos_token_id": 151645})"},
+    {"qwen3-8b", R"({"model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096,
+      "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+      "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960,
+      "rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "tie_word_embeddings": false,
+      "bos_token_id": 151643, "eos_token_id": 151645})"},
+};
+
+}  // namespace
+
+std::vector<std::string> preset_names() {
+  std::vector<std::string> names;
+  for (const Preset& preset : kPresets) names.emplace_back(preset.name);
+  return names;
+}
+
+ModelSpec spec_from_preset(const std::string& name, int64_t vocab_size) {
+  for (const Preset& preset : kPresets) {
+    if (name != preset.name) continue;
+    const std::string origin = "preset " + name;
+    Json config = parse_json(preset.config, origin, ErrorCode::kInternal);
+    if (vocab_size > 0) config["vocab_size"] = vocab_size;
+    // A smaller vocabulary has other special tokens: whoever chose it sets them.
+    for (const char* key : {"bos_token_id", "eos_token_id"}) {
+      if (config.contains(key) && config[key] >= config["vocab_size"]) config[key] = nullptr;
+    }
+    return spec_from_config(config.dump(), origin);
+  }
+  throw Error(ErrorCode::kConfig, fmt::format("there is no model preset \"{}\"", name),
+              suggestion(name, preset_names()));
+}
+
+}  // namespace trireme::model
