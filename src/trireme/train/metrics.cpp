@@ -1,0 +1,159 @@
+#include "trireme/train/metrics.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+
+#include "trireme/base/error.h"
+#include "trireme/base/file.h"
+
+namespace trireme::train {
+
+namespace {
+
+OrderedJson finite_or_null(double x) {
+  return std::isfinite(x) ? OrderedJson(x) : OrderedJson(nullptr);
+}
+
+double number_or_nan(const Json& json, const char* key) {
+  const Json& value = json.at(key);
+  return value.is_null() ? std::nan("") : value.get<double>();
+}
+
+std::optional<double> optional_number(const Json& json, const char* key) {
+  const auto found = json.find(key);
+  if (found == json.end() || !found->is_number()) return std::nullopt;
+  return found->get<double>();
+}
+
+[[noreturn]] void fail(const std::filesystem::path& path, int error) {
+  throw Error(ErrorCode::kData,
+              fmt::format("{}: cannot write: {}", path.string(), std::strerror(error)),
+              "make room on the disk or choose another out; the newest checkpoint is untouched");
+}
+
+}  // namespace
+
+OrderedJson to_json(const StepMetrics& m) {
+  OrderedJson json = {{"step", m.step},
+                      {"tokens", m.tokens},
+                      {"loss", finite_or_null(m.loss)},
+                      {"grad_norm", finite_or_null(m.grad_norm)},
+                      {"lr", m.lr},
+                      {"step_s", m.step_s},
+                      {"tokens_per_s", m.tokens_per_s},
+                      {"model_tflops", m.model_tflops},
+                      {"peak_bytes", m.peak_bytes},
+                      {"loader_exposed_s", m.loader_exposed_s},
+                      {"checkpoint_stall_s", m.checkpoint_stall_s},
+                      {"page_faults", m.page_faults},
+                      {"sequences", m.sequences}};
+  if (m.skipped) json["skipped"] = true;
+  if (m.valid_loss) json["valid_loss"] = finite_or_null(*m.valid_loss);
+  if (m.valid_perplexity) json["valid_perplexity"] = finite_or_null(*m.valid_perplexity);
+  if (m.valid_bits_per_byte) json["valid_bits_per_byte"] = finite_or_null(*m.valid_bits_per_byte);
+  return json;
+}
+
+std::optional<StepMetrics> metrics_from_json(const Json& json) {
+  try {
+    StepMetrics m;
+    m.step = json.at("step").get<int64_t>();
+    m.tokens = json.at("tokens").get<int64_t>();
+    m.loss = number_or_nan(json, "loss");
+    m.grad_norm = number_or_nan(json, "grad_norm");
+    m.lr = json.at("lr").get<double>();
+    m.step_s = json.at("step_s").get<double>();
+    m.tokens_per_s = json.at("tokens_per_s").get<double>();
+    m.model_tflops = json.at("model_tflops").get<double>();
+    m.peak_bytes = json.at("peak_bytes").get<int64_t>();
+    m.loader_exposed_s = json.value("loader_exposed_s", 0.0);
+    m.checkpoint_stall_s = json.value("checkpoint_stall_s", 0.0);
+    m.page_faults = json.value("page_faults", int64_t{0});
+    m.sequences = json.value("sequences", int64_t{0});
+    m.skipped = json.value("skipped", false);
+    m.valid_loss = optional_number(json, "valid_loss");
+    m.valid_perplexity = optional_number(json, "valid_perplexity");
+    m.valid_bits_per_byte = optional_number(json, "valid_bits_per_byte");
+    return m;
+  } catch (const Json::exception&) {
+    return std::nullopt;
+  }
+}
+
+namespace {
+
+/// Calls `visit(line with its newline, metrics)` for whole lines until one is broken or `visit`
+/// says false.
+template <typename Visit>
+void for_each_line(const std::string& text, Visit visit) {
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = text.find('\n', begin);
+    if (end == std::string::npos) return;
+    const Json json = Json::parse(text.begin() + static_cast<std::ptrdiff_t>(begin),
+                                  text.begin() + static_cast<std::ptrdiff_t>(end), nullptr, false);
+    const std::optional<StepMetrics> metrics = metrics_from_json(json);
+    if (!metrics || !visit(std::string_view(text).substr(begin, end + 1 - begin), *metrics)) return;
+    begin = end + 1;
+  }
+}
+
+}  // namespace
+
+MetricsFile::MetricsFile(const std::filesystem::path& path, int64_t last_step) : path_(path) {
+  if (std::filesystem::is_regular_file(path)) {
+    const std::string text = read_file(path);
+    size_t keep = 0;
+    for_each_line(text, [&](std::string_view line, const StepMetrics& metrics) {
+      if (metrics.step > last_step) return false;
+      keep += line.size();
+      ++kept_;
+      return true;
+    });
+    if (keep < text.size()) write_file_atomically(path, std::string_view(text).substr(0, keep));
+  }
+  fd_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+  if (fd_ < 0) fail(path_, errno);
+}
+
+MetricsFile::~MetricsFile() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void MetricsFile::append(const StepMetrics& metrics) {
+  const std::string line = to_json(metrics).dump() + "\n";
+  const off_t before = ::lseek(fd_, 0, SEEK_END);
+  size_t done = 0;
+  while (done < line.size()) {
+    const ssize_t n = ::write(fd_, line.data() + done, line.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) {
+      const int error = n < 0 ? errno : ENOSPC;
+      // What cannot be taken back here is taken away when the run resumes.
+      if (before >= 0 && ::ftruncate(fd_, before) != 0) fail(path_, error);
+      fail(path_, error);
+    }
+    done += static_cast<size_t>(n);
+  }
+}
+
+void MetricsFile::sync() {
+  // Character devices and pipes have nothing to sync.
+  if (::fsync(fd_) != 0 && errno != EINVAL) fail(path_, errno);
+}
+
+std::vector<StepMetrics> read_metrics(const std::filesystem::path& path) {
+  std::vector<StepMetrics> result;
+  if (!std::filesystem::exists(path)) return result;
+  for_each_line(read_file(path), [&](std::string_view, const StepMetrics& metrics) {
+    result.push_back(metrics);
+    return true;
+  });
+  return result;
+}
+
+}  // namespace trireme::train
