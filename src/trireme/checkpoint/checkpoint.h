@@ -16,6 +16,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trireme/base/json.h"
@@ -127,14 +128,14 @@ class Checkpoint {
   std::string text(const std::string& file_name) const;
   /// Checks every checksum; empty if all is well. Reads everything.
   std::vector<Damage> verify() const;
+  /// The same for a checkpoint that may not even open. Throws only if there is no checkpoint at
+  /// all.
+  static std::vector<Damage> verify(const std::filesystem::path& path);
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-/// Damage of a checkpoint that may not even open. Never throws for damage.
-std::vector<Damage> verify_checkpoint(const std::filesystem::path& path);
 
 /// One checkpoint of a folder, as `checkpoint list` shows it.
 struct CheckpointSummary {
@@ -148,6 +149,10 @@ struct CheckpointSummary {
 
 /// step-N folders below `folder`, ascending by N. Also accepts a run's folder (its checkpoints/).
 std::vector<CheckpointSummary> list_checkpoints(const std::filesystem::path& folder);
+
+/// (N, path) of the step-N folders directly in `folder`, ascending by N; opens none of them.
+std::vector<std::pair<int64_t, std::filesystem::path>> step_folders(
+    const std::filesystem::path& folder);
 
 /// The step-N folder with the largest N below `checkpoints`, or nothing. It is complete; whether
 /// its bytes are still what was written is checked on opening.
