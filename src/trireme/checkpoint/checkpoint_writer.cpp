@@ -1,0 +1,188 @@
+#include "trireme/checkpoint/checkpoint_writer.h"
+
+#include <ATen/ops/empty.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "trireme/base/log.h"
+#include "trireme/checkpoint/tensor_file.h"
+
+namespace trireme::checkpoint {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+}  // namespace
+
+struct CheckpointWriter::Impl {
+  Options options;
+  Storage* storage = nullptr;
+  at::Tensor copies;  // one flat host buffer, kept between saves
+  std::thread thread;
+  std::atomic<bool> running{false};
+
+  mutable std::mutex mutex;  // guards the rest
+  std::exception_ptr failure;
+  fs::path completed;
+  double stall_s = 0;
+  double write_s = 0;
+
+  void join() {
+    if (thread.joinable()) thread.join();
+  }
+  void rethrow() {
+    std::exception_ptr error;
+    {
+      const std::lock_guard lock(mutex);
+      std::swap(error, failure);
+    }
+    if (error) std::rethrow_exception(error);
+  }
+
+  /// Copies the tensors into `copies`, which grows once and then stays.
+  std::vector<NamedTensor> snapshot(const std::vector<NamedTensor>& tensors) {
+    int64_t bytes = 0;
+    for (const NamedTensor& named : tensors)
+      bytes += aligned(static_cast<int64_t>(named.tensor.nbytes()));
+    if (!copies.defined() || copies.numel() < bytes) {
+      copies = at::Tensor();
+      copies = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
+    }
+    std::vector<NamedTensor> result;
+    result.reserve(tensors.size());
+    int64_t offset = 0;
+    for (const NamedTensor& named : tensors) {
+      const at::Tensor source = named.tensor.detach();
+      const int64_t size = static_cast<int64_t>(source.nbytes());
+      at::Tensor copy =
+          copies.narrow(0, offset, size).view(source.scalar_type()).view(source.sizes());
+      copy.copy_(source);
+      result.push_back({named.name, std::move(copy)});
+      offset += aligned(size);
+    }
+    return result;
+  }
+
+  /// The thread's work. Never throws.
+  void write(const std::vector<NamedTensor>& tensors, const CheckpointState& state) {
+    const auto start = std::chrono::steady_clock::now();
+    // The step's own threads come first. Where a thread may not do this, it shares evenly.
+    (void)setpriority(PRIO_PROCESS, 0, 10);
+    const fs::path path = options.folder / step_folder_name(state.step);
+    try {
+      write_checkpoint(path, tensors, state, {options.shard_bytes, storage});
+      {
+        const std::lock_guard lock(mutex);
+        completed = path;
+        write_s = seconds_since(start);
+      }
+      prune(state.step);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      failure = std::current_exception();
+    }
+    running = false;
+  }
+
+  /// Keeps the newest `keep` of the steps up to `newest`. What a resumed run has yet to write again
+  /// stays.
+  void prune(int64_t newest) {
+    std::vector<int64_t> steps;
+    for (const auto& [step, path] : step_folders(options.folder)) {
+      if (step <= newest) steps.push_back(step);
+    }
+    for (size_t i = 0; i + static_cast<size_t>(options.keep) < steps.size(); ++i) {
+      const std::string name = step_folder_name(steps[i]);
+      try {
+        // Renamed first: a kill in the middle must not leave half a step-N.
+        const fs::path doomed = options.folder / (".tmp-" + name + ".old");
+        storage->rename(options.folder / name, doomed);
+        storage->remove_all(doomed);
+      } catch (const Error& error) {
+        log::warning("cannot remove the old checkpoint {}: {}", name, error.what());
+      }
+    }
+  }
+};
+
+CheckpointWriter::CheckpointWriter(Options options) : impl_(std::make_unique<Impl>()) {
+  TRIREME_USER_CHECK(options.keep >= 1, kConfig, "keep at least the newest checkpoint",
+                     "checkpoint.keep = {}", options.keep);
+  impl_->options = std::move(options);
+  impl_->storage = impl_->options.storage ? impl_->options.storage : &disk();
+  impl_->storage->make_folders(impl_->options.folder);
+  clean_up_transactions(*impl_->storage, impl_->options.folder);
+  // Says now, not after the first hour, that nothing can be written here.
+  const fs::path probe = impl_->options.folder / ".tmp-probe";
+  impl_->storage->create(probe)->sync_and_close();
+  impl_->storage->remove_all(probe);
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  impl_->join();
+  try {
+    impl_->rethrow();
+  } catch (const std::exception& error) {
+    log::write(log::Level::kError,
+               fmt::format("the last checkpoint was not written: {}", error.what()));
+  }
+}
+
+void CheckpointWriter::save(const std::vector<NamedTensor>& tensors, CheckpointState state) {
+  const auto start = std::chrono::steady_clock::now();
+  impl_->join();
+  impl_->rethrow();
+  uint64_t bytes = 0;
+  for (const NamedTensor& named : tensors) bytes += named.tensor.nbytes();
+  check_free_space(*impl_->storage, impl_->options.folder, bytes);
+  auto copies = impl_->snapshot(tensors);
+  impl_->running = true;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->write_s = 0;
+    impl_->stall_s = seconds_since(start);
+  }
+  impl_->thread = std::thread([impl = impl_.get(), copies = std::move(copies),
+                               state = std::move(state)] { impl->write(copies, state); });
+}
+
+void CheckpointWriter::wait() {
+  impl_->join();
+  impl_->rethrow();
+}
+
+bool CheckpointWriter::busy() const {
+  return impl_->running;
+}
+
+fs::path CheckpointWriter::last_completed() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->completed;
+}
+
+double CheckpointWriter::last_stall_s() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->stall_s;
+}
+
+double CheckpointWriter::last_write_s() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->write_s;
+}
+
+}  // namespace trireme::checkpoint
