@@ -1,0 +1,188 @@
+#include "trireme/infer/generator.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "trireme/base/error.h"
+#include "trireme/execute/executor.h"
+#include "trireme/infer/evaluation.h"
+#include "trireme/model/model_spec.h"
+
+namespace trireme::infer {
+namespace {
+
+const char* kLlama =
+    R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96,
+  "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+  "max_position_embeddings": 400, "rms_norm_eps": 1e-5, "initializer_range": 0.4})";
+const char* kGpt2 =
+    R"({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 96, "n_embd": 32,
+  "n_layer": 2, "n_head": 4, "n_positions": 400, "initializer_range": 0.4})";
+const char* kQwen3 =
+    R"({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 96,
+  "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+  "head_dim": 16, "max_position_embeddings": 400, "rms_norm_eps": 1e-6, "initializer_range": 0.4,
+  "tie_word_embeddings": true})";
+
+class GeneratorTest : public testing::TestWithParam<const char*> {
+ protected:
+  GeneratorTest()
+      : store_(model::spec_from_config(GetParam(), "test")),
+        model_((store_.initialize(7), store_)) {}
+  nn::ParameterStore store_;
+  nn::Model model_;
+};
+
+/// The training forward's arg-max after every position of `ids`.
+std::vector<int32_t> training_forward_arg_max(nn::Model& model, const std::vector<int32_t>& ids) {
+  // A sequence's losses for every possible target would do as well; the logits are quicker.
+  const int64_t length = static_cast<int64_t>(ids.size());
+  data::Batch batch;
+  batch.rows = 1;
+  batch.seq_len = length;
+  batch.tokens = ids;
+  batch.targets.assign(ids.size(), data::kIgnoredTarget);
+  for (int64_t t = 0; t < length; ++t) batch.positions.push_back(static_cast<int32_t>(t));
+  batch.segments = {{0}};
+  const nn::BatchTensors tensors = execute::to_tensors(batch);
+  at::Tensor hidden;
+  for (int part = 0; part + 1 < model.num_parts(); ++part) {
+    hidden = model.part(part).forward(hidden, tensors, true, nn::SaveMode::kAll).output;
+  }
+  const at::Tensor logits = model.head().logits(hidden.view({length, -1}));
+  std::vector<int32_t> result;
+  for (int64_t t = 0; t < length; ++t) {
+    result.push_back(arg_max({logits.const_data_ptr<float>() + t * logits.size(1),
+                              static_cast<size_t>(logits.size(1))}));
+  }
+  return result;
+}
+
+TEST_P(GeneratorTest, GreedyTokensAreTheTrainingForwardsArgMaxOver300Tokens) {
+  const std::vector<int32_t> prompt = {5, 17, 3, 80, 41};
+  GenerationOptions options;
+  options.max_new_tokens = 300;
+  options.sampling.temperature = 0.0;
+  const Completion completion = generate(model_, nullptr, {prompt}, options)[0];
+  ASSERT_EQ(completion.ids.size(), 300u);
+  std::vector<int32_t> all = prompt;
+  all.insert(all.end(), completion.ids.begin(), completion.ids.end());
+  const std::vector<int32_t> expected = training_forward_arg_max(model_, all);
+  for (size_t t = 0; t < completion.ids.size(); ++t) {
+    ASSERT_EQ(completion.ids[t], expected[prompt.size() - 1 + t]) << "token " << t;
+  }
+}
+
+TEST_P(GeneratorTest, APromptsResultDoesNotDependOnItsNeighbours) {
+  const std::vector<std::vector<int32_t>> prompts = {{1, 2, 3}, {9}, {4, 4, 4, 4, 4, 4, 4, 4, 4}};
+  GenerationOptions options;
+  options.max_new_tokens = 40;
+  options.sampling.temperature = 0.0;
+  const auto together = generate(model_, nullptr, prompts, options);
+  for (size_t p = 0; p < prompts.size(); ++p) {
+    EXPECT_EQ(together[p].ids, generate(model_, nullptr, {prompts[p]}, options)[0].ids)
+        << "prompt " << p;
+  }
+}
+
+TEST_P(GeneratorTest, EndsAtTheContext) {
+  GenerationOptions options;
+  options.max_new_tokens = 1000;
+  const Completion completion =
+      generate(model_, nullptr, {std::vector<int32_t>(390, 7)}, options)[0];
+  EXPECT_EQ(completion.ids.size(), 10u);
+  EXPECT_EQ(completion.finish, Finish::kContext);
+}
+
+TEST_P(GeneratorTest, EndsAtAStopIdWithoutShowingIt) {
+  GenerationOptions options;
+  options.max_new_tokens = 20;
+  options.sampling.temperature = 0.0;
+  const auto free = generate(model_, nullptr, {{5, 6}}, options)[0].ids;
+  options.stop_ids = {free[4]};
+  const Completion stopped = generate(model_, nullptr, {{5, 6}}, options)[0];
+  const auto first = std::find(free.begin(), free.end(), free[4]);
+  EXPECT_EQ(stopped.ids, std::vector<int32_t>(free.begin(), first));
+  EXPECT_EQ(stopped.finish, Finish::kEndOfText);
+}
+
+TEST_P(GeneratorTest, RefusesWhatItCannotRead) {
+  EXPECT_THROW(generate(model_, nullptr, {{}}, {}), Error);
+  EXPECT_THROW(generate(model_, nullptr, {{96}}, {}), Error);
+  EXPECT_THROW(generate(model_, nullptr, {std::vector<int32_t>(400, 1)}, {}), Error);
+  GenerationOptions options;
+  options.stop = {"x"};
+  EXPECT_THROW(generate(model_, nullptr, {{1}}, options), Error);
+}
+
+TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
+  // The loss of the arg-max token is at most ln(vocabulary), and a sequence's losses do not depend
+  // on what follows.
+  const auto losses = sequence_losses(model_, {{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, {1, 2, 3, 4}, {1}});
+  ASSERT_EQ(losses[0].size(), 9u);
+  ASSERT_EQ(losses[1].size(), 3u);
+  EXPECT_TRUE(losses[2].empty());
+  for (size_t t = 0; t < 3; ++t) EXPECT_NEAR(losses[0][t], losses[1][t], 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest, testing::Values(kLlama, kGpt2, kQwen3));
+
+TEST(StopMatcherTest, ShowsNothingOfAStopStringEvenWhenItArrivesInPieces) {
+  StopMatcher matcher({"END", "\n\n"});
+  EXPECT_EQ(matcher.feed("one E"), "one ");
+  EXPECT_EQ(matcher.feed("N"), "");
+  EXPECT_EQ(matcher.feed("ough\n"), "ENough");
+  EXPECT_EQ(matcher.feed("two EN"), "\ntwo ");
+  EXPECT_EQ(matcher.feed("D three"), "");
+  EXPECT_TRUE(matcher.matched());
+  EXPECT_EQ(matcher.finish(), "");
+}
+
+TEST(StopMatcherTest, TheEarliestOfSeveralWins) {
+  StopMatcher matcher({"later", "now"});
+  EXPECT_EQ(matcher.feed("stop now or later"), "stop ");
+}
+
+TEST(StopMatcherTest, FinishGivesBackWhatWasHeld) {
+  StopMatcher matcher({"END"});
+  EXPECT_EQ(matcher.feed("EN"), "");
+  EXPECT_EQ(matcher.finish(), "EN");
+}
+
+TEST(EvaluationTest, ReadsIdLinesAndNamesTheBadOne) {
+  EXPECT_EQ(parse_id_lines("[1, 2]\n\n[3]\n", "f"),
+            (std::vector<std::vector<int32_t>>{{1, 2}, {3}}));
+  for (const char* text : {"", "[1, -2]", "[1.5]", "{}", "[1", "[\"a\"]", "[4294967296]"}) {
+    EXPECT_THROW(parse_id_lines(text, "f"), Error) << text;
+  }
+  try {
+    parse_id_lines("[1]\n[x]\n", "ids.jsonl");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("ids.jsonl:2"), std::string::npos) << error.what();
+  }
+}
+
+TEST(EvaluationTest, ReadsTaskLinesAndNamesWhatIsWrong) {
+  const auto items =
+      parse_task_lines(R"({"task": "t", "context": "a", "choices": ["b", "c"], "answer": 1})", "f");
+  ASSERT_EQ(items.size(), 1u);
+  EXPECT_EQ(items[0].answer, 1);
+  for (const char* text :
+       {R"({"context": "a", "choices": ["b"], "answer": 1})", R"({"choices": ["b"], "answer": 0})",
+        R"({"context": "a", "choices": [], "answer": 0})",
+        R"({"context": "a", "choices": [""], "answer": 0})", "[]"}) {
+    EXPECT_THROW(parse_task_lines(text, "f"), Error) << text;
+  }
+}
+
+TEST(EvaluationTest, FiguresFollowTheirDefinitions) {
+  const Evaluation evaluation{.loss_sum = 3 * std::log(2.0), .num_tokens = 3, .num_bytes = 6};
+  EXPECT_NEAR(evaluation.perplexity(), 2.0, 1e-12);
+  EXPECT_NEAR(evaluation.bits_per_byte(), 0.5, 1e-12);
+}
+
+}  // namespace
+}  // namespace trireme::infer

@@ -1,0 +1,46 @@
+#include "trireme/infer/loaded_model.h"
+
+#include "trireme/base/error.h"
+#include "trireme/base/suggest.h"
+#include "trireme/checkpoint/model_source.h"
+
+namespace trireme::infer {
+
+const data::Tokenizer& LoadedModel::require_tokenizer() const {
+  TRIREME_USER_CHECK(tokenizer != nullptr, kData,
+                     "put a tokenizer.json into the folder, or give token ids with --ids",
+                     "{} has no tokenizer.json", path.string());
+  return *tokenizer;
+}
+
+LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute_dtype) {
+  checkpoint::ModelSource source = checkpoint::open_model(path);
+  LoadedModel loaded;
+  loaded.path = source.path;
+  loaded.step = source.step;
+  const at::ScalarType master = compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
+  loaded.store = std::make_unique<nn::ParameterStore>(source.spec, compute_dtype, master);
+  for (size_t i = 0; i < source.parameters.size(); ++i) {
+    const checkpoint::TensorToWrite& parameter = source.parameters[i];
+    loaded.store->master(parameter.name).copy_(parameter.make());
+  }
+  loaded.store->refresh_compute();
+  loaded.model = std::make_unique<nn::Model>(*loaded.store);
+  const std::string tokenizer = source.text("tokenizer.json");
+  if (!tokenizer.empty()) {
+    loaded.tokenizer = data::parse_tokenizer(tokenizer, (source.path / "tokenizer.json").string(),
+                                             source.text("tokenizer_config.json"));
+  } else if (source.spec.vocab_size == data::kByteTokenizerEos + 1) {
+    loaded.tokenizer = data::make_byte_tokenizer();
+  }
+  return loaded;
+}
+
+at::ScalarType parse_precision(const std::string& name) {
+  if (name == "fp32") return at::kFloat;
+  if (name == "bf16") return at::kBFloat16;
+  throw Error(ErrorCode::kConfig, "precision \"" + name + "\" is not known",
+              suggestion(name, {"fp32", "bf16"}));
+}
+
+}  // namespace trireme::infer
