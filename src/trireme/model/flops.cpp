@@ -35,6 +35,13 @@ TokenFlops part_flops(const ModelSpec& spec, int part, int64_t seq_len) {
   flops.forward = products + attention;
   flops.backward_input = products + 2.0 * attention;
   flops.backward_weight = products;
+  flops.recompute = flops.forward;
+  for (const ParameterSpec& parameter : spec.parameters) {
+    const bool last = parameter.role == Role::kAttentionOut || parameter.role == Role::kDown;
+    if (parameter.part == part && last) {
+      flops.recompute -= 2.0 * static_cast<double>(parameter.numel());
+    }
+  }
   return flops;
 }
 
@@ -48,7 +55,7 @@ TokenFlops flops_per_token(const ModelSpec& spec, int64_t seq_len,
     total.forward += part.forward;
     total.backward_input += part.backward_input;
     total.backward_weight += part.backward_weight;
-    if (!recomputed.empty() && recomputed[i]) total.recompute += part.forward;
+    if (!recomputed.empty() && recomputed[i]) total.recompute += part.recompute;
   }
   return total;
 }
@@ -83,8 +90,9 @@ std::string flops_formula(const ModelSpec& spec, int64_t seq_len,
       products, spec.layers.size(), seq_len, width, flops.forward, products, seq_len, width_sum,
       flops.backward());
   if (flops.recompute > 0) {
-    text += fmt::format("  recompute {:.6g} (forward of the recomputed parts again)\n",
-                        flops.recompute);
+    text += fmt::format(
+        "  recompute {:.6g} (forward of the recomputed parts again, without their last product)\n",
+        flops.recompute);
   }
   text += fmt::format("  model    {:.6g}, hardware {:.6g}\n", flops.model(), flops.hardware());
   return text;

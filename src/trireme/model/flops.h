@@ -22,7 +22,9 @@ struct TokenFlops {
   double backward_input =
       0.0;  ///< products with the transposed weights; all of attention's backward
   double backward_weight = 0.0;
-  double recompute = 0.0;  ///< forward again: hardware's work, not the model's
+  /// Forward again: hardware's work, not the model's. A part's last product is left out, because
+  /// nothing needs its result a second time.
+  double recompute = 0.0;
   double backward() const { return backward_input + backward_weight; }
   double model() const { return forward + backward(); }
   double hardware() const { return model() + recompute; }
@@ -32,7 +34,8 @@ struct TokenFlops {
 /// product.
 TokenFlops part_flops(const ModelSpec& spec, int part, int64_t seq_len);
 
-/// The whole model. `recomputed` has one entry per part (or none at all): its forward runs twice.
+/// The whole model. `recomputed` has one entry per part (or none at all): its recomputation is
+/// added.
 TokenFlops flops_per_token(const ModelSpec& spec, int64_t seq_len,
                            const std::vector<bool>& recomputed = {});
 

@@ -1,8 +1,9 @@
 // Program: one training step of one rank, as data.
 //
-// A list of instructions in issue order, each with explicit dependencies, a resource, and the buffers it
-// makes, uses and frees. The planner simulates it (simulate.h), the executor runs it (execute/), the
-// trace shows it: nobody else decides a schedule. Pure: no tensors, no I/O, no clock.
+// A list of instructions in issue order, each with explicit dependencies, a resource, and the
+// buffers it makes, uses and frees. The planner simulates it (simulate.h), the executor runs it
+// (execute/), the trace shows it: nobody else decides a schedule. Pure: no tensors, no I/O, no
+// clock.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +24,12 @@ struct Strategy {
   int64_t lanes = 1;      ///< lanes of the exact reduction; a power of two
   int64_t seq_len = 1;
   Precision precision = Precision::kFp32;
-  std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec
-  bool delay_weight_gradients = false;  ///< backward-weight of a micro-batch after all its backward-inputs
+  std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec; empty: none
+  bool delay_weight_gradients =
+      false;                    ///< backward-weight of a micro-batch after all its backward-inputs
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
+  /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
+  std::vector<int64_t> optimizer_state_bytes;
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
 };
@@ -37,18 +41,28 @@ enum class OpKind {
   kLoss,            ///< the head: chunked logits, loss, their gradient, the head's weight gradient
   kBackwardInput,   ///< gradient of a part's input
   kBackwardWeight,  ///< gradients of a part's parameters, added to the lane's accumulator
-  kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the right
+  kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the
+                    ///< right
   kGradNorm,        ///< global norm over all parts, in fixed order
   kOptimizerStep,   ///< of a part's parameters
   kCommit           ///< the step is done: counters, metrics
 };
 const char* to_string(OpKind kind);
 
-enum class Resource { kHost, kCompute };  ///< one queue each; communication queues come with more ranks
+enum class Resource {
+  kHost,
+  kCompute
+};  ///< one queue each; communication queues come with more ranks
 const char* to_string(Resource resource);
 
 enum class BufferKind {
-  kBatch, kHidden, kSaved, kHiddenGradient, kParameterGradient, kDelayed
+  kBatch,   ///< integers of a micro-batch; freed after the embedding's backward-weight
+  kHidden,  ///< output of a part; the saved input of the next one, freed by its backward-input
+  kSaved,   ///< what a part's backward needs: one buffer that backward-input frees, one that
+            ///< backward-weight frees
+  kHiddenGradient,     ///< gradient of a part's output; freed by the part's backward-weight
+  kParameterGradient,  ///< float32 gradients of a part: a lane's, then a group of lanes'
+  kDelayed             ///< made by backward-input for backward-weight
 };
 const char* to_string(BufferKind kind);
 
@@ -82,15 +96,30 @@ struct Instruction {
 };
 
 struct Program {
+  Strategy strategy;  ///< as built: loss_chunk_rows chosen, recompute filled in
   std::vector<Instruction> instructions;
   std::vector<Buffer> buffers;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
 };
 
+/// Recompute of every part from a run file's list: "none", "selective" or "full" for all parts, or
+/// entries "part[:mode]" with a part's name ("layer.3.mlp"), its kind ("mlp"), or its layer
+/// ("layer.3"), and full as the mode if none is given; later entries win. Error{kConfig} for an
+/// unknown name.
+std::vector<Recompute> recompute_from_names(const model::ModelSpec& spec,
+                                            const std::vector<std::string>& names);
+const char* to_string(Recompute recompute);
+const char* to_string(Precision precision);
+
+/// Rows of logits that exist at once where the strategy leaves the choice: about 32 MiB of float32,
+/// and never the whole micro-batch.
+int64_t choose_loss_chunk_rows(const model::ModelSpec& spec, const Strategy& strategy);
+
 /// Reasons why this strategy cannot run this model; empty if it can.
 std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& strategy);
 
-/// Builds the program of one step on one rank. Throws Error{kConfig} with validate()'s first reason.
+/// Builds the program of one step on one rank. Throws Error{kConfig} with validate()'s first
+/// reason.
 Program build_program(const model::ModelSpec& spec, const Strategy& strategy);
 
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".

@@ -1,0 +1,51 @@
+// Bytes of what execution holds: per buffer of the program, and the workspace of every instruction.
+//
+// Mirrors what the parts in nn/ keep and what the kernels allocate; a test beside the executor
+// holds the two together (predicted against allocated bytes, instruction by instruction). Notation:
+// N tokens of a micro-batch, d hidden, q = heads * head_dim, kv = kv_heads * head_dim, F width of
+// the MLP, e bytes of a compute element.
+#pragma once
+
+#include <cstdint>
+
+#include "trireme/plan/program.h"
+
+namespace trireme::plan {
+
+/// Bytes of one compute element.
+int64_t element_bytes(Precision precision);
+
+/// One part and one micro-batch.
+struct PartBytes {
+  int64_t saved_input = 0;   ///< kSaved that backward-input frees
+  int64_t saved_weight = 0;  ///< kSaved that backward-weight frees
+  int64_t delayed = 0;       ///< kDelayed
+  // Held only while the instruction runs, beyond the buffers alive before and those it makes.
+  int64_t forward_workspace = 0;
+  int64_t recompute_workspace = 0;
+  int64_t backward_input_workspace = 0;
+  int64_t backward_weight_workspace = 0;
+};
+
+/// Of an attention or MLP part under `mode`; saved and delayed bytes of kFull are those after
+/// kRecompute. The embedding has a backward-weight workspace only. Not for the head.
+PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
+                     Recompute mode);
+
+int64_t batch_bytes(const Strategy& strategy);  ///< tokens, targets, positions as int64
+int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy);
+int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part);
+/// Workspace of kLoss with the strategy's (chosen) loss_chunk_rows.
+int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy);
+
+/// What is held between steps, by kind.
+struct ResidentBytes {
+  int64_t master_weights = 0;   ///< float32
+  int64_t compute_weights = 0;  ///< bfloat16 copies; 0 in fp32
+  int64_t optimizer_states = 0;
+  int64_t tables = 0;  ///< rotary cosines and sines
+  int64_t total() const { return master_weights + compute_weights + optimizer_states + tables; }
+};
+ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy);
+
+}  // namespace trireme::plan

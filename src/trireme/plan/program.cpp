@@ -1,0 +1,415 @@
+// Builds the program of one step: pure, and the only place that decides its order.
+#include "trireme/plan/program.h"
+
+#include <algorithm>
+
+#include "trireme/base/error.h"
+#include "trireme/model/flops.h"
+#include "trireme/plan/memory.h"
+
+namespace trireme::plan {
+
+const char* to_string(OpKind kind) {
+  switch (kind) {
+    case OpKind::kLoadBatch:
+      return "load-batch";
+    case OpKind::kForward:
+      return "forward";
+    case OpKind::kRecompute:
+      return "recompute";
+    case OpKind::kLoss:
+      return "loss";
+    case OpKind::kBackwardInput:
+      return "backward-input";
+    case OpKind::kBackwardWeight:
+      return "backward-weight";
+    case OpKind::kCombineLanes:
+      return "combine-lanes";
+    case OpKind::kGradNorm:
+      return "grad-norm";
+    case OpKind::kOptimizerStep:
+      return "optimizer-step";
+    case OpKind::kCommit:
+      return "commit";
+  }
+  return "?";
+}
+
+const char* to_string(Resource resource) {
+  return resource == Resource::kHost ? "host" : "compute";
+}
+
+const char* to_string(BufferKind kind) {
+  switch (kind) {
+    case BufferKind::kBatch:
+      return "batch";
+    case BufferKind::kHidden:
+      return "hidden";
+    case BufferKind::kSaved:
+      return "saved";
+    case BufferKind::kHiddenGradient:
+      return "hidden-gradient";
+    case BufferKind::kParameterGradient:
+      return "parameter-gradient";
+    case BufferKind::kDelayed:
+      return "delayed";
+  }
+  return "?";
+}
+
+namespace {
+
+constexpr int kNone = -1;
+
+// Who last wrote a buffer and who has read it since: from this come the dependencies.
+struct Access {
+  int last_write = kNone;
+  std::vector<int> readers;
+};
+
+// What a micro-batch's instructions hand to one another.
+struct MicroBatch {
+  int64_t index = 0;
+  int64_t lane = 0;
+  bool first_of_lane = false;
+  bool last_of_lane = false;
+  int batch = kNone;
+  std::vector<int> hidden;           // per part
+  std::vector<int> hidden_gradient;  // per part
+  std::vector<int> saved_input;
+  std::vector<int> saved_weight;
+  std::vector<int> delayed;
+};
+
+class Builder {
+ public:
+  Builder(const model::ModelSpec& spec, const Strategy& strategy)
+      : spec_(spec),
+        num_parts_(static_cast<int>(spec.parts.size())),
+        gradients_(spec.parts.size(),
+                   std::vector<int>(static_cast<size_t>(strategy.lanes), kNone)) {
+    program_.strategy = strategy;
+    Strategy& chosen = program_.strategy;
+    if (chosen.loss_chunk_rows == 0) chosen.loss_chunk_rows = choose_loss_chunk_rows(spec, chosen);
+    chosen.loss_chunk_rows = std::min(chosen.loss_chunk_rows, chosen.micro * chosen.seq_len);
+    chosen.recompute.resize(spec.parts.size(), Recompute::kNone);
+    for (int part = 0; part < num_parts_; ++part) {
+      const model::PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
+      const bool keeps = kind == model::PartKind::kAttention || kind == model::PartKind::kMlp;
+      if (!keeps) chosen.recompute[static_cast<size_t>(part)] = Recompute::kNone;
+      flops_.push_back(model::part_flops(spec, part, chosen.seq_len));
+      bytes_.push_back(kind == model::PartKind::kHead
+                           ? PartBytes{}
+                           : part_bytes(spec, chosen, part, recompute(part)));
+    }
+    program_.resident_bytes = resident_bytes(spec, chosen).total();
+    tokens_ = static_cast<double>(chosen.micro * chosen.seq_len);
+  }
+
+  Program build() {
+    const Strategy& strategy = program_.strategy;
+    const int64_t micro_batches = strategy.micro_batches();
+    load(0);
+    for (int64_t i = 0; i < micro_batches; ++i) {
+      // The host runs one micro-batch ahead.
+      if (i + 1 < micro_batches) load(i + 1);
+      MicroBatch micro = begin_micro_batch(i);
+      for (int part = 0; part + 1 < num_parts_; ++part) forward(micro, part);
+      loss(micro);
+      for (int part = num_parts_ - 2; part >= 1; --part) {
+        if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
+        backward_input(micro, part);
+        if (!strategy.delay_weight_gradients) backward_weight(micro, part);
+      }
+      if (strategy.delay_weight_gradients) {
+        for (int part = num_parts_ - 2; part >= 1; --part) backward_weight(micro, part);
+      }
+      embedding_backward(micro);
+    }
+    finish_step();
+    return std::move(program_);
+  }
+
+ private:
+  Recompute recompute(int part) const {
+    return program_.strategy.recompute[static_cast<size_t>(part)];
+  }
+
+  int new_buffer(BufferKind kind, int part, int64_t micro_batch, int64_t lane, int64_t bytes) {
+    const int id = static_cast<int>(program_.buffers.size());
+    program_.buffers.push_back({id, kind, part, micro_batch, lane, bytes, kNone, kNone});
+    access_.emplace_back();
+    return id;
+  }
+
+  Instruction& begin(OpKind kind, int part, int64_t micro_batch, int64_t lane) {
+    Instruction instruction;
+    instruction.id = static_cast<int>(program_.instructions.size());
+    instruction.kind = kind;
+    instruction.part = part;
+    instruction.micro_batch = micro_batch;
+    instruction.lane = lane;
+    return program_.instructions.emplace_back(std::move(instruction));
+  }
+
+  int current() const { return static_cast<int>(program_.instructions.size()) - 1; }
+
+  void depend(int on) {
+    if (on != kNone && on != current()) program_.instructions.back().depends_on.push_back(on);
+  }
+
+  void make(int buffer) {
+    program_.instructions.back().makes.push_back(buffer);
+    program_.buffers[static_cast<size_t>(buffer)].made_by = current();
+    access_[static_cast<size_t>(buffer)].last_write = current();
+  }
+
+  void read(int buffer) {
+    program_.instructions.back().uses.push_back(buffer);
+    depend(access_[static_cast<size_t>(buffer)].last_write);
+    access_[static_cast<size_t>(buffer)].readers.push_back(current());
+  }
+
+  void after_everyone(int buffer) {
+    Access& access = access_[static_cast<size_t>(buffer)];
+    depend(access.last_write);
+    for (const int reader : access.readers) depend(reader);
+  }
+
+  void write(int buffer) {
+    program_.instructions.back().uses.push_back(buffer);
+    after_everyone(buffer);
+    access_[static_cast<size_t>(buffer)] = {current(), {}};
+  }
+
+  void free(int buffer) {
+    program_.instructions.back().frees.push_back(buffer);
+    program_.buffers[static_cast<size_t>(buffer)].freed_after = current();
+    after_everyone(buffer);
+  }
+
+  void end() {
+    auto& depends_on = program_.instructions.back().depends_on;
+    std::sort(depends_on.begin(), depends_on.end());
+    depends_on.erase(std::unique(depends_on.begin(), depends_on.end()), depends_on.end());
+  }
+
+  void load(int64_t index) {
+    const int64_t lane = index / program_.strategy.micro_batches_per_lane();
+    const int buffer =
+        new_buffer(BufferKind::kBatch, kNone, index, kNone, batch_bytes(program_.strategy));
+    batches_.push_back(buffer);
+    Instruction& instruction = begin(OpKind::kLoadBatch, kNone, index, lane);
+    instruction.resource = Resource::kHost;
+    // Two batches exist at most: this one takes the place of the one before the last.
+    if (index >= 2) {
+      depend(program_.buffers[static_cast<size_t>(batches_[static_cast<size_t>(index - 2)])]
+                 .freed_after);
+    }
+    make(buffer);
+    end();
+  }
+
+  MicroBatch begin_micro_batch(int64_t index) {
+    const int64_t per_lane = program_.strategy.micro_batches_per_lane();
+    MicroBatch micro;
+    micro.index = index;
+    micro.lane = index / per_lane;
+    micro.first_of_lane = index % per_lane == 0;
+    micro.last_of_lane = index % per_lane == per_lane - 1;
+    micro.batch = batches_[static_cast<size_t>(index)];
+    for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
+                          &micro.saved_weight, &micro.delayed}) {
+      buffers->assign(spec_.parts.size(), kNone);
+    }
+    return micro;
+  }
+
+  void make_for(MicroBatch& micro, std::vector<int>& slot, int part, BufferKind kind,
+                int64_t bytes) {
+    slot[static_cast<size_t>(part)] = new_buffer(kind, part, micro.index, kNone, bytes);
+    make(slot[static_cast<size_t>(part)]);
+  }
+
+  void make_saved(MicroBatch& micro, int part) {
+    const PartBytes& bytes = bytes_[static_cast<size_t>(part)];
+    make_for(micro, micro.saved_input, part, BufferKind::kSaved, bytes.saved_input);
+    make_for(micro, micro.saved_weight, part, BufferKind::kSaved, bytes.saved_weight);
+  }
+
+  void forward(MicroBatch& micro, int part) {
+    Instruction& instruction = begin(OpKind::kForward, part, micro.index, micro.lane);
+    instruction.recompute = recompute(part);
+    instruction.flops = flops_[static_cast<size_t>(part)].forward * tokens_;
+    instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].forward_workspace;
+    read_inputs(micro, part);
+    make_for(micro, micro.hidden, part, BufferKind::kHidden,
+             hidden_bytes(spec_, program_.strategy));
+    if (part > 0 && recompute(part) != Recompute::kFull) make_saved(micro, part);
+    end();
+  }
+
+  void recompute_forward(MicroBatch& micro, int part) {
+    Instruction& instruction = begin(OpKind::kRecompute, part, micro.index, micro.lane);
+    instruction.recompute = Recompute::kFull;
+    instruction.flops = flops_[static_cast<size_t>(part)].recompute * tokens_;
+    instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].recompute_workspace;
+    read_inputs(micro, part);
+    // Issued when the gradient is there: no earlier, or its memory would be held for nothing.
+    depend(
+        access_[static_cast<size_t>(micro.hidden_gradient[static_cast<size_t>(part)])].last_write);
+    make_saved(micro, part);
+    end();
+  }
+
+  void read_inputs(const MicroBatch& micro, int part) {
+    if (part > 0) read(micro.hidden[static_cast<size_t>(part) - 1]);
+    // The embedding reads tokens; attention positions and the documents' bounds.
+    if (spec_.parts[static_cast<size_t>(part)].kind != model::PartKind::kMlp) read(micro.batch);
+  }
+
+  // The gradient buffer of a part in the micro-batch's lane: made by its first writer.
+  void accumulate(const MicroBatch& micro, int part) {
+    int& buffer = gradients_[static_cast<size_t>(part)][static_cast<size_t>(micro.lane)];
+    if (buffer != kNone) {
+      write(buffer);
+      return;
+    }
+    buffer = new_buffer(BufferKind::kParameterGradient, part, kNone, micro.lane,
+                        parameter_gradient_bytes(spec_, part));
+    make(buffer);
+  }
+
+  void loss(MicroBatch& micro) {
+    const int head = num_parts_ - 1;
+    Instruction& instruction = begin(OpKind::kLoss, head, micro.index, micro.lane);
+    instruction.flops = flops_[static_cast<size_t>(head)].model() * tokens_;
+    instruction.workspace_bytes = loss_workspace_bytes(spec_, program_.strategy);
+    const int input = micro.hidden[static_cast<size_t>(head) - 1];
+    read(input);
+    read(micro.batch);
+    make_for(micro, micro.hidden_gradient, head - 1, BufferKind::kHiddenGradient,
+             hidden_bytes(spec_, program_.strategy));
+    accumulate(micro, head);
+    if (spec_.tied_embeddings) accumulate(micro, 0);
+    free(input);
+    end();
+    combine(micro, head);
+  }
+
+  void backward_input(MicroBatch& micro, int part) {
+    const auto at = static_cast<size_t>(part);
+    Instruction& instruction = begin(OpKind::kBackwardInput, part, micro.index, micro.lane);
+    instruction.recompute = recompute(part);
+    instruction.flops = flops_[at].backward_input * tokens_;
+    instruction.workspace_bytes = bytes_[at].backward_input_workspace;
+    read(micro.hidden_gradient[at]);
+    read_inputs(micro, part);
+    read(micro.saved_input[at]);
+    read(micro.saved_weight[at]);
+    make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
+             hidden_bytes(spec_, program_.strategy));
+    make_for(micro, micro.delayed, part, BufferKind::kDelayed, bytes_[at].delayed);
+    free(micro.hidden[at - 1]);
+    free(micro.saved_input[at]);
+    end();
+  }
+
+  void backward_weight(MicroBatch& micro, int part) {
+    const auto at = static_cast<size_t>(part);
+    Instruction& instruction = begin(OpKind::kBackwardWeight, part, micro.index, micro.lane);
+    instruction.recompute = recompute(part);
+    instruction.flops = flops_[at].backward_weight * tokens_;
+    instruction.workspace_bytes = bytes_[at].backward_weight_workspace;
+    for (const int buffer :
+         {micro.hidden_gradient[at], micro.saved_weight[at], micro.delayed[at]}) {
+      read(buffer);
+      free(buffer);
+    }
+    accumulate(micro, part);
+    end();
+    combine(micro, part);
+  }
+
+  void embedding_backward(MicroBatch& micro) {
+    Instruction& instruction = begin(OpKind::kBackwardWeight, 0, micro.index, micro.lane);
+    instruction.flops = flops_[0].backward_weight * tokens_;
+    instruction.workspace_bytes = bytes_[0].backward_weight_workspace;
+    read(micro.hidden_gradient[0]);
+    free(micro.hidden_gradient[0]);
+    read(micro.batch);
+    free(micro.batch);
+    accumulate(micro, 0);
+    end();
+    combine(micro, 0);
+  }
+
+  // Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups
+  // meet.
+  void combine(const MicroBatch& micro, int part) {
+    if (!micro.last_of_lane) return;
+    const int64_t finished = micro.lane + 1;
+    for (int64_t size = 1; finished % (2 * size) == 0; size *= 2) {
+      const int64_t left = finished - 2 * size;
+      const int64_t right = finished - size;
+      Instruction& instruction = begin(OpKind::kCombineLanes, part, kNone, left);
+      instruction.right_lane = right;
+      std::vector<int>& buffers = gradients_[static_cast<size_t>(part)];
+      write(buffers[static_cast<size_t>(left)]);
+      read(buffers[static_cast<size_t>(right)]);
+      free(buffers[static_cast<size_t>(right)]);
+      end();
+    }
+  }
+
+  void finish_step() {
+    begin(OpKind::kGradNorm, kNone, kNone, kNone);
+    const int norm = current();
+    for (int part = 0; part < num_parts_; ++part) read(gradients_[static_cast<size_t>(part)][0]);
+    end();
+    std::vector<int> steps;
+    for (int part = 0; part < num_parts_; ++part) {
+      begin(OpKind::kOptimizerStep, part, kNone, kNone);
+      depend(norm);
+      read(gradients_[static_cast<size_t>(part)][0]);
+      free(gradients_[static_cast<size_t>(part)][0]);
+      end();
+      steps.push_back(current());
+    }
+    begin(OpKind::kCommit, kNone, kNone, kNone).resource = Resource::kHost;
+    for (const int step : steps) depend(step);
+    end();
+  }
+
+  const model::ModelSpec& spec_;
+  const int num_parts_;
+  std::vector<std::vector<int>> gradients_;  // [part][lane]: buffer of the lane, then of its group
+  std::vector<model::TokenFlops> flops_;
+  std::vector<PartBytes> bytes_;
+  double tokens_ = 0.0;
+  std::vector<int> batches_;
+  std::vector<Access> access_;
+  Program program_;
+};
+
+}  // namespace
+
+Program build_program(const model::ModelSpec& spec, const Strategy& strategy) {
+  const std::vector<std::string> reasons = validate(spec, strategy);
+  TRIREME_USER_CHECK(reasons.empty(), kConfig, "change the run file as the message says", "{}",
+                     reasons.front());
+  return Builder(spec, strategy).build();
+}
+
+std::string describe(const model::ModelSpec& spec, const Instruction& instruction) {
+  std::string text = to_string(instruction.kind);
+  if (instruction.part >= 0) text += " " + spec.parts[static_cast<size_t>(instruction.part)].name;
+  if (instruction.kind == OpKind::kCombineLanes) {
+    text += fmt::format(" lane {} += lane {}", instruction.lane, instruction.right_lane);
+  } else if (instruction.micro_batch >= 0) {
+    text += fmt::format(" micro-batch {} (lane {})", instruction.micro_batch, instruction.lane);
+  }
+  return text;
+}
+
+}  // namespace trireme::plan
