@@ -1,0 +1,147 @@
+#include "trireme/plan/simulate.h"
+
+#include <algorithm>
+#include <array>
+
+#include "trireme/base/error.h"
+
+namespace trireme::plan {
+
+namespace {
+
+constexpr int kNumResources = 2;
+
+// Start or end of an instruction, in the order in which memory changes hands.
+struct MemoryEvent {
+  double time_s = 0.0;
+  int instruction = 0;
+  bool end = false;
+  bool operator<(const MemoryEvent& other) const {
+    if (time_s != other.time_s) return time_s < other.time_s;
+    // At one moment, what was issued earlier is done before what was issued later begins.
+    if (instruction != other.instruction) return instruction < other.instruction;
+    return !end && other.end;
+  }
+};
+
+int64_t sum_bytes(const Program& program, const std::vector<int>& buffers) {
+  int64_t sum = 0;
+  for (const int buffer : buffers) sum += program.buffers[static_cast<size_t>(buffer)].bytes;
+  return sum;
+}
+
+void run_memory(const Program& program, Simulation& result) {
+  std::vector<MemoryEvent> events;
+  for (const Instruction& instruction : program.instructions) {
+    const auto& timing = result.instructions[static_cast<size_t>(instruction.id)];
+    events.push_back({timing.start_s, instruction.id, false});
+    events.push_back({timing.end_s, instruction.id, true});
+  }
+  std::sort(events.begin(), events.end());
+
+  int64_t held = program.resident_bytes;
+  result.peak_bytes = held;
+  result.memory.push_back({0.0, held});
+  std::vector<int> running;
+  for (const MemoryEvent& event : events) {
+    const Instruction& instruction = program.instructions[static_cast<size_t>(event.instruction)];
+    if (!event.end) {
+      held += sum_bytes(program, instruction.makes) + instruction.workspace_bytes;
+      running.push_back(instruction.id);
+      for (const int id : running) {
+        int64_t& peak = result.instructions[static_cast<size_t>(id)].peak_bytes;
+        peak = std::max(peak, held);
+      }
+      if (held > result.peak_bytes) {
+        result.peak_bytes = held;
+        result.peak_instruction = instruction.id;
+      }
+    } else {
+      held -= sum_bytes(program, instruction.frees) + instruction.workspace_bytes;
+      running.erase(std::find(running.begin(), running.end(), instruction.id));
+      result.instructions[static_cast<size_t>(instruction.id)].held_bytes_after = held;
+    }
+    if (result.memory.back().time_s == event.time_s && result.memory.back().bytes <= held) {
+      result.memory.back().bytes = held;  // the higher of one moment stays visible
+    } else {
+      result.memory.push_back({event.time_s, held});
+    }
+  }
+}
+
+}  // namespace
+
+Simulation simulate(const Program& program, const std::vector<double>& durations_s) {
+  const size_t count = program.instructions.size();
+  TRIREME_CHECK(durations_s.size() == count, "{} durations for {} instructions", durations_s.size(),
+                count);
+  Simulation result;
+  result.instructions.resize(count);
+  std::vector<int> cause(count, -1);  // what an instruction waited for last
+  std::array<int, kNumResources> last_in_queue;
+  last_in_queue.fill(-1);
+  int last = -1;
+  for (const Instruction& instruction : program.instructions) {
+    const auto at = static_cast<size_t>(instruction.id);
+    TRIREME_CHECK(durations_s[at] >= 0.0, "instruction {} takes {} s", instruction.id,
+                  durations_s[at]);
+    double start = 0.0;
+    const auto wait_for = [&](int other) {
+      if (other < 0) return;
+      TRIREME_CHECK(other < instruction.id, "instruction {} waits for {}", instruction.id, other);
+      const double end = result.instructions[static_cast<size_t>(other)].end_s;
+      if (cause[at] < 0 || end > start) {
+        start = end;
+        cause[at] = other;
+      }
+    };
+    int& queue = last_in_queue[static_cast<size_t>(instruction.resource)];
+    for (const int dependency : instruction.depends_on) wait_for(dependency);
+    wait_for(queue);
+    queue = instruction.id;
+    auto& timing = result.instructions[at];
+    timing.start_s = start;
+    timing.end_s = start + durations_s[at];
+    if (instruction.resource == Resource::kCompute) result.compute_busy_s += durations_s[at];
+    if (last < 0 || timing.end_s >= result.step_s) last = instruction.id;
+    result.step_s = std::max(result.step_s, timing.end_s);
+  }
+  for (int id = last; id >= 0; id = cause[static_cast<size_t>(id)]) {
+    result.critical_path.push_back(id);
+  }
+  std::reverse(result.critical_path.begin(), result.critical_path.end());
+  run_memory(program, result);
+  return result;
+}
+
+std::vector<double> estimate_durations(const model::ModelSpec& spec, const Program& program,
+                                       const DeviceRates& rates) {
+  std::vector<double> durations;
+  const double tokens =
+      static_cast<double>(program.strategy.micro) * static_cast<double>(program.strategy.seq_len);
+  for (const Instruction& instruction : program.instructions) {
+    double attention = 0.0;
+    if (instruction.part >= 0 &&
+        spec.parts[static_cast<size_t>(instruction.part)].kind == model::PartKind::kAttention &&
+        instruction.flops > 0 && instruction.kind != OpKind::kBackwardWeight) {
+      const auto layer =
+          static_cast<size_t>(spec.parts[static_cast<size_t>(instruction.part)].layer);
+      const model::AttentionSpec& shape = spec.layers[layer].attention;
+      const double width = static_cast<double>(shape.num_heads * shape.head_dim);
+      const double passes = instruction.kind == OpKind::kBackwardInput ? 2.0 : 1.0;
+      attention = passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width * tokens;
+    }
+    double bytes = static_cast<double>(sum_bytes(program, instruction.makes) +
+                                       sum_bytes(program, instruction.uses));
+    if (instruction.kind == OpKind::kOptimizerStep) {
+      // Reads gradient, weights and states, writes weights and states: gradients are 4 bytes each.
+      bytes *= 1.0 + 2.0 + 4.0;
+    }
+    durations.push_back(rates.instruction_s +
+                        (instruction.flops - attention) / rates.product_flops +
+                        attention / rates.attention_flops + bytes / rates.memory_bytes);
+  }
+  return durations;
+}
+
+}  // namespace trireme::plan

@@ -1,0 +1,56 @@
+// Runs a Program in event time: what a step costs and holds, without a device.
+//
+// Every resource is a queue that runs its instructions in issue order, one at a time; an
+// instruction starts when its queue is free and its dependencies are done. Pure and deterministic.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "trireme/plan/program.h"
+
+namespace trireme::plan {
+
+/// The bytes held from `time_s` on, until the next point.
+struct MemoryPoint {
+  double time_s = 0.0;
+  int64_t bytes = 0;
+};
+
+/// When an instruction ran and what was held around it.
+struct SimulatedInstruction {
+  double start_s = 0.0;
+  double end_s = 0.0;
+  int64_t peak_bytes = 0;  ///< highest while it ran, resident bytes and all workspaces included
+  int64_t held_bytes_after = 0;  ///< right after it and its frees
+};
+
+struct Simulation {
+  double step_s = 0.0;
+  std::vector<SimulatedInstruction> instructions;  ///< by instruction id
+  /// Ids of one longest chain, from the first instruction to the one that ends last: each starts
+  /// the moment its predecessor (a dependency, or the one before it in its queue) ends.
+  std::vector<int> critical_path;
+  std::vector<MemoryPoint> memory;  ///< the curve, in order of time
+  int64_t peak_bytes = 0;           ///< resident bytes, buffers and workspaces
+  int peak_instruction = -1;        ///< the one that started when the peak was reached
+  double compute_busy_s = 0.0;
+};
+
+/// `durations_s` has one entry per instruction, none negative. Error{kInternal} otherwise.
+Simulation simulate(const Program& program, const std::vector<double>& durations_s);
+
+/// How fast the device is, as far as a first estimate needs it.
+struct DeviceRates {
+  double product_flops = 1e11;    ///< operations a second of matrix products
+  double attention_flops = 5e10;  ///< of attention's kernel
+  double memory_bytes = 1e10;     ///< bytes a second read or written
+  double instruction_s = 20e-6;   ///< cost of an instruction that does nothing
+};
+
+/// First estimate of every instruction's duration: products and attention at their rates, plus the
+/// buffers it touches once each at the memory's rate; the optimizer passes over its states.
+std::vector<double> estimate_durations(const model::ModelSpec& spec, const Program& program,
+                                       const DeviceRates& rates);
+
+}  // namespace trireme::plan
