@@ -80,8 +80,6 @@ class IndexedDataset {
   int32_t max_id() const;
 
  private:
-  int64_t document_of_sequence_end(size_t sequence) const;
-
   std::filesystem::path prefix_;
   TokenIndex index_;
   std::vector<int64_t> document_starts_;
@@ -98,8 +96,12 @@ class IndexedDatasetWriter {
   IndexedDatasetWriter(const IndexedDatasetWriter&) = delete;
   IndexedDatasetWriter& operator=(const IndexedDatasetWriter&) = delete;
 
-  /// Appends one document; an empty one is allowed. Error{kData} on an id that the type cannot
-  /// hold, or a full disk.
+  /// Appends ids to the document that is open. Error{kData} on an id that the type cannot hold, or
+  /// a full disk.
+  void append(std::span<const int32_t> ids);
+  /// Closes the open document, which may be empty; the next append() begins another.
+  void end_document();
+  /// append() and end_document().
   void add(std::span<const int32_t> document);
   int64_t num_documents() const { return static_cast<int64_t>(lengths_.size()); }
   int64_t num_tokens() const { return num_tokens_; }
@@ -115,6 +117,7 @@ class IndexedDatasetWriter {
   TokenType type_;
   int descriptor_ = -1;
   std::vector<int32_t> lengths_;
+  int64_t open_length_ = 0;
   std::string buffer_;
   int64_t num_tokens_ = 0;
   int32_t max_id_ = -1;

@@ -53,7 +53,4 @@ DataPair open_data(const DataOptions& options, const Tokenizer* tokenizer);
 std::shared_ptr<const Dataset> open_inputs(const std::vector<DataInput>& inputs,
                                            const DataOptions& options, const Tokenizer* tokenizer);
 
-/// True for a document that valid_fraction holds out: a function of its ids alone.
-bool held_out(std::span<const int32_t> beginning, int64_t length, double fraction);
-
 }  // namespace trireme::data
