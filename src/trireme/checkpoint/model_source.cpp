@@ -1,0 +1,106 @@
+#include "trireme/checkpoint/model_source.h"
+
+#include "trireme/checkpoint/tensor_file.h"
+
+namespace trireme::checkpoint {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kStoredDtypeKey = "imported_dtype";
+
+Dtype imported_dtype(const Json& train) {
+  if (!train.is_object()) return Dtype::kF32;
+  const std::string name = train.value(kStoredDtypeKey, "F32");
+  for (const Dtype dtype : {Dtype::kBf16, Dtype::kF16}) {
+    if (name == dtype_name(dtype)) return dtype;
+  }
+  return Dtype::kF32;
+}
+
+ModelSource from_huggingface(const fs::path& path) {
+  HuggingFaceModel opened = open_huggingface(path);
+  ModelSource source;
+  source.spec = std::move(opened.spec);
+  source.parameters = std::move(opened.parameters);
+  source.texts = std::move(opened.texts);
+  source.stored_dtype = opened.stored_dtype;
+  source.path = path;
+  source.huggingface = true;
+  return source;
+}
+
+ModelSource from_checkpoint(const fs::path& path) {
+  const auto checkpoint = std::make_shared<const Checkpoint>(path);
+  ModelSource source;
+  source.path = checkpoint->path();
+  source.step = checkpoint->step();
+  source.stored_dtype = imported_dtype(checkpoint->train_state());
+  std::map<std::string, const TensorEntry*> entries;
+  for (const TensorEntry& entry : checkpoint->manifest().tensors) {
+    entries[entry.info.name] = &entry;
+  }
+  for (const FileEntry& file : checkpoint->manifest().files) {
+    if (!file.name.ends_with(".safetensors")) source.texts[file.name] = checkpoint->text(file.name);
+  }
+  TRIREME_USER_CHECK(source.texts.contains("config.json"), kData,
+                     "write the checkpoint with trireme train or convert",
+                     "the checkpoint {} has no config.json", source.path.string());
+  source.spec = model::spec_from_config(source.texts.at("config.json"),
+                                        (source.path / "config.json").string());
+  for (const model::ParameterSpec& parameter : source.spec.parameters) {
+    const auto found = entries.find(parameter.name);
+    TRIREME_USER_CHECK(
+        found != entries.end(), kData, "was config.json changed after the checkpoint was written?",
+        "the checkpoint {} has no tensor '{}'", source.path.string(), parameter.name);
+    TRIREME_USER_CHECK(found->second->info.shape == parameter.shape, kData,
+                       "was config.json changed after the checkpoint was written?",
+                       "the checkpoint {}: tensor '{}' is {} and config.json asks for {}",
+                       source.path.string(), parameter.name, shape_text(found->second->info.shape),
+                       shape_text(parameter.shape));
+    source.parameters.push_back(
+        {parameter.name, Dtype::kF32, parameter.shape,
+         [checkpoint, name = parameter.name] { return checkpoint->tensor(name).to(at::kFloat); }});
+  }
+  return source;
+}
+
+}  // namespace
+
+std::string ModelSource::text(const std::string& name) const {
+  const auto found = texts.find(name);
+  return found == texts.end() ? "" : found->second;
+}
+
+ModelSource open_model(const fs::path& path) {
+  TRIREME_USER_CHECK(fs::exists(path), kData, "check the path", "there is no {}", path.string());
+  const bool ours =
+      fs::exists(path / kManifestName) || find_latest(path) || find_latest(path / "checkpoints");
+  if (ours) return from_checkpoint(path);
+  if (fs::exists(path / "config.json")) return from_huggingface(path);
+  throw Error(
+      ErrorCode::kData,
+      fmt::format("{} is neither a Hugging Face directory nor a checkpoint: it has no config.json, "
+                  "no {} and "
+                  "no checkpoints/",
+                  path.string(), kManifestName),
+      "name a folder with config.json and model.safetensors, a step-N/ folder, or a run's folder");
+}
+
+Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bool replace,
+                            const SaveOptions& options) {
+  if (!replace) {
+    std::error_code ignored;
+    TRIREME_USER_CHECK(!fs::exists(out) || (fs::is_directory(out) && fs::is_empty(out, ignored)),
+                       kConfig, "name a new folder, or say --force to replace it",
+                       "{} is there already", out.string());
+  }
+  HuggingFaceModel opened = open_huggingface(huggingface);
+  CheckpointState state;
+  state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};
+  state.texts = std::move(opened.texts);
+  return write_checkpoint(out, std::move(opened.parameters), state, options);
+}
+
+}  // namespace trireme::checkpoint
