@@ -126,7 +126,7 @@ TEST(Progress, Texts) {
   EXPECT_EQ(duration_text(7385), "2h 03m");
   EXPECT_EQ(count_text(18234), "18.2k");
   EXPECT_EQ(count_text(1250000), "1.25M");
-  EXPECT_EQ(bytes_text(1.2e9), "1.20 GB");
+  EXPECT_EQ(bytes_text(1.2e9), "1.2 GB");
   StepMetrics m;
   m.step = 120;
   m.loss = 3.21449;
