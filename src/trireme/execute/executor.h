@@ -9,6 +9,7 @@
 #include "trireme/nn/model.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/plan/program.h"
+#include "trireme/plan/trace.h"
 
 namespace trireme::optim {
 class Optimizer;
@@ -27,16 +28,6 @@ struct StepInput {
   double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
 };
 
-/// What one instruction did. Seconds on the host's steady clock since the step began; bytes as the
-/// device's allocator counts them.
-struct InstructionRecord {
-  int instruction = -1;  ///< id in the program
-  double start_s = 0.0;
-  double duration_s = 0.0;
-  int64_t allocated_bytes = 0;       ///< after it
-  int64_t peak_allocated_bytes = 0;  ///< while it ran
-};
-
 struct StepResult {
   double loss = 0.0;       ///< nats per counted target, mean over the global batch
   double grad_norm = 0.0;  ///< before clipping
@@ -47,7 +38,9 @@ struct StepResult {
   double seconds = 0.0;
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;
-  std::vector<InstructionRecord> records;  ///< in issue order
+  /// What each instruction took and held, by instruction id; bytes as the device's allocator counts
+  /// them.
+  std::vector<plan::Measurement> measurements;
 };
 
 struct EvaluationResult {

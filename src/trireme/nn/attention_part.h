@@ -58,8 +58,8 @@ class AttentionPart final : public Part {
                        at::Tensor& k_rstd) const;
   /// q and k as attention reads them, then v.
   Projected split(const at::Tensor& qkv, const at::Tensor& qk, int64_t batch, int64_t length) const;
-  void make_saved(const at::Tensor& x, const BatchTensors& batch, bool keep_normed, bool keep_graph,
-                  Saved& saved) const;
+  void make_saved(const at::Tensor& x, const BatchTensors& batch, bool keep_statistics,
+                  bool keep_normed, bool keep_qkv, Saved& saved) const;
 
   model::PartSpec spec_;
   model::AttentionSpec attention_;

@@ -15,11 +15,10 @@ namespace trireme::nn {
 /// Thread-safety: const calls from one thread at a time.
 class Linear {
  public:
-  /// `weights` and `biases` index ModelSpec::parameters and lie side by side in the part; biases
-  /// may be empty. `sink_*` are the places of the first weight and the first bias in the part's
-  /// GradientSink.
-  Linear(const ParameterStore& store, std::vector<int> weights, std::vector<int> biases,
-         int sink_weight, int sink_bias);
+  /// The product over the weights of `roles` among a part's `parameters`
+  /// (Part::gradient_parameters()), with the biases that follow them. All must be adjacent.
+  Linear(const ParameterStore& store, const std::vector<int>& parameters,
+         const std::vector<model::Role>& roles);
 
   int64_t in_features() const { return weight_.size(1); }
   int64_t out_features() const { return weight_.size(0); }
@@ -34,9 +33,10 @@ class Linear {
  private:
   at::Tensor weight_;
   at::Tensor bias_;
-  int num_weights_;
-  int sink_weight_;
-  int sink_bias_;
+  int num_weights_ = 0;
+  int sink_weight_ =
+      -1;  ///< places of the first weight and the first bias in the part's GradientSink
+  int sink_bias_ = -1;
 };
 
 /// The sink's entries first .. first + count - 1 as one tensor (they are adjacent in the flat

@@ -26,7 +26,7 @@ class MlpPart final : public Part {
   class Graph;
   struct Saved;
   at::Tensor activate(const at::Tensor& up) const;
-  void make_saved(const at::Tensor& x, bool keep_graph, Saved& saved) const;
+  void make_saved(const at::Tensor& x, bool keep_statistics, bool keep_normed, Saved& saved) const;
 
   model::PartSpec spec_;
   model::MlpSpec mlp_;

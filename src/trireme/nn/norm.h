@@ -3,7 +3,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 #include "trireme/model/model_spec.h"
+#include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
 
 namespace trireme::nn {
@@ -43,6 +46,10 @@ class Norm {
   at::Tensor weight_;
   at::Tensor bias_;
 };
+
+/// The norm that a part's first parameters are.
+Norm leading_norm(const ParameterStore& store, const model::NormSpec& spec,
+                  const std::vector<int>& parameters);
 
 /// sink[index] = value, or += value. Float32, same shape.
 void add_to_sink(GradientSink& sink, int index, const at::Tensor& value);

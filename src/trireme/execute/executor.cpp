@@ -1,0 +1,316 @@
+#include "trireme/execute/executor.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "trireme/base/clock.h"
+#include "trireme/base/error.h"
+#include "trireme/device/device.h"
+#include "trireme/kernels/ops.h"
+#include "trireme/optim/optimizer.h"
+
+namespace trireme::execute {
+namespace {
+
+nn::SaveMode to_save_mode(plan::Recompute recompute) {
+  switch (recompute) {
+    case plan::Recompute::kNone:
+      return nn::SaveMode::kAll;
+    case plan::Recompute::kSelective:
+      return nn::SaveMode::kSelective;
+    case plan::Recompute::kFull:
+      return nn::SaveMode::kInputOnly;
+  }
+  return nn::SaveMode::kAll;
+}
+
+at::Tensor to_int64(const std::vector<int32_t>& values, int64_t rows, int64_t length,
+                    const char* what) {
+  TRIREME_CHECK(static_cast<int64_t>(values.size()) == rows * length,
+                "a batch of {} x {} has {} {}", rows, length, values.size(), what);
+  at::Tensor tensor = at::empty({rows, length}, at::kLong);
+  std::ranges::copy(values, tensor.data_ptr<int64_t>());
+  return tensor;
+}
+
+// Lanes meet as their gradients do: pairs of neighbours, then pairs of pairs.
+double sum_by_tree(std::vector<double> values) {
+  for (size_t stride = 1; stride < values.size(); stride *= 2) {
+    for (size_t i = 0; i + stride < values.size(); i += 2 * stride) values[i] += values[i + stride];
+  }
+  return values.empty() ? 0.0 : values[0];
+}
+
+}  // namespace
+
+nn::BatchTensors to_tensors(const data::Batch& batch) {
+  nn::BatchTensors tensors;
+  tensors.rows = batch.rows;
+  tensors.seq_len = batch.seq_len;
+  tensors.tokens = to_int64(batch.tokens, batch.rows, batch.seq_len, "tokens");
+  tensors.targets = to_int64(batch.targets, batch.rows, batch.seq_len, "targets");
+  tensors.positions = to_int64(batch.positions, batch.rows, batch.seq_len, "positions");
+  tensors.segments = batch.segments;
+  return tensors;
+}
+
+/// What lives during one step. Objects are found by what they belong to; the program's frees say
+/// when they go.
+class Executor::Step {
+ public:
+  Step(Executor& executor, const plan::Program& program, const StepInput& input)
+      : model_(executor.model_),
+        store_(executor.store_),
+        optimizer_(executor.optimizer_),
+        program_(program),
+        input_(input),
+        device_(device::get_device("cpu")) {
+    const plan::Strategy& strategy = program.strategy;
+    const int64_t count = strategy.micro_batches();
+    TRIREME_CHECK(static_cast<int64_t>(input.micro_batches.size()) == count,
+                  "the program wants {} micro-batches and gets {}", count,
+                  input.micro_batches.size());
+    int64_t targets = 0;
+    for (const data::Batch& batch : input.micro_batches) {
+      TRIREME_CHECK(batch.rows == strategy.micro && batch.seq_len == strategy.seq_len,
+                    "the program wants micro-batches of {} x {} and gets {} x {}", strategy.micro,
+                    strategy.seq_len, batch.rows, batch.seq_len);
+      targets += batch.num_targets;
+      result_.num_targets += batch.num_targets;
+      result_.num_bytes += batch.num_bytes;
+      result_.tokens += batch.rows * batch.seq_len;
+    }
+    if (input.total_targets > 0) targets = input.total_targets;
+    total_targets_ = static_cast<double>(std::max<int64_t>(targets, 1));
+
+    const auto parts = static_cast<size_t>(model_.num_parts());
+    micro_batches_.resize(static_cast<size_t>(count));
+    for (MicroBatch& micro : micro_batches_) {
+      micro.hidden.resize(parts);
+      micro.gradient.resize(parts);
+      micro.graphs.resize(parts);
+    }
+    lanes_.resize(static_cast<size_t>(strategy.lanes));
+    for (Lane& lane : lanes_) {
+      lane.gradients.resize(parts);
+      lane.written.assign(static_cast<size_t>(store_.num_parameters()), 0);
+    }
+    result_.measurements.resize(program.instructions.size());
+  }
+
+  StepResult run() {
+    const double begin = steady_clock().now_s();
+    int64_t peak = 0;
+    int64_t reserved = 0;
+    for (const plan::Instruction& instruction : program_.instructions) {
+      device_.reset_peak_memory();
+      plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
+      measurement.start_s = steady_clock().now_s() - begin;
+      for (const int buffer : instruction.makes)
+        make(program_.buffers[static_cast<size_t>(buffer)]);
+      execute(instruction);
+      for (const int buffer : instruction.frees)
+        free(program_.buffers[static_cast<size_t>(buffer)]);
+      measurement.duration_s = steady_clock().now_s() - begin - measurement.start_s;
+      const device::MemoryStatistics memory = device_.memory();
+      measurement.held_bytes_after = memory.allocated_bytes;
+      measurement.peak_bytes = memory.peak_allocated_bytes;
+      peak = std::max(peak, memory.peak_allocated_bytes);
+      reserved = std::max(reserved, memory.peak_reserved_bytes);
+    }
+    result_.peak_allocated_bytes = peak;
+    result_.peak_reserved_bytes = reserved;
+    result_.seconds = steady_clock().now_s() - begin;
+    return std::move(result_);
+  }
+
+ private:
+  struct MicroBatch {
+    nn::BatchTensors batch;
+    std::vector<at::Tensor> hidden;    ///< per part: its output
+    std::vector<at::Tensor> gradient;  ///< per part: the gradient of its output
+    std::vector<std::unique_ptr<nn::PartGraph>> graphs;
+  };
+  struct Lane {
+    std::vector<at::Tensor> gradients;  ///< per part: flat float32
+    std::vector<char> written;          ///< per parameter: holds a gradient already
+    double loss_sum = 0.0;
+  };
+
+  MicroBatch& micro(int64_t index) { return micro_batches_.at(static_cast<size_t>(index)); }
+  Lane& lane(int64_t index) { return lanes_.at(static_cast<size_t>(index)); }
+
+  // Only gradient accumulators are made here: every other buffer is an instruction's result.
+  void make(const plan::Buffer& buffer) {
+    if (buffer.kind != plan::BufferKind::kParameterGradient) return;
+    lane(buffer.lane).gradients.at(static_cast<size_t>(buffer.part)) =
+        at::empty({store_.part_numel(buffer.part)}, at::kFloat);
+  }
+
+  void free(const plan::Buffer& buffer) {
+    const auto part = static_cast<size_t>(std::max(buffer.part, 0));
+    switch (buffer.kind) {
+      case plan::BufferKind::kBatch:
+        micro(buffer.micro_batch).batch = {};
+        break;
+      case plan::BufferKind::kHidden:
+        micro(buffer.micro_batch).hidden.at(part).reset();
+        break;
+      case plan::BufferKind::kHiddenGradient:
+        micro(buffer.micro_batch).gradient.at(part).reset();
+        break;
+      case plan::BufferKind::kParameterGradient:
+        lane(buffer.lane).gradients.at(part).reset();
+        break;
+      case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
+      case plan::BufferKind::kDelayed:
+        break;
+    }
+  }
+
+  nn::GradientSink sink_of(nn::Part& part, Lane& lane) {
+    nn::GradientSink sink;
+    for (const int parameter : part.gradient_parameters()) {
+      const at::Tensor& flat =
+          lane.gradients.at(static_cast<size_t>(store_.spec().parameters[parameter].part));
+      TRIREME_CHECK(flat.defined(), "no accumulator for {}",
+                    store_.spec().parameters[parameter].name);
+      sink.gradients.push_back(store_.view(flat, parameter));
+      char& written = lane.written[static_cast<size_t>(parameter)];
+      sink.accumulate.push_back(written);
+      written = 1;
+    }
+    return sink;
+  }
+
+  void execute(const plan::Instruction& instruction) {
+    const int part = instruction.part;
+    const auto at_part = static_cast<size_t>(std::max(part, 0));
+    switch (instruction.kind) {
+      case plan::OpKind::kLoadBatch:
+        micro(instruction.micro_batch).batch =
+            to_tensors(input_.micro_batches[static_cast<size_t>(instruction.micro_batch)]);
+        break;
+      case plan::OpKind::kForward: {
+        MicroBatch& at = micro(instruction.micro_batch);
+        const at::Tensor hidden = part > 0 ? at.hidden[at_part - 1] : at::Tensor();
+        nn::ForwardResult result =
+            model_.part(part).forward(hidden, at.batch, true, to_save_mode(instruction.recompute));
+        at.hidden[at_part] = std::move(result.output);
+        at.graphs[at_part] = std::move(result.graph);
+        break;
+      }
+      case plan::OpKind::kRecompute:
+        graph(instruction).recompute();
+        break;
+      case plan::OpKind::kLoss: {
+        MicroBatch& at = micro(instruction.micro_batch);
+        Lane& into = lane(instruction.lane);
+        nn::GradientSink sink = sink_of(model_.head(), into);
+        nn::LossResult loss =
+            model_.head().loss(at.hidden.at(at_part - 1), at.batch, 1.0 / total_targets_,
+                               program_.strategy.loss_chunk_rows, &sink);
+        into.loss_sum += loss.loss_sum;
+        at.gradient[at_part - 1] = std::move(loss.grad_hidden);
+        break;
+      }
+      case plan::OpKind::kBackwardInput: {
+        MicroBatch& at = micro(instruction.micro_batch);
+        at.gradient.at(at_part - 1) = graph(instruction).backward_input(at.gradient[at_part]);
+        break;
+      }
+      case plan::OpKind::kBackwardWeight: {
+        MicroBatch& at = micro(instruction.micro_batch);
+        if (part == 0) graph(instruction).backward_input(std::move(at.gradient[0]));
+        at.gradient[at_part].reset();  // the graph holds it and frees it as soon as it is used
+        nn::GradientSink sink = sink_of(model_.part(part), lane(instruction.lane));
+        graph(instruction).backward_weight(sink);
+        at.graphs[at_part].reset();
+        break;
+      }
+      case plan::OpKind::kCombineLanes:
+        kernels::add_(lane(instruction.lane).gradients.at(at_part),
+                      lane(instruction.right_lane).gradients.at(at_part));
+        break;
+      case plan::OpKind::kGradNorm:
+        norm();
+        break;
+      case plan::OpKind::kOptimizerStep:
+        if (result_.applied) optimize(part);
+        break;
+      case plan::OpKind::kCommit:
+        break;
+    }
+  }
+
+  nn::PartGraph& graph(const plan::Instruction& instruction) {
+    auto& graph = micro(instruction.micro_batch).graphs.at(static_cast<size_t>(instruction.part));
+    TRIREME_CHECK(graph != nullptr, "{} before its forward",
+                  plan::describe(store_.spec(), instruction));
+    return *graph;
+  }
+
+  void norm() {
+    std::vector<double> sums;
+    for (const Lane& lane : lanes_) sums.push_back(lane.loss_sum);
+    result_.loss = sum_by_tree(std::move(sums)) / total_targets_;
+    result_.grad_norm = optim::gradient_norm(lane(0).gradients);
+    result_.applied = std::isfinite(result_.loss) && std::isfinite(result_.grad_norm);
+  }
+
+  void optimize(int part) {
+    optim::PartBuffers buffers;
+    buffers.weights = store_.part_master(part);
+    if (store_.has_compute_copy()) buffers.compute = store_.part_compute(part);
+    buffers.gradients = lane(0).gradients.at(static_cast<size_t>(part));
+    optim::StepParams params;
+    params.lr = input_.learning_rate;
+    params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
+    params.step = input_.step + 1;
+    optimizer_.step(part, buffers, params);
+  }
+
+  nn::Model& model_;
+  nn::ParameterStore& store_;
+  optim::Optimizer& optimizer_;
+  const plan::Program& program_;
+  const StepInput& input_;
+  device::Device& device_;
+  double total_targets_ = 1.0;
+  std::vector<MicroBatch> micro_batches_;
+  std::vector<Lane> lanes_;
+  StepResult result_;
+};
+
+Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer)
+    : model_(model), store_(store), optimizer_(optimizer) {
+  TRIREME_CHECK(store.master_dtype() == at::kFloat, "training needs float32 masters");
+}
+
+Executor::~Executor() = default;
+
+StepResult Executor::run_step(const plan::Program& program, const StepInput& input) {
+  return Step(*this, program, input).run();
+}
+
+EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows) {
+  const nn::BatchTensors tensors = to_tensors(batch);
+  at::Tensor hidden;
+  for (int part = 0; part + 1 < model.num_parts(); ++part) {
+    hidden = model.part(part).forward(hidden, tensors, false, nn::SaveMode::kInputOnly).output;
+  }
+  const nn::LossResult loss =
+      model.head().loss(hidden, tensors, 0.0, loss_chunk_rows, nullptr, true);
+  EvaluationResult result;
+  result.loss_sum = loss.loss_sum;
+  result.num_targets = batch.num_targets;
+  result.num_bytes = batch.num_bytes;
+  const at::Tensor losses = loss.token_losses.contiguous();
+  result.token_losses.assign(losses.data_ptr<float>(), losses.data_ptr<float>() + losses.numel());
+  return result;
+}
+
+}  // namespace trireme::execute

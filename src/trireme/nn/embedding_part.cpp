@@ -1,0 +1,67 @@
+#include "trireme/nn/embedding_part.h"
+
+#include <ATen/ops/empty.h>
+
+#include "trireme/base/error.h"
+#include "trireme/kernels/ops.h"
+
+namespace trireme::nn {
+
+class EmbeddingPart::Graph final : public PartGraph {
+ public:
+  explicit Graph(const BatchTensors& batch, bool learned_positions)
+      : tokens_(batch.tokens), positions_(learned_positions ? batch.positions : at::Tensor()) {}
+
+  void recompute() override {}
+
+  at::Tensor backward_input(at::Tensor grad_output) override {
+    grad_output_ = std::move(grad_output);
+    return {};
+  }
+
+  void backward_weight(GradientSink& sink) override {
+    const at::Tensor dy = grad_output_.flatten(0, 1);
+    kernels::embedding_backward(tokens_.flatten(), dy, sink.gradients[0], sink.accumulate[0] != 0);
+    if (positions_.defined()) {
+      kernels::embedding_backward(positions_.flatten(), dy, sink.gradients[1],
+                                  sink.accumulate[1] != 0);
+    }
+    grad_output_.reset();
+  }
+
+ private:
+  at::Tensor tokens_;
+  at::Tensor positions_;
+  at::Tensor grad_output_;
+};
+
+EmbeddingPart::EmbeddingPart(const ParameterStore& store, int part)
+    : spec_(store.spec().parts[part]), parameters_(store.part_parameters(part)) {
+  for (const int index : parameters_) {
+    const model::Role role = store.spec().parameters[index].role;
+    if (role == model::Role::kTokenEmbedding) {
+      tokens_ = store.compute(index);
+    } else {
+      TRIREME_CHECK(role == model::Role::kPositionEmbedding, "{} is not an embedding",
+                    store.spec().parameters[index].name);
+      positions_ = store.compute(index);
+    }
+  }
+  TRIREME_CHECK(tokens_.defined() &&
+                    store.spec().parameters[parameters_[0]].role == model::Role::kTokenEmbedding,
+                "the embedding part starts with the token table");
+}
+
+ForwardResult EmbeddingPart::forward(const at::Tensor&, const BatchTensors& batch, bool with_graph,
+                                     SaveMode) {
+  ForwardResult result;
+  const int64_t rows = batch.tokens.size(0);
+  const int64_t length = batch.tokens.size(1);
+  at::Tensor out = at::empty({rows * length, tokens_.size(1)}, tokens_.options());
+  kernels::embedding(batch.tokens.flatten(), tokens_, batch.positions.flatten(), positions_, out);
+  result.output = out.view({rows, length, tokens_.size(1)});
+  if (with_graph) result.graph = std::make_unique<Graph>(batch, positions_.defined());
+  return result;
+}
+
+}  // namespace trireme::nn

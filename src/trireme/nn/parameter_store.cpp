@@ -1,0 +1,153 @@
+#include "trireme/nn/parameter_store.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <array>
+#include <cmath>
+#include <numbers>
+#include <span>
+
+#include "trireme/base/error.h"
+#include "trireme/base/hash.h"
+#include "trireme/kernels/ops.h"
+
+namespace trireme::nn {
+namespace {
+
+/// Philox 4x32-10: a block cipher used as a random stream. Salmon, Moraes, Dror & Shaw, "Parallel
+/// random numbers: as easy as 1, 2, 3", 2011.
+std::array<uint32_t, 4> philox(uint64_t key, uint64_t counter) {
+  std::array<uint32_t, 4> x = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+                               0, 0};
+  uint32_t k0 = static_cast<uint32_t>(key);
+  uint32_t k1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53} * x[0];
+    const uint64_t p1 = uint64_t{0xCD9E8D57} * x[2];
+    x = {static_cast<uint32_t>(p1 >> 32) ^ x[1] ^ k0, static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ x[3] ^ k1, static_cast<uint32_t>(p0)};
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  }
+  return x;
+}
+
+/// Two independent N(0, 1) values: elements 2 * pair and 2 * pair + 1 of a stream (Box & Muller
+/// 1958).
+std::array<double, 2> normal_pair(uint64_t key, uint64_t pair) {
+  const std::array<uint32_t, 4> bits = philox(key, pair);
+  const uint64_t first = (static_cast<uint64_t>(bits[1]) << 32) | bits[0];
+  const uint64_t second = (static_cast<uint64_t>(bits[3]) << 32) | bits[2];
+  const double u =
+      (static_cast<double>(first >> 11) + 0.5) * 0x1.0p-53;  // in (0, 1): the logarithm is finite
+  const double angle = 2.0 * std::numbers::pi * (static_cast<double>(second >> 11) * 0x1.0p-53);
+  const double radius = std::sqrt(-2.0 * std::log(u));
+  return {radius * std::cos(angle), radius * std::sin(angle)};
+}
+
+uint64_t stream_key(uint64_t seed, const std::string& name) {
+  return mix(xxh3(std::as_bytes(std::span(name.data(), name.size()))), seed);
+}
+
+template <typename T>
+void fill_normal(T* out, int64_t count, uint64_t key, double std) {
+  at::parallel_for(0, (count + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const std::array<double, 2> values = normal_pair(key, static_cast<uint64_t>(pair));
+      out[2 * pair] = static_cast<T>(values[0] * std);
+      if (2 * pair + 1 < count) out[2 * pair + 1] = static_cast<T>(values[1] * std);
+    }
+  });
+}
+
+}  // namespace
+
+double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
+  return normal_pair(stream_key(seed, name), index / 2)[index % 2];
+}
+
+ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
+                               at::ScalarType master_dtype)
+    : spec_(std::move(spec)), compute_dtype_(compute_dtype), master_dtype_(master_dtype) {
+  const size_t parts = spec_.parts.size();
+  part_numel_.assign(parts, 0);
+  part_parameters_.resize(parts);
+  offsets_.reserve(spec_.parameters.size());
+  for (size_t i = 0; i < spec_.parameters.size(); ++i) {
+    const model::ParameterSpec& parameter = spec_.parameters[i];
+    TRIREME_CHECK(parameter.part >= 0 && parameter.part < static_cast<int>(parts),
+                  "{} is in part {} of {}", parameter.name, parameter.part, parts);
+    offsets_.push_back(part_numel_[parameter.part]);
+    part_numel_[parameter.part] += parameter.numel();
+    part_parameters_[parameter.part].push_back(static_cast<int>(i));
+  }
+  for (const int64_t numel : part_numel_) {
+    master_.push_back(at::empty({numel}, master_dtype_));
+    compute_.push_back(has_compute_copy() ? at::empty({numel}, compute_dtype_) : master_.back());
+  }
+}
+
+at::Tensor ParameterStore::master(const std::string& name) const {
+  const int index = spec_.parameter_index(name);
+  TRIREME_CHECK(index >= 0, "no parameter is called {}", name);
+  return master(index);
+}
+
+at::Tensor ParameterStore::view(const at::Tensor& flat, int parameter) const {
+  const model::ParameterSpec& spec = spec_.parameters[parameter];
+  TRIREME_CHECK(flat.numel() == part_numel_[spec.part], "{} elements for part {} of {}",
+                flat.numel(), spec.part, part_numel_[spec.part]);
+  return flat.narrow(0, offsets_[parameter], spec.numel()).view(spec.shape);
+}
+
+at::Tensor ParameterStore::fused_view(const at::Tensor& flat, int first, int count) const {
+  const model::ParameterSpec& head = spec_.parameters[first];
+  int64_t rows = 0;
+  for (int i = first; i < first + count; ++i) {
+    const model::ParameterSpec& parameter = spec_.parameters[i];
+    TRIREME_CHECK(parameter.part == head.part && parameter.shape.size() == head.shape.size() &&
+                      (parameter.shape.size() < 2 || parameter.shape[1] == head.shape[1]),
+                  "{} and {} do not form one matrix", head.name, parameter.name);
+    rows += parameter.shape[0];
+  }
+  const int64_t columns = head.shape.size() < 2 ? 1 : head.shape[1];
+  const at::Tensor piece = flat.narrow(0, offsets_[first], rows * columns);
+  return head.shape.size() < 2 ? piece : piece.view({rows, columns});
+}
+
+void ParameterStore::initialize(uint64_t seed) {
+  for (int i = 0; i < num_parameters(); ++i) {
+    const model::ParameterSpec& parameter = spec_.parameters[i];
+    at::Tensor values = master(i);
+    switch (parameter.init.kind) {
+      case model::InitKind::kOnes:
+        values.fill_(1.0);
+        break;
+      case model::InitKind::kZeros:
+        values.fill_(0.0);
+        break;
+      case model::InitKind::kNormal: {
+        const uint64_t key = stream_key(seed, parameter.name);
+        if (master_dtype_ == at::kDouble) {
+          fill_normal(values.data_ptr<double>(), values.numel(), key, parameter.init.std);
+        } else {
+          fill_normal(values.data_ptr<float>(), values.numel(), key, parameter.init.std);
+        }
+        break;
+      }
+    }
+  }
+  refresh_compute();
+}
+
+void ParameterStore::refresh_compute(int part) {
+  if (!has_compute_copy()) return;
+  kernels::convert(master_[part], compute_[part]);
+}
+
+void ParameterStore::refresh_compute() {
+  for (int part = 0; part < num_parts(); ++part) refresh_compute(part);
+}
+
+}  // namespace trireme::nn
