@@ -119,7 +119,6 @@ class StreamEncoder {
   const Tokenizer& tokenizer_;
   bool parse_special_;
   std::string pending_;
-  bool at_start_ = true;
 };
 
 /// Decodes ids that arrive one by one into text to show: never half a UTF-8 sequence.
