@@ -3,15 +3,19 @@
 // Conventions of all functions below
 //  - "compute dtype" is float32 or bfloat16 and is the same for all tensors of a call unless said
 //    otherwise. Statistics, accumulations and gradients of parameters are float32.
-//  - Rows are tokens: N = batch x sequence. A tensor's last dimension is contiguous; its rows may be
+//  - Rows are tokens: N = batch x sequence. A tensor's last dimension is contiguous; its rows may
+//  be
 //    strided where the comment says so, else the tensor is contiguous.
-//  - Outputs are tensors the caller made (uninitialised is fine: nothing reads them, unless `accumulate`
+//  - Outputs are tensors the caller made (uninitialised is fine: nothing reads them, unless
+//  `accumulate`
 //    is true). No function keeps a reference to its arguments.
 //  - `accumulate` false overwrites the output, true adds to it: nobody fills with zeros.
-//  - Results depend neither on the number of threads nor on the number of rows beside a row: reductions
+//  - Results depend neither on the number of threads nor on the number of rows beside a row:
+//  reductions
 //    over rows run over fixed blocks and a fixed tree.
 //  - "Workspace" is memory held only during the call, in bytes, from the tensor allocator.
-//  - Blocking: every function returns when its result is there. Thread-safety: one call at a time; each
+//  - Blocking: every function returns when its result is there. Thread-safety: one call at a time;
+//  each
 //    call spreads over ATen's thread pool.
 //  - Shapes or dtypes that break the contract are defects of the caller (TRIREME_CHECK).
 #pragma once
@@ -26,8 +30,16 @@
 namespace trireme::kernels {
 
 enum class Op {
-  kRmsNorm, kLayerNorm, kActivation, kGatedActivation, kRotary, kEmbedding, kAttention, kLinear,
-  kLinearCrossEntropy, kAdamW
+  kRmsNorm,
+  kLayerNorm,
+  kActivation,
+  kGatedActivation,
+  kRotary,
+  kEmbedding,
+  kAttention,
+  kLinear,
+  kLinearCrossEntropy,
+  kAdamW
 };
 const char* to_string(Op op);
 
@@ -37,17 +49,21 @@ std::optional<std::string> unsupported_reason(Op op, at::ScalarType dtype, at::D
 // --- Products -----------------------------------------------------------------------------------
 // x and dy may have strided rows (a column slice of a wider matrix); weights may too.
 
-/// y = x weight^T (+ bias) (+ residual). x [N, in], weight [out, in], bias [out], residual [N, out] and y
-/// [N, out] in compute dtype; y may also be float32 with bfloat16 inputs. residual may be y itself.
-/// Row i of y is the same bits whatever N is. Workspace: none in float32 when N >= 8; see product_workspace_bytes.
+/// y = x weight^T (+ bias) (+ residual). x [N, in], weight [out, in], bias [out], residual [N, out]
+/// and y [N, out] in compute dtype; y may also be float32 with bfloat16 inputs. residual may be y
+/// itself. Row i of y is the same bits whatever N is. Workspace: none in float32 when N >= 8; see
+/// product_workspace_bytes.
 void linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
             const std::optional<at::Tensor>& residual, at::Tensor& y);
 
 /// dx = dy weight, or dx += dy weight. dy [N, out], weight [out, in], dx [N, in]; compute dtype.
-void linear_backward_input(const at::Tensor& dy, const at::Tensor& weight, at::Tensor& dx, bool accumulate = false);
+void linear_backward_input(const at::Tensor& dy, const at::Tensor& weight, at::Tensor& dx,
+                           bool accumulate = false);
 
-/// dweight = dy^T x, or dweight += dy^T x. dy [N, out], x [N, in] compute dtype; dweight [out, in] float32.
-void linear_backward_weight(const at::Tensor& dy, const at::Tensor& x, at::Tensor& dweight, bool accumulate);
+/// dweight = dy^T x, or dweight += dy^T x. dy [N, out], x [N, in] compute dtype; dweight [out, in]
+/// float32.
+void linear_backward_weight(const at::Tensor& dy, const at::Tensor& x, at::Tensor& dweight,
+                            bool accumulate);
 
 /// dbias = column sums of dy [N, out], or added to it. dbias [out] float32.
 void bias_gradient(const at::Tensor& dy, at::Tensor& dbias, bool accumulate);
@@ -56,27 +72,31 @@ void bias_gradient(const at::Tensor& dy, at::Tensor& dbias, bool accumulate);
 int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::ScalarType dtype);
 
 // --- Normalisation ------------------------------------------------------------------------------
-// x, y, dy, dx: [N, d] or [N, heads, d] with any strides but a contiguous last dimension (so the q heads of
-// a fused qkv matrix are normalised where they lie). rstd and mean: float32, contiguous, [N] or [N, heads].
-// y may be x. dx may be dy. add_to_dx: dx += gradient (the residual branch), for which dx is not dy.
-// Workspace of a backward: 4 d (or 8 d) bytes for each of up to 64 blocks of rows.
+// x, y, dy, dx: [N, d] or [N, heads, d] with any strides but a contiguous last dimension (so the q
+// heads of a fused qkv matrix are normalised where they lie). rstd and mean: float32, contiguous,
+// [N] or [N, heads]. y may be x. dx may be dy. add_to_dx: dx += gradient (the residual branch), for
+// which dx is not dy. Workspace of a backward: 4 d (or 8 d) bytes for each of up to 64 blocks of
+// rows.
 
 /// y = x / sqrt(mean(x^2) + eps) * weight; rstd = 1 / sqrt(mean(x^2) + eps). Zhang & Sennrich 2019.
 /// rstd may be undefined when no backward follows.
-void rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y, at::Tensor rstd);
+void rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
+              at::Tensor rstd);
 
 /// Gradient of rms_norm. dweight [d] float32 (undefined: not computed); dx undefined: only dweight.
-void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& rstd,
-                       at::Tensor dx, bool add_to_dx, at::Tensor dweight, bool accumulate);
+void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
+                       const at::Tensor& rstd, at::Tensor dx, bool add_to_dx, at::Tensor dweight,
+                       bool accumulate);
 
 /// y = (x - mean) * rstd * weight + bias; bias may be undefined. Ba, Kiros & Hinton 2016.
-void layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, at::Tensor& y,
-                at::Tensor mean, at::Tensor rstd);
+void layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,
+                at::Tensor& y, at::Tensor mean, at::Tensor rstd);
 
-/// Gradient of layer_norm. dweight, dbias [d] float32, each may be undefined; dx undefined: only those.
-void layer_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mean,
-                         const at::Tensor& rstd, at::Tensor dx, bool add_to_dx, at::Tensor dweight, at::Tensor dbias,
-                         bool accumulate);
+/// Gradient of layer_norm. dweight, dbias [d] float32, each may be undefined; dx undefined: only
+/// those.
+void layer_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
+                         const at::Tensor& mean, const at::Tensor& rstd, at::Tensor dx,
+                         bool add_to_dx, at::Tensor dweight, at::Tensor dbias, bool accumulate);
 
 // --- Element-wise -------------------------------------------------------------------------------
 
@@ -88,56 +108,62 @@ void activation(Activation act, const at::Tensor& x, at::Tensor& y);
 /// dx = dy * act'(x); dx may be dy or x.
 void activation_backward(Activation act, const at::Tensor& dy, const at::Tensor& x, at::Tensor& dx);
 
-/// y = act(gate) * up over a fused matrix. gate_up [N, 2h] = gate | up, y [N, h]. With kSilu: SwiGLU
-/// (Shazeer 2020). Workspace: none.
+/// y = act(gate) * up over a fused matrix. gate_up [N, 2h] = gate | up, y [N, h]. With kSilu:
+/// SwiGLU (Shazeer 2020). Workspace: none.
 void gated_activation(Activation act, const at::Tensor& gate_up, at::Tensor& y);
 
-/// dy [N, h] -> d_gate_up [N, 2h]; d_gate_up may be gate_up. If y is defined [N, h], the forward result is
-/// made again in the same pass (y may be dy).
-void gated_activation_backward(Activation act, const at::Tensor& dy, const at::Tensor& gate_up, at::Tensor& d_gate_up,
-                               at::Tensor y = {});
+/// dy [N, h] -> d_gate_up [N, 2h]; d_gate_up may be gate_up. If y is defined [N, h], the forward
+/// result is made again in the same pass (y may be dy).
+void gated_activation_backward(Activation act, const at::Tensor& dy, const at::Tensor& gate_up,
+                               at::Tensor& d_gate_up, at::Tensor y = {});
 
 // --- Rotary position embedding, rotate-half (Su et al. 2021; Hugging Face layout) ---------------
 
-/// Rotates x in place: for i < dim/2, (x_i, x_{i+dim/2}) turns by the angle of positions[n]; dimensions from
-/// `dim` on stay. x [N, heads, head_dim] with strides (any, any, 1), compute dtype; positions [N] int64 contiguous;
-/// cos, sin [positions, dim/2] float32. q and k heads that lie side by side are one call. inverse: the
-/// backward. Workspace: none.
-void rotary_(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos, const at::Tensor& sin,
-             bool inverse = false);
+/// Rotates x in place: for i < dim/2, (x_i, x_{i+dim/2}) turns by the angle of positions[n];
+/// dimensions from `dim` on stay. x [N, heads, head_dim] with strides (any, any, 1), compute dtype;
+/// positions [N] int64 contiguous; cos, sin [positions, dim/2] float32. q and k heads that lie side
+/// by side are one call. inverse: the backward. Workspace: none.
+void rotary_(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos,
+             const at::Tensor& sin, bool inverse = false);
 
 // --- Embedding ----------------------------------------------------------------------------------
 
-/// out[n] = weight[tokens[n]] (+ position_weight[positions[n]]). tokens, positions [N] int64; weight [V, d];
-/// position_weight [P, d] or undefined; out [N, d]; compute dtype. An id outside the table is Error{kData}.
+/// out[n] = weight[tokens[n]] (+ position_weight[positions[n]]). tokens, positions [N] int64;
+/// weight [V, d]; position_weight [P, d] or undefined; out [N, d]; compute dtype. An id outside the
+/// table is Error{kData}.
 void embedding(const at::Tensor& tokens, const at::Tensor& weight, const at::Tensor& positions,
                const at::Tensor& position_weight, at::Tensor& out);
 
-/// dweight[tokens[n]] += dy[n], in row order (the same bits each time). dy [N, d] compute dtype, dweight [V, d]
-/// float32; accumulate false makes the other rows zero. Workspace: 8 (N + V) bytes.
-void embedding_backward(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& dweight, bool accumulate);
+/// dweight[tokens[n]] += dy[n], in row order (the same bits each time). dy [N, d] compute dtype,
+/// dweight [V, d] float32; accumulate false makes the other rows zero. Workspace: 8 (N + V) bytes.
+void embedding_backward(const at::Tensor& tokens, const at::Tensor& dy, at::Tensor& dweight,
+                        bool accumulate);
 
 // --- Attention ----------------------------------------------------------------------------------
 
-/// Document segments of a batch: per row the start offsets, ascending, first 0 (nn::BatchTensors::segments).
+/// Document segments of a batch: per row the start offsets, ascending, first 0
+/// (nn::BatchTensors::segments).
 using Segments = std::vector<std::vector<int32_t>>;
 
-/// out = softmax(scale q k^T + causal mask) v, grouped-query: query head h uses kv head h / (Hq / Hkv).
-/// q [B, Tq, Hq, D], k and v [B, Tk, Hkv, D], Tq <= Tk: query i sees keys j <= i + Tk - Tq. out [B, Tq, Hq, D].
-/// All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv) D]) with a contiguous last dimension.
-/// logsumexp [B, Hq, Tq] float32 contiguous, undefined when no backward follows. With `segments` (Tq = Tk) a query
-/// sees only keys of its own segment. Dao et al. 2022 (blocked softmax). Workspace: attention_workspace_bytes.
-void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale, const Segments* segments,
-               at::Tensor& out, at::Tensor logsumexp);
+/// out = softmax(scale q k^T + causal mask) v, grouped-query: query head h uses kv head h / (Hq /
+/// Hkv). q [B, Tq, Hq, D], k and v [B, Tk, Hkv, D], Tq <= Tk: query i sees keys j <= i + Tk - Tq.
+/// out [B, Tq, Hq, D]. All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv) D]) with
+/// a contiguous last dimension. logsumexp [B, Hq, Tq] float32 contiguous, undefined when no
+/// backward follows. With `segments` (Tq = Tk) a query sees only keys of its own segment. Dao et
+/// al. 2022 (blocked softmax). Workspace: attention_workspace_bytes.
+void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+               const Segments* segments, at::Tensor& out, at::Tensor logsumexp);
 
 /// Gradients into dq, dk, dv: strided views of one fused gradient buffer; overwritten. Tq = Tk.
-void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                        const at::Tensor& out, const at::Tensor& logsumexp, double scale, const Segments* segments,
-                        at::Tensor& dq, at::Tensor& dk, at::Tensor& dv);
+void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
+                        const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
+                        double scale, const Segments* segments, at::Tensor& dq, at::Tensor& dk,
+                        at::Tensor& dv);
 
 /// Workspace of attention (backward false) and attention_backward (true) with `threads` threads.
-int64_t attention_workspace_bytes(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                                  at::ScalarType dtype, bool backward, int threads);
+int64_t attention_workspace_bytes(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
+                                  int64_t head_dim, at::ScalarType dtype, bool backward,
+                                  int threads);
 
 // --- Output head with loss ----------------------------------------------------------------------
 
@@ -145,23 +171,25 @@ inline constexpr int64_t kIgnoredTarget = -100;
 
 /// What linear_cross_entropy computes beside the loss; undefined tensors are not computed.
 struct CrossEntropyOutputs {
-  at::Tensor d_hidden;    ///< [N, d] compute dtype: scale * dloss/dhidden
-  at::Tensor d_weight;    ///< [V, d] float32: scale * dloss/dweight
+  at::Tensor d_hidden;      ///< [N, d] compute dtype: scale * dloss/dhidden
+  at::Tensor d_weight;      ///< [V, d] float32: scale * dloss/dweight
   bool accumulate = false;  ///< of d_weight
-  at::Tensor losses;      ///< [N] float32: the loss of each row, 0 where ignored
+  at::Tensor losses;        ///< [N] float32: the loss of each row, 0 where ignored
 };
 
-/// Sum over rows of -log softmax(hidden weight^T)[target], in `chunk_rows` rows at a time so that the logits of the
-/// whole batch never exist at once. hidden [N, d], weight [V, d] compute dtype; targets [N] int64, kIgnoredTarget
-/// where nothing counts. `scale` (1 / number of targets as a rule) applies to the gradients, not to the result.
-/// Logits are float32 in both dtypes. Returns the unscaled sum: double, rows in order, so it does not depend on
-/// chunk_rows or threads; d_weight depends on chunk_rows in rounding alone. A target outside 0 .. V-1 is Error{kData}.
+/// Sum over rows of -log softmax(hidden weight^T)[target], in `chunk_rows` rows at a time so that
+/// the logits of the whole batch never exist at once. hidden [N, d], weight [V, d] compute dtype;
+/// targets [N] int64, kIgnoredTarget where nothing counts. `scale` (1 / number of targets as a
+/// rule) applies to the gradients, not to the result. Logits are float32 in both dtypes. Returns
+/// the unscaled sum: double, rows in order, so it does not depend on chunk_rows or threads;
+/// d_weight depends on chunk_rows in rounding alone. A target outside 0 .. V-1 is Error{kData}.
 /// Workspace: cross_entropy_workspace_bytes.
-double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, double scale,
-                            int64_t chunk_rows, CrossEntropyOutputs outputs);
+double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
+                            const at::Tensor& targets, double scale, int64_t chunk_rows,
+                            CrossEntropyOutputs outputs);
 
-int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden, at::ScalarType dtype,
-                                      bool with_gradients);
+int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
+                                      at::ScalarType dtype, bool with_gradients);
 
 // --- Optimizer passes over flat buffers ---------------------------------------------------------
 
@@ -175,11 +203,12 @@ struct AdamWParams {
   double gradient_scale = 1.0;  ///< multiplies the gradient first (clipping)
 };
 
-/// One AdamW step (Loshchilov & Hutter 2019; torch.optim.AdamW's order of operations). weights, gradients, exp_avg,
-/// exp_avg_sq: float32 [n] contiguous; weights and states are updated in place. compute: undefined, or bfloat16
-/// [n], receives the rounded new weights in the same pass. Workspace: none.
-void adamw_(at::Tensor& weights, const at::Tensor& gradients, at::Tensor& exp_avg, at::Tensor& exp_avg_sq,
-            at::Tensor compute, const AdamWParams& params);
+/// One AdamW step (Loshchilov & Hutter 2019; torch.optim.AdamW's order of operations). weights,
+/// gradients, exp_avg, exp_avg_sq: float32 [n] contiguous; weights and states are updated in place.
+/// compute: undefined, or bfloat16 [n], receives the rounded new weights in the same pass.
+/// Workspace: none.
+void adamw_(at::Tensor& weights, const at::Tensor& gradients, at::Tensor& exp_avg,
+            at::Tensor& exp_avg_sq, at::Tensor compute, const AdamWParams& params);
 
 /// Sum of squares of a float32 contiguous tensor: double, fixed blocks, independent of threads.
 double sum_of_squares(const at::Tensor& x);

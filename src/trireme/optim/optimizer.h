@@ -1,8 +1,9 @@
 // Optimizers over flat per-part buffers.
 //
-// A part's parameters lie in one flat buffer, in the order of ModelSpec::parameters, without gaps; the
-// gradients and the optimizer's states have the same layout. One step of a part is one pass over its buffers,
-// so the executor can run it as soon as that part's gradients and the global norm are known.
+// A part's parameters lie in one flat buffer, in the order of ModelSpec::parameters, without gaps;
+// the gradients and the optimizer's states have the same layout. One step of a part is one pass
+// over its buffers, so the executor can run it as soon as that part's gradients and the global norm
+// are known.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -43,7 +44,8 @@ const char* to_string(OptimizerKind kind);
 /// The flat buffers of one part. Borrowed; float32 [n] contiguous but `compute`.
 struct PartBuffers {
   at::Tensor weights;    ///< master weights, updated in place
-  at::Tensor compute;    ///< bfloat16 [n], receives the rounded new weights; undefined when weights are used as they are
+  at::Tensor compute;    ///< bfloat16 [n], receives the rounded new weights; undefined when weights
+                         ///< are used as they are
   at::Tensor gradients;  ///< of the whole global batch
 };
 
@@ -60,13 +62,14 @@ struct StateTensor {
   at::Tensor tensor;      ///< writing to it sets the state
 };
 
-/// Updates parameters. Thread-safety: one call at a time. Ownership: owns its states, borrows the buffers of a
-/// call. Blocking: step() returns when the update is done.
+/// Updates parameters. Thread-safety: one call at a time. Ownership: owns its states, borrows the
+/// buffers of a call. Blocking: step() returns when the update is done.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
   virtual void step(int part, const PartBuffers& buffers, const StepParams& params) = 0;
-  /// Every state tensor, in the order of ModelSpec::parameters. Views stay valid as long as the optimizer.
+  /// Every state tensor, in the order of ModelSpec::parameters. Views stay valid as long as the
+  /// optimizer.
   virtual std::vector<StateTensor> state() const = 0;
   virtual int64_t state_bytes() const = 0;
   /// The largest memory that a step of one part holds beside states and buffers.
@@ -74,19 +77,23 @@ class Optimizer {
 };
 
 /// Makes an optimizer with zero states. Error{kConfig} with validate()'s first reason.
-std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config, const model::ModelSpec& spec);
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                          const model::ModelSpec& spec);
 
-/// Whether Muon updates this parameter: matrices inside the blocks; embeddings, head and vectors get AdamW.
+/// Whether Muon updates this parameter: matrices inside the blocks; embeddings, head and vectors
+/// get AdamW.
 bool uses_muon(const model::ParameterSpec& parameter);
 
-/// State floats per element of the parameter: 2 for AdamW, 1 for Muon's matrices. For memory estimates.
+/// State floats per element of the parameter: 2 for AdamW, 1 for Muon's matrices. For memory
+/// estimates.
 int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& parameter);
 
-/// Global norm of gradients given as flat buffers of all parts, in part order; double, two fixed stages, independent
-/// of threads and of how parts are visited.
+/// Global norm of gradients given as flat buffers of all parts, in part order; double, two fixed
+/// stages, independent of threads and of how parts are visited.
 double gradient_norm(const std::vector<at::Tensor>& gradients);
 
-/// The factor of torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm is 0.
+/// The factor of torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm
+/// is 0.
 double clip_scale(double norm, double max_norm);
 
 }  // namespace trireme::optim
