@@ -1,0 +1,31 @@
+// A folder of its own for one test, removed afterwards.
+#pragma once
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+namespace trireme::checkpoint {
+
+class TestFolder {
+ public:
+  TestFolder() {
+    std::string name =
+        (std::filesystem::temp_directory_path() / "trireme-checkpoint-XXXXXX").string();
+    path_ = mkdtemp(name.data());
+  }
+  ~TestFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TestFolder(const TestFolder&) = delete;
+  TestFolder& operator=(const TestFolder&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace trireme::checkpoint
