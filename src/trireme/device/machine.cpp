@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <sstream>
 #include <string_view>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
@@ -127,6 +128,27 @@ Machine read_machine() {
   machine.cpu_capability = at::get_cpu_capability();
   machine.devices = find_devices(machine.processor);
   return machine;
+}
+
+OrderedJson to_json(const Machine& machine) {
+  OrderedJson devices = OrderedJson::array();
+  for (const Machine::Device& device : machine.devices) {
+    devices.push_back({{"name", device.name}, {"model", device.model}, {"usable", device.usable}});
+  }
+  return {{"host", machine.host},
+          {"system", machine.system},
+          {"processor", machine.processor},
+          {"features", machine.features},
+          {"cpus", machine.cpus},
+          {"cpu_quota", machine.cpu_quota},
+          {"threads", machine.torch_threads},
+          {"load", machine.load},
+          {"memory_bytes", machine.memory_bytes},
+          {"available_memory_bytes", machine.available_memory_bytes},
+          {"torch", machine.torch_version},
+          {"blas", machine.blas},
+          {"cpu_capability", machine.cpu_capability},
+          {"devices", std::move(devices)}};
 }
 
 MachineRates measure_machine(const fs::path& folder, double budget_s) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "trireme/base/json.h"
 #include "trireme/device/probe.h"
 
 namespace trireme::device {
@@ -41,6 +42,9 @@ struct Machine {
 };
 
 Machine read_machine();
+
+/// The facts as the "machine" of `--json` documents.
+OrderedJson to_json(const Machine& machine);
 
 struct MachineRates {
   Rate gemm_fp32;                  ///< GFLOP/s

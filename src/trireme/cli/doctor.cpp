@@ -1,0 +1,127 @@
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "trireme/base/log.h"
+#include "trireme/cli/command.h"
+#include "trireme/device/machine.h"
+
+namespace trireme::cli {
+
+namespace {
+
+using device::Finding;
+
+const char* level_name(Finding::Level level) {
+  switch (level) {
+    case Finding::Level::kProblem:
+      return "problem";
+    case Finding::Level::kWarning:
+      return "warning";
+    case Finding::Level::kNote:
+      break;
+  }
+  return "note";
+}
+
+OrderedJson rate_json(const std::string& name, const device::Rate& rate, const char* unit) {
+  return {{"name", name},
+          {"median", rate.median},
+          {"min", rate.min},
+          {"max", rate.max},
+          {"unit", unit}};
+}
+
+OrderedJson rows_json(const std::vector<device::RowDependence>& rows) {
+  OrderedJson result = OrderedJson::array();
+  for (const device::RowDependence& row : rows) {
+    result.push_back({{"k", row.inner}, {"differs_at_rows", row.row_counts}});
+  }
+  return result;
+}
+
+void print_document(const device::Machine& machine, const device::MachineRates& rates,
+                    const std::vector<Finding>& findings) {
+  OrderedJson results = {rate_json("gemm.fp32", rates.gemm_fp32, "GFLOP/s"),
+                         rate_json("gemm.bf16", rates.gemm_bf16, "GFLOP/s"),
+                         rate_json("memory", rates.memory_bandwidth, "GB/s")};
+  if (rates.disk_write) results.push_back(rate_json("disk_write", *rates.disk_write, "MB/s"));
+  OrderedJson list = OrderedJson::array();
+  bool ok = true;
+  for (const Finding& finding : findings) {
+    list.push_back(
+        {{"level", level_name(finding.level)}, {"what", finding.what}, {"advice", finding.advice}});
+    ok = ok && finding.level != Finding::Level::kProblem;
+  }
+  print_json({{"ok", ok},
+              {"machine", device::to_json(machine)},
+              {"results", results},
+              {"row_independence",
+               {{"fp32",
+                 {{"independent_from", device::independent_from(rates.rows_fp32)},
+                  {"tested", rows_json(rates.rows_fp32)}}},
+                {"bf16",
+                 {{"independent_from", device::independent_from(rates.rows_bf16)},
+                  {"tested", rows_json(rates.rows_bf16)}}}}},
+              {"findings", list}});
+}
+
+void print_rate(const char* label, const device::Rate& rate, const char* unit) {
+  fmt::print("{:<14} {:.1f} {} [{:.1f} .. {:.1f}]\n", label, rate.median, unit, rate.min, rate.max);
+}
+
+void print_text(const device::Machine& machine, const device::MachineRates& rates,
+                const std::vector<Finding>& findings, bool verbose) {
+  const auto gib = [](int64_t bytes) { return static_cast<double>(bytes) / 0x1p30; };
+  fmt::print("{:<14} {}, {}\n", "machine", machine.host, machine.system);
+  fmt::print("{:<14} {} ({})\n", "processor", machine.processor, fmt::join(machine.features, " "));
+  fmt::print("{:<14} {} usable, {} threads of torch\n", "CPUs", machine.cpus,
+             machine.torch_threads);
+  fmt::print("{:<14} {:.1f} GiB, {:.1f} free\n", "memory", gib(machine.memory_bytes),
+             gib(machine.available_memory_bytes));
+  fmt::print("{:<14} {}, BLAS {}, kernels for {}\n", "libtorch", machine.torch_version,
+             machine.blas, machine.cpu_capability);
+  for (const device::Machine::Device& device : machine.devices) {
+    fmt::print("{:<14} {} {}{}\n", "device", device.name, device.model,
+               device.usable ? "" : " (not used by this build)");
+  }
+  print_rate("fp32 products", rates.gemm_fp32, "GFLOP/s");
+  print_rate("bf16 products", rates.gemm_bf16, "GFLOP/s");
+  print_rate("memory copy", rates.memory_bandwidth, "GB/s");
+  if (rates.disk_write) print_rate("disk write", *rates.disk_write, "MB/s");
+  if (verbose) fmt::print("\n{}\n", machine.torch_configuration);
+  fmt::print("\n");
+  bool healthy = true;
+  for (const Finding& finding : findings) {
+    healthy = healthy && finding.level == Finding::Level::kNote;
+    fmt::print("{}: {}\n", level_name(finding.level), finding.what);
+    if (!finding.advice.empty()) fmt::print("  what to do: {}\n", finding.advice);
+  }
+  if (healthy) fmt::print("nothing is wrong with this machine\n");
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, GlobalOptions& options) {
+  CLI::App* command =
+      app.add_subcommand("doctor", "what this machine can do, and what is wrong with it");
+  auto folder = std::make_shared<std::string>(".");
+  command->add_option("--folder", *folder, "where the disk is measured")->capture_default_str();
+  add_global_options(*command, options, "trireme doctor");
+  command->callback([folder, &options] {
+    const device::Machine machine = device::read_machine();
+    log::info("measuring for about 5 seconds ...");
+    const device::MachineRates rates = device::measure_machine(*folder);
+    const std::vector<Finding> findings = device::diagnose(machine, rates);
+    if (options.json) {
+      print_document(machine, rates, findings);
+    } else {
+      print_text(machine, rates, findings, options.verbose);
+    }
+  });
+}
+
+}  // namespace trireme::cli
