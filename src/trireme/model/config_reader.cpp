@@ -9,7 +9,8 @@ namespace trireme::model {
 
 namespace {
 // Larger sizes cannot be meant and would overflow products of sizes.
-constexpr int64_t kLargestSize = int64_t{1} << 40;
+constexpr int64_t kLargestSize = int64_t{1} << 31;
+constexpr int64_t kMostLayers = 4096;
 }  // namespace
 
 ConfigReader::ConfigReader(Json object, std::string origin, std::string path)
@@ -55,6 +56,14 @@ int64_t ConfigReader::positive(const std::string& key, int64_t default_value) {
     fail(key, fmt::format("is {}, out of range", value->dump()), "write a positive number");
   }
   return number;
+}
+
+int64_t ConfigReader::layers(const std::string& key) {
+  const int64_t count = positive(key);
+  if (count > kMostLayers) {
+    fail(key, fmt::format("is {}, more than {} layers", count, kMostLayers), "write fewer layers");
+  }
+  return count;
 }
 
 double ConfigReader::number(const std::string& key, double default_value) {

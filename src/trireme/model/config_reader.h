@@ -25,6 +25,7 @@ class ConfigReader {
   bool has(const std::string& key) const;  ///< present and not null; does not mark the key as used
   int64_t positive(const std::string& key);
   int64_t positive(const std::string& key, int64_t default_value);
+  int64_t layers(const std::string& key);  ///< required; a number of layers that can be meant
   double number(const std::string& key, double default_value);  ///< finite
   double positive_number(const std::string& key);               ///< finite, > 0
   double positive_number(const std::string& key, double default_value);

@@ -25,6 +25,10 @@ void ParameterTable::begin_part(PartKind kind, int layer) {
 
 ParameterSpec& ParameterTable::matrix(const std::string& name, Role role, int64_t out, int64_t in,
                                       bool residual) {
+  // Keeps every sum of sizes far from overflow, whatever a config claims.
+  constexpr int64_t kLargestMatrix = int64_t{1} << 40;
+  TRIREME_USER_CHECK(out <= kLargestMatrix / in, kConfig, "check the sizes in the config",
+                     "{} would be a matrix of {} x {}", name, out, in);
   ParameterSpec parameter;
   parameter.name = name;
   parameter.shape = {out, in};
@@ -151,7 +155,7 @@ void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options
   spec.max_positions = config.positive("max_position_embeddings", 2048);
   spec.tied_embeddings = config.flag("tie_word_embeddings", false);
   spec.initializer_range = config.number("initializer_range", 0.02);
-  const int64_t num_layers = config.positive("num_hidden_layers");
+  const int64_t num_layers = config.layers("num_hidden_layers");
 
   LayerSpec layer;
   layer.attention_norm = {NormKind::kRmsNorm, config.positive_number("rms_norm_eps", 1e-6), false};

@@ -182,13 +182,6 @@ const std::vector<std::string>& meaningless_keys() {
   return keys;
 }
 
-void check_special_token(const ConfigReader& config, const char* key, int id, int64_t vocab_size) {
-  if (id >= vocab_size) {
-    config.fail(key, fmt::format("= {} is not below vocab_size = {}", id, vocab_size),
-                "the vocabulary holds ids 0 to vocab_size - 1");
-  }
-}
-
 }  // namespace
 
 ModelSpec spec_from_config(const std::string& config_json, const std::string& origin) {
@@ -228,8 +221,11 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
 
   family->read(config, spec);
   config.finish();
-  check_special_token(config, "bos_token_id", spec.bos_token_id, spec.vocab_size);
-  check_special_token(config, "eos_token_id", spec.eos_token_id, spec.vocab_size);
+  // As transformers does, tolerate the family's default ids beside a smaller vocabulary: such a
+  // token cannot occur.
+  for (int* id : {&spec.bos_token_id, &spec.eos_token_id}) {
+    if (*id >= spec.vocab_size) *id = -1;
+  }
   spec.config_json = document.dump(2, ' ', true) + "\n";
   return spec;
 }

@@ -62,7 +62,7 @@ void read_gpt2(ConfigReader& config, ModelSpec& spec) {
   spec.learned_positions = true;
   spec.tied_embeddings = config.flag("tie_word_embeddings", true);
   spec.initializer_range = config.number("initializer_range", 0.02);
-  const int64_t num_layers = config.positive("n_layer");
+  const int64_t num_layers = config.layers("n_layer");
   const int64_t num_heads = config.positive("n_head");
   if (spec.hidden % num_heads != 0) {
     config.fail("n_embd",
