@@ -57,10 +57,6 @@ OrderedJson json_of(const PreparedPart& part) {
   return {{"documents", part.documents}, {"tokens", part.tokens}, {"bytes", part.bytes}};
 }
 
-OrderedJson json_of(const CompressedSize& size) {
-  return {{"bytes", size.bytes}, {"bits_per_byte", size.bits_per_byte}};
-}
-
 std::string concatenated(const std::vector<fs::path>& files) {
   std::string text;
   for (const fs::path& file : files) text += read_file(file);
@@ -106,12 +102,21 @@ CompressedSize gzip_size(std::string_view text) {
 }
 
 CompressedSize xz_size(std::string_view text) {
-  std::string out(lzma_stream_buffer_bound(text.size()), '\0');
+  lzma_stream stream = LZMA_STREAM_INIT;
+  TRIREME_CHECK(lzma_easy_encoder(&stream, 9, LZMA_CHECK_CRC64) == LZMA_OK, "liblzma");
+  std::string out(size_t{1} << 16, '\0');
   size_t made = 0;
-  const lzma_ret status = lzma_easy_buffer_encode(
-      9, LZMA_CHECK_CRC64, nullptr, reinterpret_cast<const uint8_t*>(text.data()), text.size(),
-      reinterpret_cast<uint8_t*>(out.data()), &made, out.size());
-  TRIREME_CHECK(status == LZMA_OK, "liblzma: {}", static_cast<int>(status));
+  stream.next_in = reinterpret_cast<const uint8_t*>(text.data());
+  stream.avail_in = text.size();
+  lzma_ret status = LZMA_OK;
+  while (status == LZMA_OK) {
+    stream.next_out = reinterpret_cast<uint8_t*>(out.data());
+    stream.avail_out = out.size();
+    status = lzma_code(&stream, LZMA_FINISH);
+    made += out.size() - stream.avail_out;
+  }
+  lzma_end(&stream);
+  TRIREME_CHECK(status == LZMA_STREAM_END, "liblzma: {}", static_cast<int>(status));
   return size_of(made, text.size());
 }
 
@@ -185,15 +190,17 @@ OrderedJson make_corpus(const CorpusOptions& options) {
 
   report("compressing the validation files", 0);
   const std::string text = concatenated(files.valid);
-  description = {
-      {"files", files.train.size() + files.valid.size()},
-      {"duplicates", files.duplicates},
-      {"unfit", files.unfit},
-      {"vocab_size", tokenizer->vocab_size()},
-      {"fingerprint", fingerprint},
-      {"train", json_of(train.train)},
-      {"valid", json_of(valid.train)},
-      {"baselines", {{"gzip_9", json_of(gzip_size(text))}, {"xz_9", json_of(xz_size(text))}}}};
+  const CompressedSize gzip = gzip_size(text);
+  const CompressedSize xz = xz_size(text);
+  description = {{"files", files.train.size() + files.valid.size()},
+                 {"duplicates", files.duplicates},
+                 {"unfit", files.unfit},
+                 {"vocab_size", tokenizer->vocab_size()},
+                 {"fingerprint", fingerprint},
+                 {"train", json_of(train.train)},
+                 {"valid", json_of(valid.train)},
+                 {"compressed_bytes", {{"gzip -9", gzip.bytes}, {"xz -9", xz.bytes}}},
+                 {"bits_per_byte", {{"gzip -9", gzip.bits_per_byte}, {"xz -9", xz.bits_per_byte}}}};
   write_file_atomically(options.out / "corpus.json", description.dump(2) + "\n");
   report("done", 1);
   return description;

@@ -50,9 +50,9 @@ CorpusFiles select_corpus_files(const CorpusOptions& options);
 
 /// Writes into `out`: tokenizer.json (byte-level BPE trained on the training files),
 /// train.bin/.idx/.json, valid.bin/.idx/.json, and last corpus.json, which is returned:
-///   {files, duplicates, unfit, vocab_size, fingerprint, train: {documents, tokens, bytes}, valid:
-///   {...},
-///    baselines: {gzip_9: {bytes, bits_per_byte}, xz_9: {...}}}
+///   {files, duplicates, unfit, vocab_size, fingerprint, train: {documents, tokens, bytes},
+///    valid: {...}, compressed_bytes: {"gzip -9", "xz -9"}, bits_per_byte: {"gzip -9", "xz -9"}}
+/// (the run file's data.baselines).
 /// Does nothing but read the sources when corpus.json is there and was made from the same files and
 /// options. Blocks (tens of seconds for tens of MB). Error{kData}, {kInterrupted}.
 OrderedJson make_corpus(const CorpusOptions& options);

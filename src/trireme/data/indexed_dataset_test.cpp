@@ -214,8 +214,9 @@ TEST_F(IndexedDatasetTest, NoFlippedBitMakesReadsLeaveTheFile) {
   for (size_t bit = 0; bit < good.size() * 8; ++bit) {
     std::string index = good;
     index[bit / 8] = static_cast<char>(index[bit / 8] ^ (1 << (bit % 8)));
-    write("corpus.idx", index);
     try {
+      parse_token_index(view(index), 10, "corpus.idx");
+      write("corpus.idx", index);
       const IndexedDataset dataset(prefix());
       for (int64_t d = 0; d < dataset.num_documents(); ++d) document(dataset, d);
     } catch (const Error& error) {

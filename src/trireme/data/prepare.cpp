@@ -22,7 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kBatchBytes = size_t{16} << 20;
 constexpr size_t kBatchPieces = 8192;
 
 uint64_t hash_of(std::string_view text) {
@@ -94,7 +93,7 @@ class Preparation {
   bool add(TextPiece piece) {
     pending_bytes_ += piece.text.size();
     pending_.push_back(std::move(piece));
-    return pending_bytes_ >= kBatchBytes || pending_.size() >= kBatchPieces;
+    return pending_bytes_ >= options_.batch_bytes || pending_.size() >= kBatchPieces;
   }
 
   void flush() {
@@ -191,7 +190,7 @@ PrepareResult prepare(const std::vector<fs::path>& files, const Tokenizer& token
   };
   const SafeCut cut = [&tokenizer](std::string_view text) { return safe_prefix(tokenizer, text); };
   for (const fs::path& file : files) {
-    const auto documents = open_documents(file, options.format, kBatchBytes, cut);
+    const auto documents = open_documents(file, options.format, options.batch_bytes, cut);
     TextPiece piece;
     while (documents->next(piece)) {
       if (!preparation.add(std::move(piece))) continue;
@@ -201,9 +200,8 @@ PrepareResult prepare(const std::vector<fs::path>& files, const Tokenizer& token
     ++progress.files_done;
     progress.bytes_done += size_of(file);
   }
-  PrepareResult result = preparation.finish();
   report();
-  return result;
+  return preparation.finish();
 }
 
 }  // namespace trireme::data

@@ -25,6 +25,8 @@ struct PrepareOptions {
   bool deduplicate = false;   ///< a document with the same text as an earlier one is left out
   double valid_fraction = 0;  ///< > 0: those documents go to <prefix>-valid.bin/.idx
   int num_threads = 0;        ///< 0: all
+  size_t batch_bytes =
+      size_t{16} << 20;  ///< text encoded at a time; longer documents come in pieces
   /// Called after each batch of documents, from the calling thread.
   std::function<void(const PrepareProgress&)> progress;
 };
@@ -46,7 +48,7 @@ struct PrepareResult {
 
 /// Tokenizes the documents of `files` in order, each followed by the tokenizer's end-of-text id if
 /// it has one, and writes <prefix>.bin, .idx and .json. The result does not depend on the number of
-/// threads. Bounded memory: documents longer than 16 MiB pass in pieces (and are not compared for
+/// threads. Bounded memory: documents longer than batch_bytes pass in pieces (and are not compared for
 /// duplicates). Blocks; Error{kInterrupted} on a signal, and nothing is left. Error{kData} naming
 /// the file; also if no document remains for one of the parts.
 PrepareResult prepare(const std::vector<std::filesystem::path>& files, const Tokenizer& tokenizer,

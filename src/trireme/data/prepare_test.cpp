@@ -86,16 +86,22 @@ TEST_F(PrepareTest, ThreadsDoNotChangeTheFiles) {
     files.push_back(
         write(fmt::format("f{}", i), std::string(random() % 5000, static_cast<char>('a' + i))));
   }
-  prepare(files, *tokenizer_, folder_ / "one", {.format = {}, .num_threads = 1, .progress = {}});
-  prepare(files, *tokenizer_, folder_ / "four", {.format = {}, .num_threads = 4, .progress = {}});
+  PrepareOptions options;
+  options.num_threads = 1;
+  prepare(files, *tokenizer_, folder_ / "one", options);
+  options.num_threads = 4;
+  prepare(files, *tokenizer_, folder_ / "four", options);
   EXPECT_EQ(read_file(folder_ / "one.bin"), read_file(folder_ / "four.bin"));
   EXPECT_EQ(read_file(folder_ / "one.idx"), read_file(folder_ / "four.idx"));
 }
 
 TEST_F(PrepareTest, ALongFileIsOneDocument) {
   std::string text;
-  for (int i = 0; text.size() < (size_t{33} << 20); ++i) text += "line " + std::to_string(i) + "\n";
-  prepare({write("long.txt", text), write("short.txt", "s")}, *tokenizer_, folder_ / "out");
+  for (int i = 0; text.size() < (size_t{2} << 20); ++i) text += "line " + std::to_string(i) + "\n";
+  PrepareOptions options;
+  options.batch_bytes = size_t{300} << 10;
+  prepare({write("long.txt", text), write("short.txt", "s")}, *tokenizer_, folder_ / "out",
+          options);
   EXPECT_EQ(documents(folder_ / "out"), (std::vector<std::string>{text, "s"}));
 }
 
