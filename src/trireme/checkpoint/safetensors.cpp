@@ -165,13 +165,13 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
   std::string problem_;
 };
 
-/// Bytes of a tensor, or nothing where the product overflows.
+/// Bytes of a tensor, or nothing where the product, taken in order, leaves int64.
 std::optional<uint64_t> byte_count(const TensorInfo& tensor) {
-  uint64_t bytes = static_cast<uint64_t>(dtype_size(tensor.dtype));
+  int64_t bytes = dtype_size(tensor.dtype);
   for (const int64_t extent : tensor.shape) {
-    if (__builtin_mul_overflow(bytes, static_cast<uint64_t>(extent), &bytes)) return std::nullopt;
+    if (__builtin_mul_overflow(bytes, extent, &bytes)) return std::nullopt;
   }
-  return bytes;
+  return static_cast<uint64_t>(bytes);
 }
 
 }  // namespace
@@ -233,7 +233,7 @@ SafetensorsHeader parse_safetensors_header(std::span<const std::byte> head, uint
     const std::optional<uint64_t> bytes = byte_count(tensor);
     require(bytes == tensor.bytes(),
             fmt::format("tensor '{}' has {} bytes, its dtype and shape need {}", tensor.name,
-                        tensor.bytes(), bytes ? std::to_string(*bytes) : "more than 2^64"));
+                        tensor.bytes(), bytes ? std::to_string(*bytes) : "more than 2^63"));
     require(tensor.end <= data_bytes,
             fmt::format("truncated: tensor '{}' ends at byte {}, the data has {}", tensor.name,
                         tensor.end, data_bytes));
