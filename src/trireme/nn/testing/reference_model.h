@@ -1,0 +1,269 @@
+// The four families written plainly with ATen in float64 and differentiated by ATen's autograd:
+// what the parts' forward and hand-written backward are tested against. Header only, for tests.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numbers>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "trireme/model/model_spec.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/nn/part.h"
+
+namespace trireme::nn::testing {
+
+/// Tiny configurations of every family with all their options; `seed` draws the shapes.
+inline std::vector<std::string> tiny_configs(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  const auto pick = [&random](std::vector<int> values) { return values[random() % values.size()]; };
+  const auto config = [&](const std::string& type, const std::string& more) {
+    const int kv_heads = pick({1, 2});
+    const int heads = kv_heads * pick({1, 2, 3});
+    const int head_dim = pick({4, 8, 16});
+    return fmt::format(
+        R"({{"model_type":"{}","vocab_size":{},"hidden_size":{},"intermediate_size":{},"num_hidden_layers":2,)"
+        R"("num_attention_heads":{},"num_key_value_heads":{},"head_dim":{},"max_position_embeddings":64,)"
+        R"("rms_norm_eps":1e-5,"initializer_range":0.2,{}}})",
+        type, pick({29, 50, 67}), heads * head_dim, pick({16, 24, 40}), heads, kv_heads, head_dim,
+        more);
+  };
+  const int gpt2_heads = pick({1, 2, 4});
+  std::vector<std::string> configs;
+  for (const char* activation : {"gelu_new", "gelu", "relu"}) {
+    configs.push_back(fmt::format(
+        R"({{"model_type":"gpt2","vocab_size":{},"n_embd":{},"n_layer":2,"n_head":{},"n_positions":48,)"
+        R"("initializer_range":0.2,"activation_function":"{}","n_inner":{},"scale_attn_by_inverse_layer_idx":{}}})",
+        pick({31, 64}), gpt2_heads * pick({8, 12}), gpt2_heads, activation, pick({32, 44}),
+        activation[0] == 'r' ? "true" : "false"));
+  }
+  configs.push_back(config("llama", R"("tie_word_embeddings":false)"));
+  configs.push_back(
+      config("llama", R"("tie_word_embeddings":true,"attention_bias":true,"mlp_bias":true)"));
+  configs.push_back(config(
+      "llama",
+      R"("rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,)"
+      R"("high_freq_factor":4.0,"original_max_position_embeddings":16},"rope_theta":500.0)"));
+  configs.push_back(config("llama", R"("rope_scaling":{"rope_type":"linear","factor":4.0})"));
+  configs.push_back(config("qwen2", R"("tie_word_embeddings":true)"));
+  configs.push_back(config("qwen3", R"("tie_word_embeddings":false)"));
+  configs.push_back(config("qwen3", R"("tie_word_embeddings":true,"attention_bias":true)"));
+  return configs;
+}
+
+/// A random batch; with `documents` rows are cut into segments with positions of their own. Some
+/// targets are ignored.
+inline BatchTensors random_batch(const model::ModelSpec& spec, int64_t rows, int64_t length,
+                                 bool documents, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  BatchTensors batch;
+  batch.rows = rows;
+  batch.seq_len = length;
+  for (at::Tensor* tensor : {&batch.tokens, &batch.targets, &batch.positions}) {
+    *tensor = at::empty({rows, length}, at::kLong);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<int32_t> starts = {0};
+    for (int64_t i = 0; i < length; ++i) {
+      if (documents && i > 0 && random() % 5 == 0) starts.push_back(static_cast<int32_t>(i));
+      const auto at = row * length + i;
+      batch.tokens.data_ptr<int64_t>()[at] = static_cast<int64_t>(random() % spec.vocab_size);
+      batch.targets.data_ptr<int64_t>()[at] =
+          random() % 6 == 0 ? -100 : static_cast<int64_t>(random() % spec.vocab_size);
+      batch.positions.data_ptr<int64_t>()[at] = i - starts.back();
+    }
+    batch.segments.push_back(starts);
+  }
+  return batch;
+}
+
+inline int64_t count_targets(const BatchTensors& batch) {
+  return batch.targets.ne(-100).sum().item<int64_t>();
+}
+
+class ReferenceModel {
+ public:
+  /// Copies the store's masters to float64 leaves.
+  explicit ReferenceModel(const ParameterStore& store) : spec_(store.spec()) {
+    for (int i = 0; i < store.num_parameters(); ++i) {
+      leaves_[spec_.parameters[i].name] =
+          store.compute(i).to(at::kDouble).detach().clone().requires_grad_(true);
+    }
+  }
+
+  const at::Tensor& leaf(const std::string& name) const { return leaves_.at(name); }
+
+  /// [rows, length, vocabulary]
+  at::Tensor logits(const BatchTensors& batch) const {
+    at::Tensor x = by_role(0, model::Role::kTokenEmbedding).index_select(0, batch.tokens.flatten());
+    if (spec_.learned_positions) {
+      x = x +
+          by_role(0, model::Role::kPositionEmbedding).index_select(0, batch.positions.flatten());
+    }
+    x = x.view({batch.rows, batch.seq_len, spec_.hidden});
+    const at::Tensor mask = allowed(batch);
+    for (int part = 1; part + 1 < static_cast<int>(spec_.parts.size()); ++part) {
+      const model::LayerSpec& layer = spec_.layers[spec_.parts[part].layer];
+      x = x + (spec_.parts[part].kind == model::PartKind::kAttention
+                   ? attention(part, layer, x, batch.positions, mask)
+                   : mlp(part, layer, x));
+    }
+    const int head = static_cast<int>(spec_.parts.size()) - 1;
+    x = norm(head, spec_.final_norm, x);
+    const at::Tensor& weight = spec_.tied_embeddings ? by_role(0, model::Role::kTokenEmbedding)
+                                                     : by_role(head, model::Role::kHead);
+    return x.matmul(weight.t());
+  }
+
+  /// Sum of the losses of counted targets.
+  at::Tensor loss_sum(const BatchTensors& batch) const {
+    return at::cross_entropy_loss(logits(batch).flatten(0, 1), batch.targets.flatten(), {},
+                                  at::Reduction::Sum, -100);
+  }
+
+ private:
+  // Parameters of a part with a role, in order: biases are told apart by their place.
+  std::vector<at::Tensor> all_of(int part, model::Role role) const {
+    std::vector<at::Tensor> found;
+    for (const auto& parameter : spec_.parameters) {
+      if (parameter.part == part && parameter.role == role)
+        found.push_back(leaves_.at(parameter.name));
+    }
+    return found;
+  }
+  const at::Tensor& by_role(int part, model::Role role) const {
+    for (const auto& parameter : spec_.parameters) {
+      if (parameter.part == part && parameter.role == role) return leaves_.at(parameter.name);
+    }
+    throw std::runtime_error("no such role");
+  }
+  // The parameter called like `weight_role`'s but with .bias; undefined if absent.
+  at::Tensor bias_of(int part, model::Role weight_role) const {
+    for (const auto& parameter : spec_.parameters) {
+      if (parameter.part != part || parameter.role != weight_role) continue;
+      std::string name = parameter.name;
+      name.replace(name.rfind(".weight"), 7, ".bias");
+      const auto found = leaves_.find(name);
+      return found == leaves_.end() ? at::Tensor() : found->second;
+    }
+    return {};
+  }
+  at::Tensor linear(int part, model::Role role, const at::Tensor& x) const {
+    at::Tensor y = x.matmul(by_role(part, role).t());
+    const at::Tensor bias = bias_of(part, role);
+    return bias.defined() ? y + bias : y;
+  }
+  at::Tensor norm(int part, const model::NormSpec& spec, const at::Tensor& x) const {
+    const at::Tensor& weight = by_role(part, model::Role::kNormWeight);
+    if (spec.kind == model::NormKind::kRmsNorm) return rms(x, weight, spec.eps);
+    const at::Tensor centred = x - x.mean(-1, true);
+    const at::Tensor y = centred / (centred.square().mean(-1, true) + spec.eps).sqrt() * weight;
+    return spec.bias ? y + by_role(part, model::Role::kNormBias) : y;
+  }
+  static at::Tensor rms(const at::Tensor& x, const at::Tensor& weight, double eps) {
+    return x / (x.square().mean(-1, true) + eps).sqrt() * weight;
+  }
+  static at::Tensor activate(model::Activation activation, const at::Tensor& x) {
+    switch (activation) {
+      case model::Activation::kSilu:
+        return x * x.sigmoid();
+      case model::Activation::kGeluTanh:
+        return 0.5 * x *
+               (1.0 + (std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x.pow(3))).tanh());
+      case model::Activation::kGelu:
+        return 0.5 * x * (1.0 + (x / std::sqrt(2.0)).erf());
+      case model::Activation::kRelu:
+        return x.clamp_min(0.0);
+    }
+    return x;
+  }
+  static at::Tensor rotate(const model::RotarySpec& spec, const at::Tensor& x,
+                           const at::Tensor& positions) {
+    const int64_t half = spec.dim / 2;
+    at::Tensor frequency = at::empty({half}, at::kDouble);
+    for (int64_t i = 0; i < half; ++i) {
+      double value =
+          std::pow(spec.theta, -2.0 * static_cast<double>(i) / static_cast<double>(spec.dim));
+      if (spec.scaling == model::RotaryScaling::kLinear) value /= spec.factor;
+      if (spec.scaling == model::RotaryScaling::kLlama3) {
+        const double turns =
+            static_cast<double>(spec.original_max_positions) * value / (2.0 * std::numbers::pi);
+        const double blend = std::clamp(
+            (turns - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor), 0.0,
+            1.0);
+        value = value * blend + value / spec.factor * (1.0 - blend);
+      }
+      frequency.data_ptr<double>()[i] = value;
+    }
+    const at::Tensor angle = positions.to(at::kDouble).unsqueeze(-1) * frequency;  // [B, T, half]
+    const at::Tensor cos = angle.cos().unsqueeze(2);
+    const at::Tensor sin = angle.sin().unsqueeze(2);
+    const at::Tensor a = x.narrow(-1, 0, half);
+    const at::Tensor b = x.narrow(-1, half, half);
+    return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
+  }
+  static at::Tensor allowed(const BatchTensors& batch) {
+    at::Tensor mask = at::zeros({batch.rows, 1, batch.seq_len, batch.seq_len}, at::kBool);
+    for (int64_t row = 0; row < batch.rows; ++row) {
+      const auto& starts = batch.segments[row];
+      for (int64_t q = 0; q < batch.seq_len; ++q) {
+        int64_t start = 0;
+        for (const int32_t candidate : starts) {
+          if (candidate <= q) start = candidate;
+        }
+        mask[row][0][q].narrow(0, start, q - start + 1).fill_(true);
+      }
+    }
+    return mask;
+  }
+  at::Tensor attention(int part, const model::LayerSpec& layer, const at::Tensor& input,
+                       const at::Tensor& positions, const at::Tensor& mask) const {
+    const model::AttentionSpec& spec = layer.attention;
+    const at::Tensor x = norm(part, layer.attention_norm, input);
+    const int64_t rows = x.size(0), length = x.size(1);
+    at::Tensor q =
+        linear(part, model::Role::kQuery, x).view({rows, length, spec.num_heads, spec.head_dim});
+    at::Tensor k =
+        linear(part, model::Role::kKey, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
+    at::Tensor v =
+        linear(part, model::Role::kValue, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
+    if (spec.qk_norm) {
+      const std::vector<at::Tensor> weights = all_of(part, model::Role::kQkNorm);
+      q = rms(q, weights.at(0), layer.attention_norm.eps);
+      k = rms(k, weights.at(1), layer.attention_norm.eps);
+    }
+    if (spec.rotary) {
+      q = rotate(*spec.rotary, q, positions);
+      k = rotate(*spec.rotary, k, positions);
+    }
+    const int64_t group = spec.num_heads / spec.num_kv_heads;
+    const at::Tensor keys = k.repeat_interleave(group, 2).transpose(1, 2);
+    const at::Tensor values = v.repeat_interleave(group, 2).transpose(1, 2);
+    const at::Tensor scores = q.transpose(1, 2).matmul(keys.transpose(2, 3)) * spec.scale;
+    const at::Tensor weights = scores.masked_fill(mask.logical_not(), -INFINITY).softmax(-1);
+    const at::Tensor out = weights.matmul(values).transpose(1, 2).reshape({rows, length, -1});
+    return linear(part, model::Role::kAttentionOut, out);
+  }
+  at::Tensor mlp(int part, const model::LayerSpec& layer, const at::Tensor& input) const {
+    const at::Tensor x = norm(part, layer.mlp_norm, input);
+    at::Tensor up = linear(part, model::Role::kUp, x);
+    if (layer.mlp.kind == model::MlpKind::kGated) {
+      up = activate(layer.mlp.activation, linear(part, model::Role::kGate, x)) * up;
+    } else {
+      up = activate(layer.mlp.activation, up);
+    }
+    return linear(part, model::Role::kDown, up);
+  }
+
+  model::ModelSpec spec_;
+  std::map<std::string, at::Tensor> leaves_;
+};
+
+}  // namespace trireme::nn::testing
