@@ -173,6 +173,14 @@ TEST(Config, IsKeptCanonically) {
   EXPECT_EQ(spec_from_config(squeezed, "config.json").config_json, text);
 }
 
+TEST(Config, NamesTheExportedArchitecture) {
+  for (const Json& given : {Json(nullptr), Json::array(), Json::array({"LlamaModel"})}) {
+    const ModelSpec spec = read_with("llama", {{"architectures", given}});
+    EXPECT_EQ(parse_json(spec.config_json, "test").at("architectures"),
+              Json::array({"LlamaForCausalLM"}));
+  }
+}
+
 TEST(Config, ReadsSpecialTokens) {
   const ModelSpec spec =
       read_with("llama", {{"bos_token_id", 1}, {"eos_token_id", Json::array({7, 8})}});

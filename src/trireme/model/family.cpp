@@ -9,10 +9,10 @@ namespace trireme::model {
 
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
-      {"gpt2", "GPT2LMHeadModel", read_gpt2},
-      {"llama", "LlamaForCausalLM", read_llama},
-      {"qwen2", "Qwen2ForCausalLM", read_qwen2},
-      {"qwen3", "Qwen3ForCausalLM", read_qwen3},
+      {"gpt2", "GPT2LMHeadModel", "GPT2Model", read_gpt2},
+      {"llama", "LlamaForCausalLM", "LlamaModel", read_llama},
+      {"qwen2", "Qwen2ForCausalLM", "Qwen2Model", read_qwen2},
+      {"qwen3", "Qwen3ForCausalLM", "Qwen3Model", read_qwen3},
   };
   return table;
 }

@@ -14,7 +14,8 @@ namespace trireme::model {
 
 struct Family {
   std::string model_type;
-  std::string architecture;  ///< the one architecture (Hugging Face class) that is covered
+  std::string architecture;       ///< the Hugging Face class that is covered
+  std::string base_architecture;  ///< the same without its head, read as well
   void (*read)(ConfigReader& config, ModelSpec& spec);
 };
 

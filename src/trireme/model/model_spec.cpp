@@ -185,7 +185,7 @@ const std::vector<std::string>& meaningless_keys() {
 }  // namespace
 
 ModelSpec spec_from_config(const std::string& config_json, const std::string& origin) {
-  const Json document = parse_json(config_json, origin, ErrorCode::kConfig);
+  Json document = parse_json(config_json, origin, ErrorCode::kConfig);
   ConfigReader config(document, origin);
   if (!config.has("model_type")) {
     config.fail("model_type", "is missing",
@@ -205,7 +205,8 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   spec.family = model_type;
   spec.architecture = family->architecture;
   const std::vector<std::string> architectures = config.texts("architectures");
-  if (!architectures.empty() && architectures.front() != family->architecture) {
+  if (!architectures.empty() && architectures.front() != family->architecture &&
+      architectures.front() != family->base_architecture) {
     config.fail("architectures",
                 fmt::format("is \"{}\", which is not covered", architectures.front()),
                 fmt::format("language models of this family are \"{}\"", family->architecture));
@@ -225,6 +226,10 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   // token cannot occur.
   for (int* id : {&spec.bos_token_id, &spec.eos_token_id}) {
     if (*id >= spec.vocab_size) *id = -1;
+  }
+  // What is exported is always the model with its head, and says so.
+  if (architectures.empty() || architectures.front() != family->architecture) {
+    document["architectures"] = {family->architecture};
   }
   spec.config_json = document.dump(2, ' ', true) + "\n";
   return spec;

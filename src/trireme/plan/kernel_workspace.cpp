@@ -1,24 +1,96 @@
 #include "trireme/plan/kernel_workspace.h"
 
+#include <algorithm>
+
 namespace trireme::plan {
 
-int64_t product_workspace_bytes(int64_t, int64_t, int64_t, Precision) {
-  return 0;
+namespace {
+
+// Constants of kernels/cpu: rows of a widened panel, fewest rows of a product, rows of the head's
+// widened panel, keys and queries of an attention block, rows and number of reduction blocks.
+constexpr int64_t kPanelRows = 512;
+constexpr int64_t kMinRows = 8;
+constexpr int64_t kVocabPanel = 2048;
+constexpr int64_t kKeyBlock = 1024;
+constexpr int64_t kRowsPerBlock = 64;
+constexpr int64_t kMaxBlocks = 64;
+
+int64_t floats(int64_t count) {
+  return tensor_bytes(4 * count);
 }
 
-int64_t attention_workspace_bytes(int64_t, int64_t, int64_t, int64_t, int64_t, Precision, bool) {
-  return 0;
+int64_t query_block(int64_t queries) {
+  return queries <= 512 ? 64 : 128;
 }
 
-int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t,
-                                      Precision precision) {
-  // Logits in float32, turned into their gradient in place; bf16 products need a rounded copy.
-  const int64_t element = precision == Precision::kBf16 ? 4 + 2 : 4;
-  return chunk_rows * vocab_size * element;
+int64_t reduction_blocks(int64_t rows) {
+  return std::clamp<int64_t>((rows + kRowsPerBlock - 1) / kRowsPerBlock, 1, kMaxBlocks);
 }
 
-int64_t norm_backward_workspace_bytes(int64_t hidden, model::NormKind kind) {
-  return kind == model::NormKind::kLayerNorm ? 2 * 4 * hidden : 4 * hidden;
+int64_t float_product(int64_t rows, int64_t cols, int64_t inner) {
+  return rows >= kMinRows ? 0 : floats(kMinRows * inner) + floats(kMinRows * cols);
+}
+
+}  // namespace
+
+int64_t tensor_bytes(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
+
+int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner, Precision precision,
+                                 bool start) const {
+  if (precision == Precision::kFp32) return float_product(rows, cols, inner);
+  Bf16Product way = activations;
+  if (way == Bf16Product::kOneDnn && (start || rows < kMinRows)) {
+    way = has_bf16_gemm ? Bf16Product::kMkl : Bf16Product::kConvert;
+  }
+  if (way == Bf16Product::kOneDnn) return 0;
+  const int64_t panel = std::min(rows, kPanelRows + kMinRows);
+  int64_t bytes = floats(panel * cols);
+  if (way == Bf16Product::kConvert || rows < kMinRows) {
+    bytes += floats(cols * inner) + floats(panel * inner) + float_product(panel, cols, inner);
+  }
+  return bytes;
+}
+
+int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
+                                        Precision precision) const {
+  if (precision == Precision::kFp32 || weights == Bf16Product::kMkl) return 0;
+  const int64_t panel = std::min(rows, kPanelRows + kMinRows);
+  return floats(panel * out) + floats(panel * in);
+}
+
+int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
+                                   int64_t head_dim, Precision precision, bool backward) const {
+  const bool widened = precision == Precision::kBf16;
+  const int64_t block = query_block(seq_len);
+  const int64_t scores = block * std::min(seq_len, kKeyBlock);
+  const int64_t tasks = batch * (backward ? kv_heads : heads);
+  const int64_t slices = widened ? (backward ? 7 : 3) * seq_len * head_dim : 0;
+  const int64_t scratch =
+      backward ? 2 * scores + block + slices : scores + block * head_dim + 2 * block + slices;
+  return floats(std::min<int64_t>(threads, tasks) * scratch);
+}
+
+int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
+                                       Precision precision) const {
+  const int64_t chunk = std::max(chunk_rows, kMinRows);
+  const int64_t logits = floats(chunk * vocab_size);
+  if (precision == Precision::kFp32) return logits;
+  const int64_t wide = 2 * floats(chunk * hidden);
+  if (weights == Bf16Product::kMkl) return logits + wide + tensor_bytes(2 * chunk * vocab_size);
+  return logits + wide + floats(std::min(vocab_size, kVocabPanel) * hidden);
+}
+
+int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
+                                       const model::NormSpec& norm) const {
+  const int64_t blocks = reduction_blocks(rows);
+  if (norm.kind == model::NormKind::kRmsNorm) return floats(blocks * width);
+  return floats((blocks + 1) * width * (norm.bias ? 2 : 1));
+}
+
+int64_t KernelWorkspace::bias_gradient(int64_t rows, int64_t width) const {
+  return floats(reduction_blocks(rows) * width);
 }
 
 }  // namespace trireme::plan

@@ -1,27 +1,42 @@
-// Workspace of the kernels on the CPU, as kernels/ declares it; torch-free so that a plan needs no
-// device.
+// Workspace that the CPU kernels hold while they run, without asking them: torch-free.
 //
-// A test in execute/ compares every function here with the kernels room's own answer.
+// Mirrors what kernels/cpu allocates; a test beside the executor holds the two together.
 #pragma once
 
 #include <cstdint>
 
-#include "trireme/plan/program.h"
+#include "trireme/model/model_spec.h"
 
 namespace trireme::plan {
 
-/// A product of [rows, inner] by [inner, cols].
-int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, Precision precision);
+enum class Precision { kFp32, kBf16 };
 
-/// Attention forward or backward of a micro-batch.
-int64_t attention_workspace_bytes(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
-                                  int64_t head_dim, Precision precision, bool backward);
+/// How this machine multiplies bfloat16 matrices (kernels/cpu/product.h).
+enum class Bf16Product { kConvert, kMkl, kOneDnn };
 
-/// Fused linear cross-entropy with `chunk_rows` rows of logits at once.
-int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
-                                      Precision precision);
+/// Size in memory of a tensor of `bytes`: the allocator hands out multiples of 64.
+int64_t tensor_bytes(int64_t bytes);
 
-/// Partial sums of a norm's weight gradients.
-int64_t norm_backward_workspace_bytes(int64_t hidden, model::NormKind kind);
+/// What the kernels' workspace depends on beside shapes, and the workspace, in bytes. The defaults
+/// are a machine that nobody has asked.
+struct KernelWorkspace {
+  int threads = 2;
+  Bf16Product activations = Bf16Product::kConvert;  ///< y = x W^T and dx = dy W
+  Bf16Product weights = Bf16Product::kConvert;      ///< dW = dy^T x
+  bool has_bf16_gemm = false;  ///< MKL's product can stand in where oneDNN's does not fit
+
+  /// y [rows, cols] = x [rows, inner] times a matrix; `start`: added to a bias or a residual.
+  int64_t product(int64_t rows, int64_t cols, int64_t inner, Precision precision, bool start) const;
+  /// dW [out, in] of `rows` rows.
+  int64_t weight_product(int64_t rows, int64_t out, int64_t in, Precision precision) const;
+  int64_t attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
+                    int64_t head_dim, Precision precision, bool backward) const;
+  /// Loss and both gradients, `chunk_rows` rows of logits at once.
+  int64_t cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
+                        Precision precision) const;
+  /// Gradients of a norm's weight (and bias) over `rows` rows of `width`.
+  int64_t norm_backward(int64_t rows, int64_t width, const model::NormSpec& norm) const;
+  int64_t bias_gradient(int64_t rows, int64_t width) const;
+};
 
 }  // namespace trireme::plan

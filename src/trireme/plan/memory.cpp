@@ -5,7 +5,6 @@
 #include <tuple>
 
 #include "trireme/base/error.h"
-#include "trireme/plan/kernel_workspace.h"
 
 namespace trireme::plan {
 
@@ -16,117 +15,206 @@ using model::NormKind;
 using model::NormSpec;
 using model::PartKind;
 
-int64_t norm_stats(const NormSpec& norm, int64_t tokens) {
-  return (norm.kind == NormKind::kLayerNorm ? 8 : 4) * tokens;
+// Follows an instruction through its allocations: the workspace is how far the highest point lies
+// above what the instruction makes.
+class HighWater {
+ public:
+  void hold(int64_t bytes) {
+    live_ += bytes;
+    highest_ = std::max(highest_, live_);
+  }
+  void drop(int64_t bytes) { live_ -= bytes; }
+  /// Held and dropped at once.
+  void pass(int64_t bytes) { highest_ = std::max(highest_, live_ + bytes); }
+  int64_t above(int64_t made) const { return std::max<int64_t>(highest_ - made, 0); }
+
+ private:
+  int64_t live_ = 0;
+  int64_t highest_ = 0;
+};
+
+int64_t norm_statistics(const NormSpec& norm, int64_t tokens) {
+  return tensor_bytes(4 * tokens) * (norm.kind == NormKind::kLayerNorm ? 2 : 1);
 }
 
 int64_t norm_gradients(const NormSpec& norm, int64_t size) {
-  return (norm.bias ? 8 : 4) * size;
+  return tensor_bytes(4 * size) * (norm.bias ? 2 : 1);
 }
 
+// Sizes that both kinds of parts share.
+struct Sizes {
+  Sizes(const model::ModelSpec& spec, const Strategy& strategy)
+      : kernels(strategy.kernels),
+        precision(strategy.precision),
+        tokens(strategy.micro * strategy.seq_len),
+        width(spec.hidden),
+        hidden(activations(width)) {}
+
+  int64_t activations(int64_t columns) const {
+    return tensor_bytes(tokens * columns * element_bytes(precision));
+  }
+  int64_t product(int64_t cols, int64_t inner, bool start) const {
+    return kernels.product(tokens, cols, inner, precision, start);
+  }
+  int64_t weight_product(int64_t out, int64_t in, bool bias) const {
+    return std::max(kernels.weight_product(tokens, out, in, precision),
+                    bias ? kernels.bias_gradient(tokens, out) : 0);
+  }
+
+  const KernelWorkspace& kernels;
+  Precision precision;
+  int64_t tokens;
+  int64_t width;
+  int64_t hidden;
+};
+
+// Mirrors nn/attention_part.cpp line by line.
 PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
                           Recompute mode) {
   const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
   const model::AttentionSpec& attention = where.attention;
-  const int64_t e = element_bytes(strategy.precision);
-  const int64_t n = strategy.micro * strategy.seq_len;
-  const int64_t hidden = n * spec.hidden * e;
-  const int64_t query_size = attention.num_heads * attention.head_dim;
-  const int64_t kv_size = attention.num_kv_heads * attention.head_dim;
-  const int64_t out = n * query_size * e;
-  const int64_t qkv = n * (query_size + 2 * kv_size) * e;
-  const int64_t logsumexp = 4 * n * attention.num_heads;
-  // With a norm on queries and keys, their normed and rotated copies stand beside qkv.
-  const int64_t qk = attention.qk_norm ? n * (query_size + kv_size) * e : 0;
-  const int64_t qk_stats =
-      attention.qk_norm ? 4 * n * (attention.num_heads + attention.num_kv_heads) : 0;
-  const int64_t stats = norm_stats(where.attention_norm, n);
-  const int64_t small_gradients = norm_gradients(where.attention_norm, spec.hidden) +
-                                  (attention.qk_norm ? 8 * attention.head_dim : 0);
+  const Sizes sizes(spec, strategy);
+  const int64_t hidden = sizes.hidden;
+  const int64_t query_width = attention.num_heads * attention.head_dim;
+  const int64_t kv_width = attention.num_kv_heads * attention.head_dim;
+  const int64_t qkv_width = query_width + 2 * kv_width;
+  const int64_t qkv = sizes.activations(qkv_width);
+  const int64_t attended = sizes.activations(query_width);
+  const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
+  const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
+  // With a norm on every head, queries and keys are normed and rotated beside qkv.
+  const int64_t qk = attention.qk_norm ? sizes.activations(query_width + kv_width) : 0;
+  const int64_t qk_statistics = attention.qk_norm
+                                    ? tensor_bytes(4 * sizes.tokens * attention.num_heads) +
+                                          tensor_bytes(4 * sizes.tokens * attention.num_kv_heads)
+                                    : 0;
+  const int64_t small_gradients =
+      norm_gradients(where.attention_norm, spec.hidden) +
+      (attention.qk_norm ? 2 * tensor_bytes(4 * attention.head_dim) : 0);
   const auto kernel = [&](bool backward) {
-    return attention_workspace_bytes(strategy.micro, strategy.seq_len, attention.num_heads,
-                                     attention.num_kv_heads, attention.head_dim, strategy.precision,
-                                     backward);
+    return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention.num_heads,
+                                   attention.num_kv_heads, attention.head_dim, sizes.precision,
+                                   backward);
   };
-  const int64_t in_product =
-      product_workspace_bytes(n, query_size + 2 * kv_size, spec.hidden, strategy.precision);
-  const int64_t out_product =
-      product_workspace_bytes(n, spec.hidden, query_size, strategy.precision);
-  const int64_t product = std::max(in_product, out_product);
-  const int64_t norm_workspace =
-      norm_backward_workspace_bytes(spec.hidden, where.attention_norm.kind);
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = stats + qkv + qk_stats + logsumexp + (selective ? 0 : qk);
-  bytes.saved_weight = out + (selective ? 0 : hidden);
+  bytes.saved_input = statistics + qkv + qk_statistics + logsumexp + (selective ? 0 : qk);
+  bytes.saved_weight = attended + (selective ? 0 : hidden);
   bytes.delayed = qkv + small_gradients + (selective ? hidden : 0);
-  switch (mode) {
-    case Recompute::kNone:
-      bytes.forward_workspace = std::max(kernel(false) - hidden, product);
-      break;
-    case Recompute::kSelective:
-      bytes.forward_workspace =
-          std::max({product - out - logsumexp, qk + kernel(false) - hidden, product});
-      break;
-    case Recompute::kFull:
-      // Nothing stays: normed, then qkv and what follows from it, then the output.
-      bytes.forward_workspace = std::max({stats + hidden + qkv + in_product,
-                                          stats + qkv + qk + qk_stats + out + kernel(false),
-                                          stats + out + hidden + out_product}) -
-                                hidden;
-      break;
+
+  // The way from the input to attention's output, keeping what the mode says.
+  const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed,
+                              bool keep_qkv) {
+    water.hold(hidden + (keep_statistics ? statistics : 0));
+    water.hold(qkv);
+    water.pass(sizes.product(qkv_width, sizes.width, attention.qkv_bias));
+    if (!keep_normed) water.drop(hidden);
+    water.hold(qk + (keep_statistics ? qk_statistics : 0));
+    water.hold(attended + (keep_statistics ? logsumexp : 0));
+    water.pass(kernel(false));
+    if (!keep_normed) water.drop(qk);
+    if (!keep_qkv) water.drop(qkv);
+  };
+  const bool kept = mode != Recompute::kFull;
+  HighWater forward;
+  make_saved(forward, kept, mode == Recompute::kNone, kept);
+  forward.hold(hidden);
+  forward.pass(sizes.product(sizes.width, query_width, true));
+  bytes.forward_workspace =
+      forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
+
+  HighWater recompute;
+  make_saved(recompute, true, true, true);
+  bytes.recompute_workspace = recompute.above(bytes.saved_input + bytes.saved_weight);
+
+  HighWater backward;
+  backward.hold(attended);  // its gradient
+  backward.pass(sizes.product(query_width, sizes.width, false));
+  if (selective) backward.hold(qk);
+  backward.hold(qkv);  // its gradient
+  backward.pass(kernel(true));
+  backward.drop(attended + logsumexp + qk);
+  if (!attention.qk_norm) {
+    backward.drop(qkv);
+  } else {
+    const NormSpec heads{NormKind::kRmsNorm, 0.0, false};
+    backward.hold(2 * tensor_bytes(4 * attention.head_dim));
+    backward.pass(
+        sizes.kernels.norm_backward(sizes.tokens * attention.num_heads, attention.head_dim, heads));
+    backward.drop(qkv + qk_statistics);
   }
-  bytes.recompute_workspace = std::max(kernel(false), product);
-  bytes.backward_input_workspace =
-      std::max({out + kernel(true) + (selective ? qk : 0) - hidden - (selective ? hidden : 0),
-                product, norm_workspace});
-  bytes.backward_weight_workspace = product;
+  backward.hold(hidden);  // the gradient of the normed input, then of the input
+  backward.pass(sizes.product(sizes.width, qkv_width, false));
+  backward.hold(norm_gradients(where.attention_norm, spec.hidden));
+  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.attention_norm));
+  if (selective) backward.hold(hidden);
+  bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
+
+  // The larger of the two products; the second starts when the first has freed what it read.
+  HighWater weight;
+  weight.pass(sizes.weight_product(sizes.width, query_width, attention.out_bias));
+  weight.drop(hidden + attended);
+  weight.pass(sizes.weight_product(qkv_width, sizes.width, attention.qkv_bias));
+  bytes.backward_weight_workspace = weight.above(0);
   return bytes;
 }
 
+// Mirrors nn/mlp_part.cpp line by line.
 PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
                     Recompute mode) {
   const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
   const model::MlpSpec& mlp = where.mlp;
-  const int64_t e = element_bytes(strategy.precision);
-  const int64_t n = strategy.micro * strategy.seq_len;
-  const int64_t hidden = n * spec.hidden * e;
-  const int64_t width_in = mlp.kind == MlpKind::kGated ? 2 * mlp.hidden : mlp.hidden;
-  const int64_t gate_up = n * width_in * e;
-  const int64_t act = n * mlp.hidden * e;
-  const int64_t stats = norm_stats(where.mlp_norm, n);
+  const Sizes sizes(spec, strategy);
+  const int64_t hidden = sizes.hidden;
+  const int64_t up_width = mlp.kind == MlpKind::kGated ? 2 * mlp.hidden : mlp.hidden;
+  const int64_t up = sizes.activations(up_width);
+  const int64_t act = sizes.activations(mlp.hidden);
+  const int64_t statistics = norm_statistics(where.mlp_norm, sizes.tokens);
   const int64_t small_gradients = norm_gradients(where.mlp_norm, spec.hidden);
-  const int64_t in_product = product_workspace_bytes(n, width_in, spec.hidden, strategy.precision);
-  const int64_t out_product =
-      product_workspace_bytes(n, spec.hidden, mlp.hidden, strategy.precision);
-  const int64_t product = std::max(in_product, out_product);
-  const int64_t norm_workspace = norm_backward_workspace_bytes(spec.hidden, where.mlp_norm.kind);
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = stats;
-  bytes.saved_weight = gate_up + (selective ? 0 : hidden + act);
+  bytes.saved_input = statistics;
+  bytes.saved_weight = up + (selective ? 0 : hidden + act);
   bytes.delayed = small_gradients + (selective ? act + hidden : 0);
-  switch (mode) {
-    case Recompute::kNone:
-      bytes.forward_workspace = product;
-      break;
-    case Recompute::kSelective:
-      bytes.forward_workspace = std::max(act + out_product, in_product);
-      break;
-    case Recompute::kFull:
-      bytes.forward_workspace =
-          std::max({stats + hidden + gate_up + in_product, stats + gate_up + act,
-                    stats + act + hidden + out_product}) -
-          hidden;
-      break;
-  }
-  bytes.recompute_workspace = in_product;
-  bytes.backward_input_workspace =
-      selective ? std::max(product, norm_workspace)
-                : std::max({act + product - hidden, product, norm_workspace});
-  bytes.backward_weight_workspace = product;
+
+  const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed) {
+    water.hold(hidden + (keep_statistics ? statistics : 0));
+    water.hold(up);
+    water.pass(sizes.product(up_width, sizes.width, mlp.bias));
+    if (!keep_normed) water.drop(hidden);
+    water.hold(act);
+  };
+  const bool kept = mode != Recompute::kFull;
+  HighWater forward;
+  make_saved(forward, kept, mode == Recompute::kNone);
+  if (!kept) forward.drop(up);
+  forward.hold(hidden);
+  forward.pass(sizes.product(sizes.width, mlp.hidden, true));
+  bytes.forward_workspace =
+      forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
+
+  HighWater recompute;
+  make_saved(recompute, true, true);
+  bytes.recompute_workspace = recompute.above(bytes.saved_input + bytes.saved_weight);
+
+  HighWater backward;
+  backward.hold(act);  // its gradient; without a kept activation it takes that one's place
+  backward.pass(sizes.product(mlp.hidden, sizes.width, false));
+  if (!selective) backward.drop(act);
+  backward.hold(hidden);
+  backward.pass(sizes.product(sizes.width, up_width, false));
+  backward.hold(small_gradients);
+  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.mlp_norm));
+  if (selective) backward.hold(hidden);
+  bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
+
+  HighWater weight;
+  weight.pass(sizes.weight_product(sizes.width, mlp.hidden, mlp.bias));
+  weight.drop(hidden + act);
+  weight.pass(sizes.weight_product(up_width, sizes.width, mlp.bias));
+  bytes.backward_weight_workspace = weight.above(0);
   return bytes;
 }
 
@@ -139,32 +227,20 @@ int64_t element_bytes(Precision precision) {
 PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                      Recompute mode) {
   const model::PartSpec& where = spec.parts[static_cast<size_t>(part)];
-  const int64_t tokens = strategy.micro * strategy.seq_len;
-  switch (where.kind) {
-    case PartKind::kAttention:
-      return attention_bytes(spec, strategy, where.layer, mode);
-    case PartKind::kMlp:
-      return mlp_bytes(spec, strategy, where.layer, mode);
-    case PartKind::kEmbedding: {
-      // The tokens sorted by row of the table, so that every row has one writer.
-      PartBytes bytes;
-      const int64_t rows =
-          std::max(spec.vocab_size, spec.learned_positions ? spec.max_positions : 0);
-      bytes.backward_weight_workspace = 8 * (tokens + rows);
-      return bytes;
-    }
-    case PartKind::kHead:
-      break;
+  TRIREME_CHECK(where.kind != PartKind::kHead, "the head's bytes are loss_workspace_bytes()");
+  if (where.kind == PartKind::kAttention) {
+    return attention_bytes(spec, strategy, where.layer, mode);
   }
-  TRIREME_CHECK(false, "part {} has no bytes of its own: see loss_workspace_bytes", where.name);
+  if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
+  return {};
 }
 
 int64_t batch_bytes(const Strategy& strategy) {
-  return 3 * 8 * strategy.micro * strategy.seq_len;
+  return 3 * tensor_bytes(8 * strategy.micro * strategy.seq_len);
 }
 
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
-  return strategy.micro * strategy.seq_len * spec.hidden * element_bytes(strategy.precision);
+  return Sizes(spec, strategy).hidden;
 }
 
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {
@@ -172,17 +248,22 @@ int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {
   for (const model::ParameterSpec& parameter : spec.parameters) {
     if (parameter.part == part) sum += parameter.numel();
   }
-  return 4 * sum;
+  return tensor_bytes(4 * sum);
 }
 
+// Mirrors nn/head_part.cpp.
 int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+  const Sizes sizes(spec, strategy);
   const int64_t rows = strategy.loss_chunk_rows > 0 ? strategy.loss_chunk_rows
                                                     : choose_loss_chunk_rows(spec, strategy);
-  const int64_t loss =
-      cross_entropy_workspace_bytes(rows, spec.vocab_size, spec.hidden, strategy.precision);
-  const int64_t norm = norm_backward_workspace_bytes(spec.hidden, spec.final_norm.kind);
-  return hidden_bytes(spec, strategy) +
-         norm_stats(spec.final_norm, strategy.micro * strategy.seq_len) + std::max(loss, norm);
+  HighWater water;
+  water.hold(sizes.hidden + norm_statistics(spec.final_norm, sizes.tokens));
+  water.hold(sizes.hidden);
+  water.pass(sizes.kernels.cross_entropy(std::min(rows, sizes.tokens), spec.vocab_size, spec.hidden,
+                                         sizes.precision));
+  water.hold(norm_gradients(spec.final_norm, spec.hidden));
+  water.pass(sizes.kernels.norm_backward(sizes.tokens, spec.hidden, spec.final_norm));
+  return water.above(sizes.hidden);
 }
 
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
@@ -195,8 +276,8 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
     bytes.optimizer_states = 0;
     for (const int64_t state : strategy.optimizer_state_bytes) bytes.optimizer_states += state;
   }
-  // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of
-  // half the rotated dimensions at every position of a sequence.
+  // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
+  // the rotated dimensions at every position of a sequence.
   std::set<std::tuple<double, int64_t, int, double, double, double, int64_t>> tables;
   for (const model::LayerSpec& layer : spec.layers) {
     if (!layer.attention.rotary) continue;
@@ -206,7 +287,7 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
                                     rotary.factor, rotary.low_freq_factor, rotary.high_freq_factor,
                                     rotary.original_max_positions})
                            .second;
-    if (fresh) bytes.tables += strategy.seq_len * rotary.dim * 4;
+    if (fresh) bytes.tables += 2 * tensor_bytes(strategy.seq_len * rotary.dim / 2 * 4);
   }
   return bytes;
 }

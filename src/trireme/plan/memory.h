@@ -20,7 +20,8 @@ struct PartBytes {
   int64_t saved_input = 0;   ///< kSaved that backward-input frees
   int64_t saved_weight = 0;  ///< kSaved that backward-weight frees
   int64_t delayed = 0;       ///< kDelayed
-  // Held only while the instruction runs, beyond the buffers alive before and those it makes.
+  // Held only while the instruction runs, beyond the buffers alive before and those it makes. Never
+  // negative, although an instruction may free some buffers before it makes others.
   int64_t forward_workspace = 0;
   int64_t recompute_workspace = 0;
   int64_t backward_input_workspace = 0;
@@ -28,7 +29,7 @@ struct PartBytes {
 };
 
 /// Of an attention or MLP part under `mode`; saved and delayed bytes of kFull are those after
-/// kRecompute. The embedding has a backward-weight workspace only. Not for the head.
+/// kRecompute. The embedding has none. Not for the head.
 PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                      Recompute mode);
 

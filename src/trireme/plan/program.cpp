@@ -369,7 +369,11 @@ class Builder {
     end();
     std::vector<int> steps;
     for (int part = 0; part < num_parts_; ++part) {
-      begin(OpKind::kOptimizerStep, part, kNone, kNone);
+      Instruction& step = begin(OpKind::kOptimizerStep, part, kNone, kNone);
+      const model::PartKind kind = spec_.parts[static_cast<size_t>(part)].kind;
+      if (kind == model::PartKind::kAttention || kind == model::PartKind::kMlp) {
+        step.workspace_bytes = program_.strategy.optimizer_workspace_bytes;
+      }
       depend(norm);
       read(gradients_[static_cast<size_t>(part)][0]);
       free(gradients_[static_cast<size_t>(part)][0]);

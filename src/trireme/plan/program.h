@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "trireme/model/model_spec.h"
+#include "trireme/plan/kernel_workspace.h"
 
 namespace trireme::plan {
 
-enum class Precision { kFp32, kBf16 };
 enum class Recompute { kNone, kSelective, kFull };  ///< of one part
 
 /// How one run is laid out. Validated by validate(); every rejection comes with its reason.
@@ -30,6 +30,9 @@ struct Strategy {
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
+  /// What an optimizer step of a block's part holds beside its buffers (Muon's products).
+  int64_t optimizer_workspace_bytes = 0;
+  KernelWorkspace kernels;  ///< what the device's kernels hold while they run
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
 };
