@@ -32,7 +32,8 @@ build: setup ## the program, build/trireme
 bench: build ## time the matrix products and kernels of this machine, and training against PyTorch
 	@scripts/bench
 
-parity: build ## compare with PyTorch, transformers, tokenizers and TensorBoard, installed into .deps/peers
+parity: setup ## compare with PyTorch, transformers, tokenizers and TensorBoard, installed into .deps/peers
+	@scripts/build release trireme model_probe
 	@scripts/setup peers
 	@scripts/parity
 
