@@ -17,7 +17,7 @@ std::pair<size_t, size_t> place_of(std::string_view text, size_t byte) {
 
 /// The library's message without its own prefix and position ("[json.exception...] ... column 5:
 /// ").
-std::string bare_reason(std::string reason) {
+std::string bare_reason(const std::string& reason) {
   const size_t column = reason.find(" column ");
   const size_t colon = column == std::string::npos ? std::string::npos : reason.find(": ", column);
   if (colon != std::string::npos) return reason.substr(colon + 2);
