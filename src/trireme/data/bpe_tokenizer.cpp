@@ -179,6 +179,7 @@ class BpeTokenizer final : public Tokenizer {
       };
       merges.push_back({find(left), find(right), find(left + right)});
     }
+    has_all_bytes_ = complete;
     model_ = std::make_unique<BpeModel>(byte_ids, merges);
     if (file_.ignore_merges) {
       for (const auto& [token, id] : file_.vocab) {
@@ -325,18 +326,37 @@ class BpeTokenizer final : public Tokenizer {
   void encode_piece_with_offsets(std::string_view piece, size_t begin, bool prefix, size_t at,
                                  const SourceMap& map, Output& output) const {
     std::vector<uint32_t> lengths;
+    const size_t first = output.ids.size();
     encode_uncached(piece, output.ids, &lengths);
-    for (const uint32_t length : lengths) {
-      const size_t end = begin + length;
-      // The space that was put before the text counts as part of its first character.
-      const auto source = [&](size_t byte) { return at + (prefix ? byte - (byte > 0) : byte); };
-      output.offsets.push_back({map.range(source(begin), source(begin) + 1).begin,
-                                map.range(source(end - 1), source(end - 1) + 1).end});
-      begin = end;
+    // The space that was put before the text counts as part of its first character.
+    const auto source = [&](size_t byte) {
+      byte += begin;
+      return map.range(at + (prefix ? byte - (byte > 0) : byte),
+                       at + (prefix ? byte - (byte > 0) : byte) + 1);
+    };
+    const std::vector<uint32_t> spelling =
+        has_all_bytes_ ? std::vector<uint32_t>() : spelling_of(piece);
+    size_t done = 0;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const int32_t id = output.ids[first + i];
+      const size_t length =
+          has_all_bytes_ ? lengths[i] : tokens_[static_cast<size_t>(id)].token.size();
+      const auto byte_at = [&](size_t place) { return has_all_bytes_ ? place : spelling[place]; };
+      output.offsets.push_back(
+          {source(byte_at(done)).begin, source(byte_at(done + length - 1)).end});
+      output.spaces.push_back(spaces_of_token(id));
+      done += length;
     }
-    const size_t first = output.ids.size() - lengths.size();
-    for (size_t i = first; i < output.ids.size(); ++i)
-      output.spaces.push_back(spaces_of_token(output.ids[i]));
+  }
+
+  /// For every byte of the piece as tokens spell it, the byte of the piece. Where bytes are missing from the vocabulary
+  /// offsets count in the spelling, without the dropped bytes: so does the `tokenizers` library.
+  static std::vector<uint32_t> spelling_of(std::string_view piece) {
+    std::vector<uint32_t> owner;
+    for (uint32_t i = 0; i < piece.size(); ++i) {
+      owner.insert(owner.end(), bytes_to_token(piece.substr(i, 1)).size(), i);
+    }
+    return owner;
   }
 
   /// Of a vocabulary token: only the stand-in of the byte 0x20 is white space there.
@@ -400,6 +420,7 @@ class BpeTokenizer final : public Tokenizer {
   std::optional<int32_t> bos_;
   std::optional<int32_t> eos_;
   bool splittable_ = true;
+  bool has_all_bytes_ = true;
   mutable PieceCachePool caches_;
 };
 

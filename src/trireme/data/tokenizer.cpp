@@ -57,7 +57,7 @@ class ByteTokenizer final : public Tokenizer {
                      // Every byte belongs to the character that it is part of; an ill-formed
                      // sequence counts as the one U+FFFD that a reader would see.
                      while (!part.empty()) {
-                       const size_t length = character_length(part);
+                       const size_t length = first_character_length(part);
                        for (size_t i = 0; i < length; ++i) {
                          encoding.ids.push_back(static_cast<unsigned char>(part[i]));
                          encoding.offsets.push_back({character, character + 1});
@@ -108,16 +108,6 @@ class ByteTokenizer final : public Tokenizer {
   bool splittable() const override { return true; }
 
  private:
-  static size_t character_length(std::string_view text) {
-    for (size_t length = 1; length <= std::min<size_t>(4, text.size()); ++length) {
-      const std::string_view start = text.substr(0, length);
-      if (is_valid_utf8(start)) return length;
-      // Neither complete nor able to become so: what came before is the ill-formed part.
-      if (complete_utf8_prefix(start) == length) return std::max<size_t>(1, length - 1);
-    }
-    return std::min<size_t>(4, text.size());
-  }
-
   AddedTokenMatcher matcher_{{end_of_text_token(kByteTokenizerEos)}};
 };
 

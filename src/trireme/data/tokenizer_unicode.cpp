@@ -4,7 +4,7 @@
 #include <utf8proc.h>
 
 #include <algorithm>
-#include <array>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <span>
@@ -99,6 +99,11 @@ std::string replace_invalid_utf8(std::string_view text) {
   return result;
 }
 
+size_t first_character_length(std::string_view text) {
+  bool truncated;
+  return static_cast<size_t>(std::abs(sequence_length(text, 0, truncated)));
+}
+
 size_t complete_utf8_prefix(std::string_view text) {
   // Only a sequence that starts in the last three bytes can be cut off.
   for (size_t back = std::min<size_t>(3, text.size()); back > 0; --back) {
@@ -127,18 +132,19 @@ const CharClassTable& CharClassTable::instance() {
 }
 
 CharClassTable::CharClassTable() {
-  std::vector<uint8_t> flat(kLastCodePoint + 1, kOtherChar);
+  std::string flat(kLastCodePoint + 1, static_cast<char>(kOtherChar));
   const auto mark = [&](std::span<const CodePointRange> ranges, uint8_t value) {
     for (const auto& range : ranges)
-      std::fill(flat.begin() + range.first, flat.begin() + range.last + 1, value);
+      std::fill(flat.begin() + range.first, flat.begin() + range.last + 1,
+                static_cast<char>(value));
   };
   mark(kLetterRanges, kLetterChar);
   mark(kNumberRanges, kNumberChar);
   mark(kSpaceRanges, kSpaceChar);
-  std::map<std::vector<uint8_t>, uint16_t> known;
+  std::map<std::string, uint16_t> known;
   for (uint32_t block = 0; block <= kLastCodePoint >> 8; ++block) {
-    std::vector<uint8_t> content(flat.begin() + block * 256, flat.begin() + (block + 1) * 256);
-    const auto [it, added] = known.emplace(std::move(content), static_cast<uint16_t>(known.size()));
+    const auto [it, added] =
+        known.emplace(flat.substr(block * 256, 256), static_cast<uint16_t>(known.size()));
     if (added) blocks_.insert(blocks_.end(), it->first.begin(), it->first.end());
     index_.push_back(it->second);
   }

@@ -22,6 +22,9 @@ bool is_valid_utf8(std::string_view text);
 /// Every maximal ill-formed subpart (Unicode 15, section 3.9, table 3-8) becomes U+FFFD.
 std::string replace_invalid_utf8(std::string_view text);
 
+/// Bytes of the character, or of the maximal ill-formed subpart, that `text` (not empty) starts with.
+size_t first_character_length(std::string_view text);
+
 /// Length of the longest prefix that does not end inside a UTF-8 sequence that more bytes could
 /// complete.
 size_t complete_utf8_prefix(std::string_view text);
