@@ -105,7 +105,7 @@ function lineChart(id, series, options) {
       text(svg, left - 8, py(t) + 4, format(t), { "text-anchor": "end" });
     }
     node("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, svg);
-    for (const t of niceTicks(xLow, xHigh, Math.max(3, Math.floor(width / 110)))) {
+    for (const t of niceTicks(xLow, xHigh, Math.max(4, Math.floor(width / 110)))) {
       text(svg, px(t), height - 7, short(t), { "text-anchor": px(t) > width - 24 ? "end" : "middle" });
     }
     const clip = "clip-" + id;

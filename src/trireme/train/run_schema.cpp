@@ -199,7 +199,7 @@ std::vector<SchemaEntry> make_schema() {
                   "Micro-batches that the reading thread keeps ready.", kNoEffect));
   s.push_back(key("data.baselines", REF(data.baselines), any(),
                   "JSON file with the bits per byte that compressors reach on the validation files "
-                  "(`data prepare` writes it); quoted in the last line.",
+                  "(`trireme data corpus` writes it); quoted in the last line.",
                   kNoEffect));
 
   s.push_back(key("batch.sequences", REF(batch.sequences), at_least(1),

@@ -1,0 +1,121 @@
+#include <memory>
+
+#include "trireme/base/error.h"
+#include "trireme/base/interrupt.h"
+#include "trireme/cli/command.h"
+#include "trireme/device/device.h"
+#include "trireme/infer/generator.h"
+#include "trireme/train/trainer.h"
+
+namespace trireme::cli {
+
+namespace {
+
+struct TrainArguments {
+  std::string run_file;
+  std::vector<std::string> sets;
+  std::string resume = "auto";
+  bool dry_run = false;
+  bool print_schema = false;
+};
+
+std::vector<train::ReportSample> sample(nn::Model& model, const data::Tokenizer& tokenizer,
+                                        const train::RunConfig& run) {
+  std::vector<std::string> prompts = run.sample.prompts;
+  if (prompts.empty()) return {};
+  std::vector<std::vector<int32_t>> ids;
+  for (const std::string& prompt : prompts) ids.push_back(tokenizer.encode(prompt));
+  infer::GenerationOptions options;
+  options.max_new_tokens = run.sample.tokens;
+  options.sampling.temperature = run.sample.temperature;
+  options.sampling.top_p = run.sample.top_p;
+  options.sampling.seed = static_cast<uint64_t>(run.seed);
+  if (tokenizer.eos_id()) options.stop_ids.push_back(*tokenizer.eos_id());
+  const std::vector<infer::Completion> completions =
+      infer::generate(model, &tokenizer, ids, options);
+  std::vector<train::ReportSample> samples;
+  for (size_t i = 0; i < prompts.size(); ++i) samples.push_back({prompts[i], completions[i].text});
+  return samples;
+}
+
+OrderedJson to_json(const train::TrainResult& result, const std::string& out) {
+  OrderedJson json = {{"out", out},
+                      {"step", result.step},
+                      {"tokens", result.tokens},
+                      {"loss", result.loss},
+                      {"was_done", result.was_done}};
+  if (result.valid_loss) json["valid_loss"] = *result.valid_loss;
+  if (result.valid_bits_per_byte) json["valid_bits_per_byte"] = *result.valid_bits_per_byte;
+  for (const train::Baseline& baseline : result.baselines)
+    json["baselines"][baseline.name] = baseline.bits_per_byte;
+  for (const train::ReportSample& text : result.samples)
+    json["samples"].push_back({{"prompt", text.prompt}, {"text", text.text}});
+  return json;
+}
+
+void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
+  if (arguments.print_schema) {
+    fmt::print("{}", train::schema_markdown());
+    return;
+  }
+  TRIREME_USER_CHECK(!arguments.run_file.empty(), kConfig, "examples/ has run files to start from",
+                     "no run file is given: trireme train RUN.toml");
+  const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
+  if (arguments.dry_run) {
+    device::get_device("cpu");
+    const train::Preflight preflight = train::inspect_run(run);
+    if (options.json) {
+      print_json(train::to_json(preflight));
+    } else {
+      fmt::print("{}", train::describe(preflight));
+    }
+    if (!preflight.problems.empty())
+      throw CLI::RuntimeError(static_cast<int>(preflight.problems.front().code()));
+    return;
+  }
+  install_interrupt_handlers();
+  train::TrainOptions train_options;
+  train_options.resume = arguments.resume;
+  train_options.quiet = options.quiet;
+  train_options.version = TRIREME_VERSION;
+  train_options.sample = sample;
+  const train::TrainResult result = train::train(run, train_options);
+  if (options.json) {
+    print_json(to_json(result, run.config.out));
+    return;
+  }
+  for (const train::ReportSample& text : result.samples)
+    fmt::print("--- {}{}\n", text.prompt, text.text);
+  if (result.was_done) {
+    fmt::print("this run is done already: {} steps in {} (report: {}/report.html)\n", result.step,
+               run.config.out, run.config.out);
+  }
+  fmt::print("{}\n", train::done_line(result));
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, GlobalOptions& options) {
+  CLI::App* command = app.add_subcommand("train", "train a model as a run file says");
+  auto arguments = std::make_shared<TrainArguments>();
+  command->add_option("RUN.toml", arguments->run_file, "the run file (docs/run_file.md)");
+  command
+      ->add_option("--set", arguments->sets,
+                   "table.key=value, over the run file; any number of times")
+      ->allow_extra_args(false);
+  command
+      ->add_option(
+          "--resume", arguments->resume,
+          "auto: continue what out holds; no: start only a new run; or a checkpoint's path")
+      ->capture_default_str();
+  command->add_flag(
+      "--dry-run", arguments->dry_run,
+      "print the effective run, its plan, what it needs and what would fail; train nothing");
+  command->add_flag("--print-schema", arguments->print_schema,
+                    "print docs/run_file.md: every key, its default and meaning");
+  add_global_options(*command, options,
+                     "trireme train run.toml --set schedule.steps=500 --set optim.lr=1e-3");
+  command->callback([arguments, &options] { run_train(*arguments, options); });
+}
+
+}  // namespace trireme::cli

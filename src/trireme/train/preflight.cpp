@@ -1,0 +1,244 @@
+#include "trireme/train/preflight.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+
+#include "trireme/device/device.h"
+#include "trireme/model/flops.h"
+#include "trireme/train/progress.h"
+
+namespace trireme::train {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Runs `body`; an Error becomes a problem. False if it failed.
+template <typename Body>
+bool attempt(std::vector<Error>& problems, Body body) {
+  try {
+    body();
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kInternal) throw;
+    problems.push_back(error);
+    return false;
+  }
+}
+
+void add(std::vector<Error>& problems, ErrorCode code, const std::string& message,
+         const std::string& hint) {
+  problems.push_back(Error(code, message, hint));
+}
+
+/// The folder itself, or the nearest one above it that is there.
+fs::path existing_folder(fs::path path) {
+  path = fs::absolute(path);
+  while (!path.empty() && path.has_relative_path() && !fs::exists(path)) path = path.parent_path();
+  return path;
+}
+
+void inspect_out(Preflight& p) {
+  const fs::path out = p.run.config.out;
+  const fs::path folder = existing_folder(out);
+  if (!fs::is_directory(folder)) {
+    add(p.problems, ErrorCode::kData,
+        fmt::format("out = \"{}\": {} is not a folder", out.string(), folder.string()),
+        "choose another out");
+  } else if (::access(folder.c_str(), W_OK) != 0) {
+    add(p.problems, ErrorCode::kData,
+        fmt::format("out = \"{}\": {} cannot be written to", out.string(), folder.string()),
+        "choose another out, or check who may write there");
+  } else {
+    std::error_code error;
+    p.free_disk_bytes = static_cast<int64_t>(fs::space(folder, error).available);
+  }
+}
+
+void inspect_strategy(Preflight& p) {
+  const RunConfig& c = p.run.config;
+  const plan::Strategy strategy = strategy_of(c, p.model.spec, p.precision.precision);
+  for (const std::string& reason : plan::validate(p.model.spec, strategy)) {
+    add(p.problems, ErrorCode::kConfig, reason,
+        "see [batch], [data] and [memory] in docs/run_file.md");
+  }
+  for (const std::string& reason : optim::validate(optimizer_of(c)))
+    add(p.problems, ErrorCode::kConfig, "[optim] " + reason, "");
+  for (const std::string& reason : optim::validate(schedule_of(c)))
+    add(p.problems, ErrorCode::kConfig, "[schedule] " + reason, "");
+  const optim::BatchRampSpec ramp = ramp_of(c);
+  for (const std::string& reason : optim::validate(ramp)) {
+    add(p.problems, ErrorCode::kConfig, "batch ramp-up: " + reason,
+        "see batch.ramp_start in docs/run_file.md");
+  }
+  if (!p.problems.empty()) return;
+  p.program = plan::build_program(p.model.spec, strategy);
+  const plan::Simulation simulation =
+      plan::simulate(p.program, std::vector<double>(p.program.instructions.size(), 1e-3));
+  p.peak_bytes = simulation.peak_bytes;
+  p.resident_bytes = p.program.resident_bytes;
+  p.total_tokens = optim::sequences_before(ramp, c.schedule.steps) * c.data.seq_len;
+  // Master weights and optimizer states in a checkpoint; one more of them while the next is written, and the export.
+  const int64_t weights = 4 * p.parameters;
+  int64_t states = 0;
+  for (const int64_t bytes : strategy.optimizer_state_bytes) states += bytes;
+  p.disk_bytes = (c.checkpoint.keep + 1) * (weights + states) + (c.hf_export.enabled ? weights : 0);
+  p.device_memory_bytes = device::get_device("cpu").total_memory_bytes();
+  if (p.device_memory_bytes > 0 && p.peak_bytes > p.device_memory_bytes) {
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("a step needs {} of memory; this machine has {}",
+                    bytes_text(static_cast<double>(p.peak_bytes)),
+                    bytes_text(static_cast<double>(p.device_memory_bytes))),
+        "lower batch.micro or data.seq_len, or set memory.recompute = \"full\"");
+  }
+  if (p.free_disk_bytes > 0 && p.disk_bytes > p.free_disk_bytes) {
+    add(p.problems, ErrorCode::kData,
+        fmt::format("out = \"{}\": checkpoints and export need {}; {} are free", c.out,
+                    bytes_text(static_cast<double>(p.disk_bytes)),
+                    bytes_text(static_cast<double>(p.free_disk_bytes))),
+        "lower checkpoint.keep, or choose an out on a larger disk");
+  }
+}
+
+void inspect_data(Preflight& p) {
+  const RunConfig& c = p.run.config;
+  if (!attempt(p.problems,
+               [&] { p.data = data::open_data(data_options_of(c), p.model.tokenizer.get()); }))
+    return;
+  for (const auto& [name, dataset] :
+       {std::pair{"data.train", p.data.train}, std::pair{"data.valid", p.data.valid}}) {
+    if (dataset == nullptr || p.model.spec.vocab_size == 0) continue;
+    if (dataset->max_id() >= p.model.spec.vocab_size) {
+      add(p.problems, ErrorCode::kData,
+          fmt::format("{} holds id {}, but the model has a vocabulary of {}", name,
+                      dataset->max_id(), p.model.spec.vocab_size),
+          "use the tokenizer that the data was made with, or raise model.vocab_size");
+    }
+  }
+  if (p.data.train != nullptr) {
+    // A run may go through its data many times; less than one window is no data at all.
+    if (p.data.train->num_tokens() < c.data.seq_len + 1) {
+      add(p.problems, ErrorCode::kData,
+          fmt::format(
+              "data.train holds {} tokens, less than one window of data.seq_len = {} and one more",
+              p.data.train->num_tokens(), c.data.seq_len),
+          "give more data or lower data.seq_len");
+    }
+    const double windows = static_cast<double>(std::max<int64_t>(1, p.data.train->num_windows()));
+    p.epochs = static_cast<double>(p.total_tokens) / static_cast<double>(c.data.seq_len) / windows;
+  }
+  attempt(p.problems, [&] { p.baselines = read_baselines(c); });
+}
+
+}  // namespace
+
+Preflight inspect_run(const RunFile& run, const std::string& precision) {
+  Preflight p;
+  p.run = run;
+  inspect_out(p);
+  const std::string recipe = precision.empty() ? run.config.precision.recipe : precision;
+  p.precision = choose_precision(recipe);
+  if (run.config.precision.recipe == "auto") {
+    p.run.config.precision.recipe = plan::to_string(p.precision.precision);
+    p.run.origins["precision.recipe"] = {
+        Origin::Kind::kDerived, precision.empty() ? p.precision.reason : "auto, as before"};
+  }
+  if (attempt(p.problems, [&] { p.model = open_run_model(run.config); })) {
+    p.parameters = p.model.spec.num_parameters();
+    p.active_parameters = p.parameters;
+    p.flops_per_token = model::flops_per_token(p.model.spec, run.config.data.seq_len).model();
+    if (p.model.tokenizer->vocab_size() > p.model.spec.vocab_size) {
+      add(p.problems, ErrorCode::kConfig,
+          fmt::format(
+              "tokenizer.path = \"{}\" has ids up to {}, but the model has a vocabulary of {}",
+              run.config.tokenizer.path, p.model.tokenizer->vocab_size() - 1,
+              p.model.spec.vocab_size),
+          "use the model's own tokenizer, or raise the model's vocab_size");
+    }
+    attempt(p.problems, [&] { inspect_strategy(p); });
+  }
+  if (p.model.tokenizer != nullptr) inspect_data(p);
+  return p;
+}
+
+std::string describe(const Preflight& p) {
+  const RunConfig& c = p.run.config;
+  std::string text = effective_toml(p.run);
+  const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
+  text += "\n";
+  if (p.parameters > 0) {
+    text +=
+        fmt::format("model      {} of {} parameters in {} layers, {} operations a token ({})\n",
+                    p.model.spec.family, count_text(static_cast<double>(p.parameters)),
+                    p.model.spec.layers.size(), count_text(p.flops_per_token), p.precision.reason);
+  }
+  if (!p.program.instructions.empty()) {
+    text += fmt::format(
+        "plan       {} steps of {} sequences: {} micro-batches in {} lanes, {} instructions a "
+        "step\n",
+        c.schedule.steps, c.batch.sequences, p.program.strategy.micro_batches(), c.batch.lanes,
+        p.program.instructions.size());
+    text +=
+        fmt::format("memory     {} at the peak of a step, {} between steps; the machine has {}\n",
+                    bytes(p.peak_bytes), bytes(p.resident_bytes), bytes(p.device_memory_bytes));
+    text += fmt::format("disk       {} in {}; {} are free\n", bytes(p.disk_bytes), c.out,
+                        bytes(p.free_disk_bytes));
+  }
+  if (p.data.train != nullptr) {
+    text += fmt::format("data       {} tokens in {} documents; the run sees {} ({:.2f} epochs)\n",
+                        count_text(static_cast<double>(p.data.train->num_tokens())),
+                        p.data.train->num_documents(),
+                        count_text(static_cast<double>(p.total_tokens)), p.epochs);
+    text += p.data.valid != nullptr
+                ? fmt::format("validation {} tokens in {} documents\n",
+                              count_text(static_cast<double>(p.data.valid->num_tokens())),
+                              p.data.valid->num_documents())
+                : "validation none\n";
+  }
+  if (p.parameters > 0 && p.precision.gemm_tflops > 0) {
+    // Half of the products' rate is a fair guess before the first step.
+    const double seconds = static_cast<double>(p.total_tokens) * p.flops_per_token /
+                           (0.5 * p.precision.gemm_tflops * 1e12);
+    text += fmt::format("time       about {} at half the rate of matrix products\n",
+                        duration_text(seconds));
+  }
+  if (p.problems.empty()) return text + "problems   none\n";
+  for (const Error& problem : p.problems) {
+    text += fmt::format("problem    {}\n", problem.what());
+    if (!problem.hint().empty()) text += fmt::format("             hint: {}\n", problem.hint());
+  }
+  return text;
+}
+
+OrderedJson to_json(const Preflight& p) {
+  OrderedJson problems = OrderedJson::array();
+  for (const Error& problem : p.problems) problems.push_back(problem.what());
+  OrderedJson json = {
+      {"parameters", p.parameters},
+      {"active_parameters", p.active_parameters},
+      {"flops_per_token", p.flops_per_token},
+      {"peak_bytes", p.peak_bytes},
+      {"steps", p.run.config.schedule.steps},
+      {"problems", problems},
+      {"resident_bytes", p.resident_bytes},
+      {"disk_bytes", p.disk_bytes},
+      {"free_disk_bytes", p.free_disk_bytes},
+      {"device_memory_bytes", p.device_memory_bytes},
+      {"instructions", p.program.instructions.size()},
+      {"tokens", p.total_tokens},
+      {"epochs", p.epochs},
+      {"precision",
+       {{"taken", plan::to_string(p.precision.precision)}, {"reason", p.precision.reason}}},
+      {"run", effective_json(p.run)}};
+  for (const auto& [name, dataset] :
+       {std::pair{"train", p.data.train}, std::pair{"valid", p.data.valid}}) {
+    if (dataset != nullptr)
+      json["data"][name] = {{"tokens", dataset->num_tokens()},
+                            {"documents", dataset->num_documents()}};
+  }
+  return json;
+}
+
+}  // namespace trireme::train

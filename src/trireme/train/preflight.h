@@ -1,0 +1,50 @@
+// Everything that can be known before step 0: what a run needs, and what would fail later.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "trireme/base/error.h"
+#include "trireme/data/open_dataset.h"
+#include "trireme/plan/program.h"
+#include "trireme/plan/simulate.h"
+#include "trireme/train/run_config.h"
+#include "trireme/train/run_setup.h"
+
+namespace trireme::train {
+
+/// What a run is about to do.
+struct Preflight {
+  RunFile run;
+  RunModel model;  ///< spec is empty if a problem kept it from being read
+  PrecisionChoice precision;
+  data::DataPair data;
+  plan::Program program;  ///< of a step with the full batch; no instructions if it cannot be built
+  std::vector<Baseline> baselines;
+
+  int64_t parameters = 0;
+  int64_t active_parameters = 0;
+  double flops_per_token = 0.0;  ///< forward and backward
+  int64_t peak_bytes = 0;        ///< predicted
+  int64_t resident_bytes = 0;    ///< of them held between steps
+  int64_t disk_bytes = 0;        ///< largest that the run's folder will hold
+  int64_t free_disk_bytes = 0;
+  int64_t device_memory_bytes = 0;
+  int64_t total_tokens = 0;  ///< that the run will see
+  double epochs = 0.0;
+
+  std::vector<Error> problems;  ///< in the order in which they would strike
+};
+
+/// Looks at everything; throws nothing for what is wrong with the run, but lists it. Tokenizes text data into the
+/// cache, as the run itself would. `precision` of a resumed run is given ("fp32", "bf16"); "" measures.
+Preflight inspect_run(const RunFile& run, const std::string& precision = "");
+
+/// For a person.
+std::string describe(const Preflight& preflight);
+/// Keys as the interface page lists them for train --dry-run, and more.
+OrderedJson to_json(const Preflight& preflight);
+
+}  // namespace trireme::train

@@ -1,0 +1,201 @@
+#include "trireme/train/run_setup.h"
+
+#include <algorithm>
+
+#include "trireme/base/error.h"
+#include "trireme/base/file.h"
+#include "trireme/device/probe.h"
+
+namespace trireme::train {
+
+namespace {
+
+constexpr int64_t kVocabularyMultiple = 64;  // fast products, whole cache lines
+
+/// The preset with the run's vocabulary and its tokenizer's special tokens.
+model::ModelSpec preset_spec(const RunConfig& run, const data::Tokenizer& tokenizer) {
+  int64_t vocab_size = run.model.vocab_size;
+  if (vocab_size == 0) {
+    vocab_size = (tokenizer.vocab_size() + kVocabularyMultiple - 1) / kVocabularyMultiple *
+                 kVocabularyMultiple;
+  }
+  const model::ModelSpec preset = model::spec_from_preset(run.model.preset, vocab_size);
+  const std::string origin = "preset " + run.model.preset;
+  OrderedJson config = parse_ordered_json(preset.config_json, origin, ErrorCode::kInternal);
+  config["bos_token_id"] =
+      tokenizer.bos_id() ? OrderedJson(*tokenizer.bos_id()) : OrderedJson(nullptr);
+  config["eos_token_id"] =
+      tokenizer.eos_id() ? OrderedJson(*tokenizer.eos_id()) : OrderedJson(nullptr);
+  return model::spec_from_config(config.dump(), origin);
+}
+
+}  // namespace
+
+RunModel open_run_model(const RunConfig& run) {
+  RunModel result;
+  result.tokenizer = data::load_tokenizer(run.tokenizer.path);
+  if (run.model.init != "random") result.initial = checkpoint::open_model(run.model.init);
+  if (!run.model.config.empty()) {
+    TRIREME_USER_CHECK(std::filesystem::exists(run.model.config), kConfig,
+                       "paths are relative to the working directory",
+                       "model.config = \"{}\": there is no such file", run.model.config);
+    result.spec = model::spec_from_config(read_file(run.model.config), run.model.config);
+  } else if (!run.model.preset.empty()) {
+    result.spec = preset_spec(run, *result.tokenizer);
+  } else {
+    result.spec = result.initial->spec;
+  }
+  if (result.initial) {
+    // The same tensors, whatever the config says beside them.
+    const auto& theirs = result.initial->spec.parameters;
+    const auto& ours = result.spec.parameters;
+    for (size_t i = 0; i < std::max(ours.size(), theirs.size()); ++i) {
+      const bool same = i < ours.size() && i < theirs.size() && ours[i].name == theirs[i].name &&
+                        ours[i].shape == theirs[i].shape;
+      TRIREME_USER_CHECK(same, kConfig,
+                         "leave model.config and model.preset out to take the model as it is there",
+                         "model.init = \"{}\" holds another model: tensor {} differs",
+                         run.model.init, i < ours.size() ? ours[i].name : theirs[i].name);
+    }
+  }
+  return result;
+}
+
+model::ModelSpec spec_of(const RunConfig& run) {
+  return open_run_model(run).spec;
+}
+
+plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec) {
+  return strategy_of(
+      run, spec, run.precision.recipe == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32);
+}
+
+plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
+                           plan::Precision precision) {
+  plan::Strategy strategy;
+  strategy.sequences = run.batch.sequences;
+  strategy.micro = run.batch.micro;
+  strategy.lanes = run.batch.lanes;
+  strategy.seq_len = run.data.seq_len;
+  strategy.precision = precision;
+  strategy.recompute = plan::recompute_from_names(spec, run.memory.recompute);
+  strategy.delay_weight_gradients = run.memory.delay_weight_gradients;
+  strategy.loss_chunk_rows = run.memory.loss_chunk_rows;
+  const optim::OptimizerConfig optimizer = optimizer_of(run);
+  strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
+        4 * optim::state_floats(optimizer, parameter) * parameter.numel();
+  }
+  return strategy;
+}
+
+optim::OptimizerConfig optimizer_of(const RunConfig& run) {
+  optim::OptimizerConfig config;
+  config.kind = optim::optimizer_from_name(run.optim.name);
+  config.weight_decay = run.optim.weight_decay;
+  config.beta1 = run.optim.betas.at(0);
+  config.beta2 = run.optim.betas.at(1);
+  config.eps = run.optim.eps;
+  config.momentum = run.optim.momentum;
+  config.nesterov = run.optim.nesterov;
+  config.ns_steps = static_cast<int>(run.optim.ns_steps);
+  config.adjust = run.optim.adjust == "original" ? optim::MuonLrAdjust::kOriginal
+                                                 : optim::MuonLrAdjust::kMatchRmsAdamW;
+  return config;
+}
+
+optim::ScheduleSpec schedule_of(const RunConfig& run) {
+  optim::ScheduleSpec schedule;
+  schedule.kind = optim::schedule_from_name(run.schedule.name);
+  schedule.peak = run.optim.lr;
+  schedule.min_ratio = run.schedule.min_lr_ratio;
+  schedule.steps = run.schedule.steps;
+  schedule.warmup = run.schedule.warmup;
+  schedule.decay_steps = run.schedule.decay;
+  schedule.decay_shape = optim::decay_shape_from_name(run.schedule.decay_shape);
+  return schedule;
+}
+
+optim::BatchRampSpec ramp_of(const RunConfig& run) {
+  optim::BatchRampSpec ramp;
+  ramp.start = run.batch.ramp_steps == 0 ? run.batch.sequences : run.batch.ramp_start;
+  ramp.full = run.batch.sequences;
+  ramp.increment = run.batch.micro * run.batch.lanes;
+  ramp.steps = run.batch.ramp_steps;
+  return ramp;
+}
+
+data::DataOptions data_options_of(const RunConfig& run) {
+  data::DataOptions options;
+  for (const DataSource& source : run.data.train)
+    options.train.push_back({source.path, source.weight});
+  for (const DataSource& source : run.data.valid)
+    options.valid.push_back({source.path, source.weight});
+  options.valid_fraction = run.data.valid_fraction;
+  options.seq_len = run.data.seq_len;
+  options.packing = data::parse_packing(run.data.packing);
+  options.jsonl_field = run.data.jsonl_field;
+  options.separator = run.data.separator;
+  options.seed = static_cast<uint64_t>(run.seed);
+  options.cache = run.data.cache.empty() ? std::filesystem::path(run.out) / "cache"
+                                         : std::filesystem::path(run.data.cache);
+  options.num_threads = static_cast<int>(run.threads);
+  return options;
+}
+
+namespace {
+
+/// 10^12 operations a second of products that do not fit the caches.
+double measure_gemm_tflops(at::ScalarType type) {
+  constexpr int64_t kSize = 1024;
+  // The best of several: a neighbour's burst must not decide the precision of a run.
+  return device::measure_gemm(type, kSize, kSize, kSize, 0.25).max / 1e3;
+}
+
+}  // namespace
+
+PrecisionChoice choose_precision(const std::string& recipe) {
+  PrecisionChoice choice;
+  if (recipe != "auto") {
+    choice.precision = recipe == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32;
+    choice.gemm_tflops = measure_gemm_tflops(recipe == "bf16" ? at::kBFloat16 : at::kFloat);
+    choice.reason =
+        fmt::format("{} as asked for ({:.3g} TFLOP/s in products)", recipe, choice.gemm_tflops);
+    return choice;
+  }
+  const double fp32 = measure_gemm_tflops(at::kFloat);
+  const double bf16 = measure_gemm_tflops(at::kBFloat16);
+  constexpr double kClearlyFaster = 1.3;
+  choice.precision = bf16 > kClearlyFaster * fp32 ? plan::Precision::kBf16 : plan::Precision::kFp32;
+  choice.gemm_tflops = choice.precision == plan::Precision::kBf16 ? bf16 : fp32;
+  choice.reason = fmt::format("auto took {}: products reach {:.3g} TFLOP/s in fp32, {:.3g} in bf16",
+                              plan::to_string(choice.precision), fp32, bf16);
+  return choice;
+}
+
+std::vector<Baseline> read_baselines(const RunConfig& run) {
+  std::vector<Baseline> result;
+  if (run.data.baselines.empty()) return result;
+  const std::string& path = run.data.baselines;
+  const OrderedJson json = parse_ordered_json(read_file(path), path);
+  const char hint[] =
+      "name the corpus.json that `trireme data corpus` wrote, or an object like {\"gzip -9\": "
+      "2.01}";
+  TRIREME_USER_CHECK(json.is_object(), kData, hint,
+                     "data.baselines = \"{}\" is not a table of figures", path);
+  const OrderedJson& figures = json.contains("baselines") ? json.at("baselines") : json;
+  TRIREME_USER_CHECK(figures.is_object(), kData, hint,
+                     "data.baselines = \"{}\" is not a table of figures", path);
+  for (const auto& [key, value] : figures.items()) {
+    std::string name = key;
+    if (const size_t dash = name.find('_'); dash != std::string::npos) name.replace(dash, 1, " -");
+    const OrderedJson& figure =
+        value.is_object() && value.contains("bits_per_byte") ? value.at("bits_per_byte") : value;
+    if (figure.is_number()) result.push_back({name, figure.get<double>()});
+  }
+  TRIREME_USER_CHECK(!result.empty(), kData, hint, "data.baselines = \"{}\" holds no figure", path);
+  return result;
+}
+
+}  // namespace trireme::train

@@ -1,0 +1,39 @@
+// What a run saves and reads back so that continuing is the same as never having stopped.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "trireme/checkpoint/checkpoint.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/optim/optimizer.h"
+
+namespace trireme::train {
+
+/// The counters of a run. With the tensors and the run file this is all of its state: the order of samples and the
+/// learning rate are functions of them.
+struct TrainState {
+  int64_t step = 0;           ///< steps done
+  int64_t tokens = 0;         ///< seen
+  int64_t updates = 0;        ///< steps that were applied: the optimizer's own count
+  int64_t micro_batches = 0;  ///< taken from the loader
+  int64_t skips = 0;          ///< steps left out in a row
+  std::string precision;      ///< that "auto" took
+  std::string data;           ///< fingerprint of the training data
+};
+
+Json to_json(const TrainState& state);
+/// Error{kData} naming `origin` if a key is missing or of another type.
+TrainState train_state_from_json(const Json& json, const std::string& origin);
+
+/// Views of the parameters and the optimizer's state under their names in a checkpoint.
+std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
+                                                   const optim::Optimizer& optimizer);
+
+/// Copies a checkpoint's tensors into store and optimizer, checksums verified. Error{kData} naming a tensor that is
+/// missing or has another shape.
+void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
+             optim::Optimizer& optimizer);
+
+}  // namespace trireme::train

@@ -1,0 +1,421 @@
+#include "trireme/train/trainer.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "trireme/base/clock.h"
+#include "trireme/base/file.h"
+#include "trireme/base/hash.h"
+#include "trireme/base/interrupt.h"
+#include "trireme/base/log.h"
+#include "trireme/checkpoint/checkpoint_writer.h"
+#include "trireme/data/loader.h"
+#include "trireme/device/device.h"
+#include "trireme/execute/executor.h"
+#include "trireme/train/artifacts.h"
+#include "trireme/train/progress.h"
+#include "trireme/train/run_folder.h"
+#include "trireme/train/step_benchmark.h"
+#include "trireme/train/tensorboard.h"
+#include "trireme/train/train_state.h"
+
+namespace trireme::train {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Loss of a validation pass.
+struct Validation {
+  double loss = 0.0;
+  std::optional<double> bits_per_byte;
+};
+
+/// One run from its checkpoint, or from step 0, to its end. Used by train() only.
+class Run {
+ public:
+  Run(Preflight preflight, const TrainOptions& options, RunFolder& folder,
+      const std::optional<checkpoint::Checkpoint>& from)
+      : p_(std::move(preflight)),
+        c_(p_.run.config),
+        options_(options),
+        folder_(folder),
+        store_(p_.model.spec,
+               p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat),
+        model_(store_),
+        optimizer_(optim::make_optimizer(optimizer_of(c_), p_.model.spec)),
+        executor_(model_, store_, *optimizer_),
+        ramp_(ramp_of(c_)),
+        schedule_(schedule_of(c_)),
+        progress_(c_.log.every, options.quiet),
+        writer_({.folder = folder.checkpoints(), .keep = static_cast<int>(c_.checkpoint.keep)}) {
+    state_.precision = plan::to_string(p_.precision.precision);
+    state_.data = hash_text(p_.data.train->fingerprint());
+    if (from) {
+      resume(*from);
+    } else {
+      initialize();
+    }
+  }
+
+  TrainResult run();
+
+ private:
+  bool done() const { return state_.step >= c_.schedule.steps; }
+  bool is_last(int64_t step) const { return step >= c_.schedule.steps; }
+  void initialize();
+  void resume(const checkpoint::Checkpoint& from);
+  void loop();
+  const plan::Program& program_of(int64_t sequences);
+  execute::StepResult step(data::Loader& loader, StepMetrics& metrics);
+  void judge(const execute::StepResult& result, StepMetrics& metrics);
+  std::optional<Validation> validate(int64_t sequences);
+  void record(const StepMetrics& metrics);
+  void save();
+  void write_report(std::vector<ReportSample> samples);
+  TrainResult finish();
+
+  Preflight p_;
+  const RunConfig c_;
+  const TrainOptions& options_;
+  RunFolder& folder_;
+  nn::ParameterStore store_;
+  nn::Model model_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  execute::Executor executor_;
+  const optim::BatchRampSpec ramp_;
+  const optim::ScheduleSpec schedule_;
+  Progress progress_;
+  checkpoint::CheckpointWriter writer_;
+  TrainState state_;
+  int64_t saved_step_ = -1;
+  double checkpoint_stall_s_ = 0.0;            ///< since the last line of metrics
+  double step_seconds_ = 0.0;                  ///< running mean, for the time that is left
+  std::map<int64_t, plan::Program> programs_;  ///< by sequences of the global batch
+  std::optional<MetricsFile> metrics_file_;
+  std::optional<EventFile> events_;
+};
+
+void Run::initialize() {
+  if (!p_.model.initial) {
+    store_.initialize(static_cast<uint64_t>(c_.seed));
+    return;
+  }
+  for (size_t i = 0; i < p_.model.initial->parameters.size(); ++i) {
+    store_.master(static_cast<int>(i)).copy_(p_.model.initial->parameters[i].make());
+  }
+  store_.refresh_compute();
+  log::info("weights from {}", p_.model.initial->path.string());
+}
+
+void Run::resume(const checkpoint::Checkpoint& from) {
+  const std::string data = state_.data;
+  state_ = train_state_from_json(from.train_state(), from.path().string());
+  TRIREME_USER_CHECK(state_.data == data, kData,
+                     "put the data back as it was, or choose another out to start a new run",
+                     "{}: data.train is not what this run was trained on so far",
+                     from.path().string());
+  restore(from, store_, *optimizer_);
+  saved_step_ = state_.step;
+  log::info("resuming after step {} from {}", state_.step, from.path().string());
+}
+
+const plan::Program& Run::program_of(int64_t sequences) {
+  auto found = programs_.find(sequences);
+  if (found == programs_.end()) {
+    plan::Strategy strategy = strategy_of(c_, p_.model.spec, p_.precision.precision);
+    strategy.sequences = sequences;
+    found = programs_.emplace(sequences, plan::build_program(p_.model.spec, strategy)).first;
+  }
+  return found->second;
+}
+
+/// Fills in everything of `metrics` that the step itself tells.
+execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
+  const Clock& clock = steady_clock();
+  const double start = clock.now_s();
+  const double exposed_before = loader.exposed_seconds();
+  const int64_t faults_before = minor_page_faults();
+  const int64_t sequences = optim::batch_sequences(ramp_, state_.step);
+  const plan::Program& program = program_of(sequences);
+  execute::StepInput input;
+  input.step = state_.updates;
+  input.learning_rate = optim::learning_rate(schedule_, state_.step);
+  input.clip_norm = c_.optim.clip;
+  for (int64_t m = 0; m < program.strategy.micro_batches(); ++m)
+    input.micro_batches.push_back(loader.next());
+  execute::StepResult result = executor_.run_step(program, input);
+
+  state_.step += 1;
+  state_.tokens += result.tokens;
+  state_.micro_batches += program.strategy.micro_batches();
+  metrics.step = state_.step;
+  metrics.tokens = state_.tokens;
+  metrics.sequences = sequences;
+  metrics.loss = result.loss;
+  metrics.grad_norm = result.grad_norm;
+  metrics.lr = input.learning_rate;
+  metrics.peak_bytes = result.peak_allocated_bytes;
+  metrics.step_s = clock.now_s() - start;
+  metrics.tokens_per_s = static_cast<double>(result.tokens) / metrics.step_s;
+  metrics.model_tflops = metrics.tokens_per_s * p_.flops_per_token / 1e12;
+  metrics.loader_exposed_s = loader.exposed_seconds() - exposed_before;
+  metrics.page_faults = minor_page_faults() - faults_before;
+  metrics.checkpoint_stall_s = checkpoint_stall_s_;
+  checkpoint_stall_s_ = 0.0;
+  if (state_.step == c_.log.trace_step) {
+    write_file_atomically(folder_.path("trace.json"),
+                          trace_of_step(p_.model.spec, program, result, state_.step));
+  }
+  return result;
+}
+
+/// The policy of [loss] for a step that could not be applied.
+void Run::judge(const execute::StepResult& result, StepMetrics& metrics) {
+  if (result.applied) {
+    state_.updates += 1;
+    state_.skips = 0;
+    return;
+  }
+  metrics.skipped = true;
+  state_.skips += 1;
+  const bool stop = c_.loss.non_finite == "stop";
+  if (!stop && state_.skips <= c_.loss.max_skips) {
+    progress_.clear();
+    log::warning("step {}: loss {}, gradient norm {}: left out", state_.step, result.loss,
+                 result.grad_norm);
+    return;
+  }
+  progress_.clear();
+  writer_.wait();
+  const std::string what = fmt::format("step {}: the loss is {} and the gradient norm {}",
+                                       state_.step, result.loss, result.grad_norm);
+  const std::string kept =
+      saved_step_ >= 0 ? fmt::format("; the run is safe as of step {}", saved_step_) : "";
+  if (stop) {
+    throw Error(ErrorCode::kNumerical, what + kept,
+                "lower optim.lr, lengthen schedule.warmup, or set loss.non_finite = \"skip\"");
+  }
+  throw Error(
+      ErrorCode::kNumerical,
+      fmt::format("{}, the {}th step in a row that is not finite{}", what, state_.skips, kept),
+      "lower optim.lr or lengthen schedule.warmup");
+}
+
+std::optional<Validation> Run::validate(int64_t sequences) {
+  if (p_.data.valid == nullptr) return std::nullopt;
+  const data::Dataset& dataset = *p_.data.valid;
+  const int64_t rows = c_.batch.micro;
+  const int64_t blocks = (dataset.num_windows() + rows - 1) / rows;
+  const int64_t wanted =
+      sequences == 0 ? blocks : std::clamp<int64_t>((sequences + rows - 1) / rows, 1, blocks);
+  double loss_sum = 0.0;
+  int64_t targets = 0;
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < wanted; ++i) {
+    // Evenly over the whole set, the same ones every time.
+    const data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
+    if (batch.num_targets == 0) continue;
+    const execute::EvaluationResult result =
+        execute::evaluate(model_, batch, c_.memory.loss_chunk_rows);
+    loss_sum += result.loss_sum;
+    targets += result.num_targets;
+    bytes += result.num_bytes;
+  }
+  if (targets == 0) return std::nullopt;
+  Validation validation;
+  validation.loss = loss_sum / static_cast<double>(targets);
+  if (bytes > 0) validation.bits_per_byte = loss_sum / std::log(2.0) / static_cast<double>(bytes);
+  return validation;
+}
+
+void Run::record(const StepMetrics& m) {
+  metrics_file_->append(m);
+  if (!events_) return;
+  std::vector<std::pair<std::string, float>> scalars = {
+      {"train/loss", static_cast<float>(m.loss)},
+      {"train/grad_norm", static_cast<float>(m.grad_norm)},
+      {"train/lr", static_cast<float>(m.lr)},
+      {"speed/step_s", static_cast<float>(m.step_s)},
+      {"speed/tokens_per_s", static_cast<float>(m.tokens_per_s)},
+      {"speed/model_tflops", static_cast<float>(m.model_tflops)},
+      {"speed/loader_exposed_s", static_cast<float>(m.loader_exposed_s)},
+      {"speed/checkpoint_stall_s", static_cast<float>(m.checkpoint_stall_s)},
+      {"memory/peak_bytes", static_cast<float>(m.peak_bytes)},
+      {"memory/page_faults", static_cast<float>(m.page_faults)}};
+  if (m.valid_loss) {
+    scalars.emplace_back("valid/loss", static_cast<float>(*m.valid_loss));
+    scalars.emplace_back("valid/perplexity", static_cast<float>(*m.valid_perplexity));
+  }
+  if (m.valid_bits_per_byte)
+    scalars.emplace_back("valid/bits_per_byte", static_cast<float>(*m.valid_bits_per_byte));
+  events_->add_scalars(wall_time_s(), m.step, scalars);
+}
+
+void Run::save() {
+  if (saved_step_ == state_.step) return;
+  const double start = steady_clock().now_s();
+  // No checkpoint is ahead of metrics.jsonl, whatever happens to the machine.
+  metrics_file_->sync();
+  checkpoint::CheckpointState state;
+  state.step = state_.step;
+  state.train = to_json(state_);
+  state.texts = model_texts(p_.model);
+  state.texts["run.toml"] = effective_toml(p_.run);
+  writer_.save(state_tensors(store_, *optimizer_), std::move(state));
+  saved_step_ = state_.step;
+  checkpoint_stall_s_ += steady_clock().now_s() - start;
+}
+
+void Run::loop() {
+  data::LoaderOptions loader_options;
+  loader_options.first_micro_batch = state_.micro_batches;
+  loader_options.prefetch = std::max(c_.data.prefetch, c_.batch.sequences / c_.batch.micro);
+  data::Loader loader(p_.data.train, data::consecutive_samples(c_.batch.micro), loader_options);
+  while (!done()) {
+    StepMetrics metrics;
+    const execute::StepResult result = step(loader, metrics);
+    judge(result, metrics);
+    const bool due = c_.eval.every > 0 && state_.step % c_.eval.every == 0;
+    if (due || done()) {
+      if (const auto validation = validate(done() ? 0 : c_.eval.sequences)) {
+        metrics.valid_loss = validation->loss;
+        metrics.valid_perplexity = std::exp(validation->loss);
+        metrics.valid_bits_per_byte = validation->bits_per_byte;
+      }
+    }
+    record(metrics);
+    step_seconds_ =
+        step_seconds_ == 0 ? metrics.step_s : 0.9 * step_seconds_ + 0.1 * metrics.step_s;
+    progress_.show(metrics, {c_.schedule.steps, p_.precision.gemm_tflops,
+                             step_seconds_ * static_cast<double>(c_.schedule.steps - state_.step)});
+    const bool checkpoint_due = c_.checkpoint.every > 0 && state_.step % c_.checkpoint.every == 0;
+    const bool stop = interrupted();
+    if (checkpoint_due || stop || done()) save();
+    if (stop && !done()) {
+      progress_.clear();
+      writer_.wait();
+      write_report({});
+      throw Error(ErrorCode::kInterrupted,
+                  fmt::format("interrupted after step {} of {}; checkpoint {} is written",
+                              state_.step, c_.schedule.steps, writer_.last_completed().string()),
+                  "the same command continues the run");
+    }
+  }
+}
+
+void Run::write_report(std::vector<ReportSample> samples) {
+  if (!c_.log.report) return;
+  write_file_atomically(folder_.path("report.html"),
+                        report_html(make_report(p_, folder_.path("").parent_path(),
+                                                std::move(samples), options_.version)));
+}
+
+TrainResult Run::finish() {
+  progress_.clear();
+  writer_.wait();
+  TrainResult result;
+  result.baselines = p_.baselines;
+  if (c_.hf_export.enabled) {
+    std::vector<checkpoint::NamedTensor> parameters;
+    for (int i = 0; i < store_.num_parameters(); ++i) {
+      parameters.push_back(
+          {p_.model.spec.parameters[static_cast<size_t>(i)].name, store_.master(i)});
+    }
+    checkpoint::ExportOptions export_options;
+    export_options.replace = true;
+    const auto exported = checkpoint::export_huggingface(
+        folder_.path("export"), p_.model.spec, parameters, model_texts(p_.model), export_options);
+    log::info("exported {} tensors to {}", exported.num_tensors, exported.path.string());
+  }
+  if (options_.sample) result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
+  write_report(result.samples);
+  if (c_.log.report) log::info("report: {}", folder_.path("report.html").string());
+  return result;
+}
+
+/// Adds what the last line of metrics.jsonl says.
+void add_figures(const fs::path& path, TrainResult& result) {
+  for (const StepMetrics& m : read_metrics(path)) {
+    result.step = m.step;
+    result.tokens = m.tokens;
+    result.loss = m.loss;
+    if (m.valid_loss) result.valid_loss = m.valid_loss;
+    if (m.valid_bits_per_byte) result.valid_bits_per_byte = m.valid_bits_per_byte;
+  }
+}
+
+TrainResult Run::run() {
+  metrics_file_.emplace(folder_.path("metrics.jsonl"), state_.step);
+  if (metrics_file_->kept() < state_.step) {
+    log::warning("{} holds {} of the {} steps that are done: the others were not written here",
+                 folder_.path("metrics.jsonl").string(), metrics_file_->kept(), state_.step);
+  }
+  if (c_.log.tensorboard && !done())
+    events_.emplace(folder_.path("tensorboard"), wall_time_s(), state_.step + 1);
+  write_file_atomically(folder_.path("run.toml"), effective_toml(p_.run));
+  if (!done()) loop();
+  TrainResult result = finish();
+  add_figures(folder_.path("metrics.jsonl"), result);
+  return result;
+}
+
+}  // namespace
+
+TrainResult train(const RunFile& run, const TrainOptions& options) {
+  device::get_device("cpu");  // before the first tensor: memory is held and counted
+  if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
+  RunFolder folder(run.config.out);
+  const std::optional<fs::path> path = checkpoint_to_resume(run.config.out, options.resume);
+  std::optional<checkpoint::Checkpoint> from;
+  std::string precision;
+  if (path) {
+    from.emplace(*path);
+    check_same_run(*from, run.config);
+    const TrainState state = train_state_from_json(from->train_state(), path->string());
+    if (run.config.precision.recipe == "auto") precision = state.precision;
+    const bool exported =
+        !run.config.hf_export.enabled || fs::exists(folder.path("export") / "config.json");
+    const bool reported = !run.config.log.report || fs::exists(folder.path("report.html"));
+    if (state.step >= run.config.schedule.steps && exported && reported) {
+      TrainResult result;
+      result.was_done = true;
+      result.baselines = read_baselines(run.config);
+      add_figures(folder.path("metrics.jsonl"), result);
+      return result;
+    }
+  }
+  Preflight preflight = inspect_run(run, precision);
+  if (!preflight.problems.empty()) throw preflight.problems.front();
+  const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
+  log::info("model {}: {} parameters; {}", preflight.model.spec.family,
+            count_text(static_cast<double>(preflight.parameters)), preflight.precision.reason);
+  log::info("data: {} tokens; the run sees {} ({:.2f} epochs); a step holds {} at its peak",
+            count_text(static_cast<double>(preflight.data.train->num_tokens())),
+            count_text(static_cast<double>(preflight.total_tokens)), preflight.epochs,
+            bytes(preflight.peak_bytes));
+  return Run(std::move(preflight), options, folder, from).run();
+}
+
+std::string done_line(const TrainResult& result) {
+  std::string text = "done: ";
+  if (result.valid_bits_per_byte) {
+    text += fmt::format("valid bits per byte {:.3f}", *result.valid_bits_per_byte);
+  } else if (result.valid_loss) {
+    text += fmt::format("valid loss {:.4f}", *result.valid_loss);
+  } else {
+    text += fmt::format("loss {:.4f}", result.loss);
+  }
+  if (result.baselines.empty() || !result.valid_bits_per_byte) return text;
+  text += " (";
+  for (size_t i = 0; i < result.baselines.size(); ++i) {
+    text += fmt::format("{}{} {:.3f}", i == 0 ? "" : ", ", result.baselines[i].name,
+                        result.baselines[i].bits_per_byte);
+  }
+  return text + " on the same files)";
+}
+
+}  // namespace trireme::train
