@@ -98,6 +98,8 @@ at::Tensor advance(nn::Model& model, KeyValueCache& cache, const std::vector<int
 
 /// One prompt on its way.
 struct Sequence {
+  Sequence(std::vector<int32_t> prompt, std::vector<std::string> stop)
+      : all(std::move(prompt)), matcher(std::move(stop)) {}
   std::vector<int32_t> all;  ///< prompt and generated
   Completion completion;
   std::optional<data::StreamDecoder> decoder;
@@ -141,9 +143,9 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
                       model.store().compute_dtype());
 
   std::vector<Sequence> sequences;
+  sequences.reserve(prompts.size());
   for (const auto& prompt : prompts) {
-    Sequence& sequence =
-        sequences.emplace_back(Sequence{prompt, {}, {}, StopMatcher(options.stop), false});
+    Sequence& sequence = sequences.emplace_back(prompt, options.stop);
     if (tokenizer != nullptr) sequence.decoder.emplace(*tokenizer);
   }
 
