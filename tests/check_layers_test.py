@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,19 @@ trireme_library(NAME comm LAYER 1 DEPS base TORCH)
 trireme_library(NAME nn LAYER 3 DEPS base device
                 LINK PkgConfig::HWY TORCH)
 """
+
+
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.dont_write_bytecode = True
+import check_layers  # noqa: E402
+
+
+def without_indirect(graph):
+    """Leaves out each dependency that follows from another one."""
+    def reachable(room):
+        return set(graph[room]).union(*(reachable(dep) for dep in graph[room]))
+    return {room: {dep for dep in deps if not any(dep in reachable(other) for other in deps)}
+            for room, deps in graph.items()}
 
 
 def check(root):
@@ -92,6 +106,26 @@ class CheckLayersTest(unittest.TestCase):
         status, output = check(self.root)
         self.assertEqual(status, 0)
         self.assertIn("warning: src/trireme/nn/long.cpp: 601 lines", output)
+
+
+class ArchitecturePageTest(unittest.TestCase):
+    def setUp(self):
+        self.page = (ROOT / "docs/architecture.md").read_text()
+        self.rooms = check_layers.read_rooms(ROOT)
+
+    def test_the_picture_shows_the_declared_dependencies(self):
+        drawn = {name: set() for name in self.rooms}
+        for room, dep in re.findall(r"^  (\w+) --> (\w+)$", self.page, re.MULTILINE):
+            drawn[room].add(dep)
+        self.assertEqual(drawn, without_indirect({name: room.deps for name, room in self.rooms.items()}))
+        for layer, members in re.findall(r"subgraph layer(\d)[^\n]*\n(.*?)  end", self.page, re.DOTALL):
+            for name in members.split():
+                self.assertEqual(self.rooms[name].layer, int(layer), name)
+
+    def test_the_table_lists_every_room_with_its_layer(self):
+        rows = re.findall(r"^\| (\d) \| `(\w+)` \|.*\| (yes|no) \|$", self.page, re.MULTILINE)
+        self.assertEqual({name: (int(layer), torch == "yes") for layer, name, torch in rows},
+                         {name: (room.layer, room.torch) for name, room in self.rooms.items()})
 
 
 if __name__ == "__main__":
