@@ -18,7 +18,8 @@ target_link_libraries(trireme_all INTERFACE ${_targets})
 install(TARGETS trireme RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(TARGETS ${_targets} trireme_all EXPORT TriremeTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/trireme)
 install(DIRECTORY src/trireme/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/trireme
-        FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE)
+        FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE PATTERN "testing" EXCLUDE
+        PATTERN "test_*" EXCLUDE)
 
 set(_package ${CMAKE_INSTALL_LIBDIR}/cmake/Trireme)
 install(EXPORT TriremeTargets NAMESPACE Trireme:: DESTINATION ${_package})
