@@ -1,0 +1,225 @@
+#include "trireme/optim/optimizer.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "trireme/base/error.h"
+#include "trireme/base/suggest.h"
+#include "trireme/kernels/ops.h"
+#include "trireme/optim/muon.h"
+
+namespace trireme::optim {
+namespace {
+
+using model::Role;
+
+/// Where one parameter lies in its part's flat buffers.
+struct Place {
+  const model::ParameterSpec* parameter;
+  int64_t offset;         ///< in weights, gradients and the first state
+  int64_t second_offset;  ///< in the second state; -1 when Muon updates it
+};
+
+/// Neighbouring AdamW parameters with the same weight decay: one pass.
+struct Run {
+  int64_t offset;
+  int64_t second_offset;
+  int64_t count;
+  bool decays;
+};
+
+struct PartState {
+  std::vector<Place> places;
+  std::vector<Run> runs;
+  int64_t numel = 0;
+  int64_t second_numel = 0;
+  at::Tensor first;   ///< exp_avg, or Muon's momentum; laid out as the weights
+  at::Tensor second;  ///< exp_avg_sq of the AdamW parameters, without gaps
+};
+
+/// Both optimizers: Muon for the matrices it is made for, AdamW for everything else.
+class FlatOptimizer : public Optimizer {
+ public:
+  FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec)
+      : config_(config), spec_(spec) {
+    parts_.resize(spec_.parts.size());
+    for (const model::ParameterSpec& parameter : spec_.parameters) add(parameter);
+    const auto options = at::TensorOptions().dtype(at::kFloat);
+    for (PartState& part : parts_) {
+      part.first = at::zeros({part.numel}, options);
+      part.second = at::zeros({part.second_numel}, options);
+    }
+  }
+
+  void step(int part_index, const PartBuffers& buffers, const StepParams& params) override {
+    PartState& part = parts_.at(static_cast<size_t>(part_index));
+    TRIREME_CHECK(buffers.weights.numel() == part.numel && buffers.gradients.numel() == part.numel,
+                  "part {} has {} parameters, the buffers {} and {}", part_index, part.numel,
+                  buffers.weights.numel(), buffers.gradients.numel());
+    for (const Run& run : part.runs) step_adamw(part, run, buffers, params);
+    for (const Place& place : part.places) {
+      if (place.second_offset < 0) step_muon(part, place, buffers, params);
+    }
+  }
+
+  std::vector<StateTensor> state() const override {
+    std::vector<StateTensor> all;
+    for (const model::ParameterSpec& parameter : spec_.parameters) {
+      const PartState& part = parts_.at(static_cast<size_t>(parameter.part));
+      const auto place = std::find_if(part.places.begin(), part.places.end(),
+                                      [&](const Place& p) { return p.parameter == &parameter; });
+      const auto view = [&](const at::Tensor& flat, int64_t offset) {
+        return flat.narrow(0, offset, parameter.numel()).view(parameter.shape);
+      };
+      if (place->second_offset < 0) {
+        all.push_back({parameter.name, "momentum_buffer", view(part.first, place->offset)});
+      } else {
+        all.push_back({parameter.name, "exp_avg", view(part.first, place->offset)});
+        all.push_back({parameter.name, "exp_avg_sq", view(part.second, place->second_offset)});
+      }
+    }
+    return all;
+  }
+
+  int64_t state_bytes() const override {
+    int64_t floats = 0;
+    for (const PartState& part : parts_) floats += part.numel + part.second_numel;
+    return 4 * floats;
+  }
+
+  int64_t workspace_bytes() const override {
+    int64_t most = 0;
+    for (const PartState& part : parts_) {
+      for (const Place& place : part.places) {
+        if (place.second_offset >= 0) continue;
+        most = std::max(most,
+                        muon_workspace_bytes(place.parameter->shape[0], place.parameter->shape[1]));
+      }
+    }
+    return most;
+  }
+
+ private:
+  void add(const model::ParameterSpec& parameter) {
+    PartState& part = parts_.at(static_cast<size_t>(parameter.part));
+    const bool muon = config_.kind == OptimizerKind::kMuon && uses_muon(parameter);
+    const int64_t numel = parameter.numel();
+    part.places.push_back({&parameter, part.numel, muon ? -1 : part.second_numel});
+    if (!muon) {
+      const bool joins = !part.runs.empty() && part.runs.back().decays == parameter.decays() &&
+                         part.runs.back().offset + part.runs.back().count == part.numel;
+      if (joins) {
+        part.runs.back().count += numel;
+      } else {
+        part.runs.push_back({part.numel, part.second_numel, numel, parameter.decays()});
+      }
+      part.second_numel += numel;
+    }
+    part.numel += numel;
+  }
+
+  void step_adamw(PartState& part, const Run& run, const PartBuffers& buffers,
+                  const StepParams& params) const {
+    kernels::AdamWParams p;
+    p.lr = params.lr;
+    p.beta1 = config_.beta1;
+    p.beta2 = config_.beta2;
+    p.eps = config_.eps;
+    p.weight_decay = run.decays ? config_.weight_decay : 0.0;
+    p.step = params.step;
+    p.gradient_scale = params.gradient_scale;
+    at::Tensor weights = buffers.weights.narrow(0, run.offset, run.count);
+    at::Tensor exp_avg = part.first.narrow(0, run.offset, run.count);
+    at::Tensor exp_avg_sq = part.second.narrow(0, run.second_offset, run.count);
+    const at::Tensor compute =
+        buffers.compute.defined() ? buffers.compute.narrow(0, run.offset, run.count) : at::Tensor();
+    kernels::adamw_(weights, buffers.gradients.narrow(0, run.offset, run.count), exp_avg,
+                    exp_avg_sq, compute, p);
+  }
+
+  void step_muon(PartState& part, const Place& place, const PartBuffers& buffers,
+                 const StepParams& params) const {
+    const auto view = [&](const at::Tensor& flat) {
+      return flat.narrow(0, place.offset, place.parameter->numel()).view(place.parameter->shape);
+    };
+    at::Tensor weights = view(buffers.weights);
+    at::Tensor momentum = view(part.first);
+    muon_step(config_, params, place.parameter->decays(), view(buffers.gradients), weights,
+              momentum);
+    if (buffers.compute.defined()) {
+      at::Tensor compute = view(buffers.compute);
+      kernels::convert(weights, compute);
+    }
+  }
+
+  OptimizerConfig config_;
+  model::ModelSpec spec_;  // owned: places point into it
+  std::vector<PartState> parts_;
+};
+
+}  // namespace
+
+std::vector<std::string> validate(const OptimizerConfig& config) {
+  std::vector<std::string> problems;
+  const auto check = [&](bool good, std::string text) {
+    if (!good) problems.push_back(std::move(text));
+  };
+  const auto ratio = [](double value) { return value >= 0.0 && value < 1.0; };
+  check(ratio(config.beta1), fmt::format("betas[0] must be in [0, 1), not {}", config.beta1));
+  check(ratio(config.beta2), fmt::format("betas[1] must be in [0, 1), not {}", config.beta2));
+  check(config.eps >= 0.0 && std::isfinite(config.eps),
+        fmt::format("eps must not be negative: {}", config.eps));
+  check(config.weight_decay >= 0.0 && std::isfinite(config.weight_decay),
+        fmt::format("weight_decay must not be negative: {}", config.weight_decay));
+  check(ratio(config.momentum), fmt::format("momentum must be in [0, 1), not {}", config.momentum));
+  check(config.ns_steps >= 1 && config.ns_steps < 100,
+        fmt::format("ns_steps must be 1 .. 99, not {}", config.ns_steps));
+  return problems;
+}
+
+OptimizerKind optimizer_from_name(const std::string& name) {
+  if (name == "adamw") return OptimizerKind::kAdamW;
+  if (name == "muon") return OptimizerKind::kMuon;
+  throw Error(ErrorCode::kConfig, fmt::format("unknown optimizer \"{}\"", name),
+              suggestion(name, {"adamw", "muon"}));
+}
+
+const char* to_string(OptimizerKind kind) {
+  return kind == OptimizerKind::kMuon ? "muon" : "adamw";
+}
+
+std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                          const model::ModelSpec& spec) {
+  const auto problems = validate(config);
+  TRIREME_USER_CHECK(problems.empty(), kConfig, "correct the [optim] table", "{}",
+                     problems.front());
+  return std::make_unique<FlatOptimizer>(config, spec);
+}
+
+bool uses_muon(const model::ParameterSpec& parameter) {
+  if (!parameter.is_matrix()) return false;
+  return parameter.role != Role::kTokenEmbedding && parameter.role != Role::kPositionEmbedding &&
+         parameter.role != Role::kHead;
+}
+
+int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& parameter) {
+  return config.kind == OptimizerKind::kMuon && uses_muon(parameter) ? 1 : 2;
+}
+
+double gradient_norm(const std::vector<at::Tensor>& gradients) {
+  double sum = 0.0;
+  for (const at::Tensor& gradient : gradients) sum += kernels::sum_of_squares(gradient);
+  return std::sqrt(sum);
+}
+
+double clip_scale(double norm, double max_norm) {
+  if (max_norm <= 0.0) return 1.0;
+  return std::min(1.0, max_norm / (norm + 1e-6));
+}
+
+}  // namespace trireme::optim
