@@ -18,15 +18,11 @@ import subprocess
 import sysconfig
 import tempfile
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2 = LLAMA3.replace("{1,3}", "")
-# Not one of the three: runs through the regular-expression engine.
-CUSTOM = r"[A-Za-z]+|\p{N}{1,2}|[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+|\p{L}"
+sys.path.insert(0, str(ROOT / "tests/goldens"))
+from tokenizer_cases import adversarial_texts, decoded, invalid_bytes, train_peer, variants  # noqa: E402
 
 passed = failed = 0
 
@@ -45,109 +41,6 @@ def corpus_files():
     folders += sorted((ROOT / ".deps").glob("venv/lib/python3*/site-packages/torch"))
     files = sorted({f for folder in folders for f in folder.rglob("*.py") if f.is_file()})
     return files
-
-
-def adversarial_texts():
-    rng = random.Random(7)
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    texts = [
-        "", " ", "  ", "\n", "\n\n", " \n", "\n ", "\t", "\r\n", "\r\n\r\n  x", " \u00a0 \u3000x", "\u180e", "a\u180eb", "\x85x",
-        "a", "a b", " a", "a ", "a  ", "a  b", "a   b\n\n  c\n", "don't DON'T don\u2019t we'll WE'LL i'\u017f 'S's 'Re 'vE'LL'd",
-        "'' ''s 's's '", "x=1234567890;y=12 345 6", "\u0661\u0662\u0663\u0664\u0665 \u00bd\u00b2\u2167", "!!!\n\n???\r\n  ...", "  !a !!b",
-        "emoji \U0001F600\U0001F468\u200d\U0001F469\u200d\U0001F467\u200d\U0001F466 \U0001F1E9\U0001F1EA\U0001F3F3\ufe0f\u200d\U0001F308",
-        "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u65e5\u672c\u8a9e\u306e\u30c6\u30ad\u30b9\u30c8 \ud55c\uad6d\uc5b4", "\u1112\u1161\u11ab\u1100\u1173\u11af\u11a7 \uac00\u11a8\uac00\u11a7",
-        "e\u0301 e\u0323\u0301 e\u0301\u0323 a\u0308\u0304 \u0041\u030a \u212b \u00c5", "\u0301\u0301x", "Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d\u034f\u0334\u0319\u0324a\u0320l\u0321g\u0322o",
-        "\u0928\u092e\u0938\u094d\u0924\u0947 \u0915\u093c \u0958 \u09af\u09bc", "\u05e9\u05b8\u05c1\u05dc\u05d5\u05b9\u05dd \ufb2c \u0627\u0644\u0633\u0644\u0627\u0645", "\ufb01\u01c4 \ufffd \ufeffbom \u0000nul",
-        "<|endoftext|>", "a<|endoftext|>b", " <|endoftext|> ", "<|endoftext|", "<|endoftext|><|endoftext|>", "<|pad|>  <|pad|> x <|pad|>\n\n",
-        "  <mask>  \n<mask>x x<mask> <mask>", "word <w> a<w> <w>b <w>", "caf\u00e9 cafe\u0301 normcafe\u0301tok", "tool_call tool_calls tool",
-        "\U00010900\U0001D400\U000E0001\U0010FFFF\uffff\ue000", "a" * 5000, " " * 5000, "\n" * 3000 + " " * 3000, "ab" * 3000 + " ",
-        "\u00e9" * 2000, "\U0001F600" * 1500, "1" * 1000, "." * 1000 + "\n" * 1000, "'" * 300 + "s" * 3, "x" + " " * 200 + "y" + "\t" * 50 + "z",
-    ]
-    for _ in range(300):  # any code point
-        texts.append("".join(chr(rng.choice([rng.randrange(0x20, 0x7F), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)]))
-                             for _ in range(rng.randrange(1, 60))))
-    marks = [c for c in range(0x300, 0x370)] + [0x323, 0x327, 0x328, 0x93C, 0x3099, 0x309A, 0x1161, 0x11A8, 0x11A7, 0x345, 0x5B8, 0x64B, 0x653]
-    bases = [ord(c) for c in "aeiouAEIOUnsyzx 1!\n"] + [0x3B1, 0x3C9, 0x415, 0x1100, 0xAC00, 0xAC01, 0x304B, 0x30CF, 0x928, 0x627, 0x212B, 0x1E9B, 0xFB2C, 0x2126]
-    for _ in range(400):  # combining marks in every order
-        texts.append("".join(chr(rng.choice(rng.choice([marks, bases]))) for _ in range(rng.randrange(1, 40))))
-    pieces = ["'s", "'T", " ", "  ", "\n", "\r\n", "\t", "a", "Zx", "\u00e9", "\u4e2d", "7", "42", "1000", ".", "--", "_", "<|endoftext|>", "<mask>",
-              "<w>", "tool_call", "\u00a0", "\u2003", "\u0301", "\U0001F600", "\u200d", "cafe\u0301tok", "<|pad|>", "\u017f", "'"]
-    for _ in range(800):
-        texts.append("".join(rng.choice(pieces) for _ in range(rng.randrange(1, 40))))
-    for _ in range(20):
-        texts.append("".join(rng.choice(letters + "   \n.,()_'") for _ in range(20000)))
-    return texts
-
-
-def invalid_bytes():
-    rng = random.Random(11)
-    cases = [b"\xff", b"\xc3", b"a\xc3 b", b"\xe2\x82 x", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xf8\x88\x80\x80\x80",
-             b"\xe2\x28\xa1", b"ok \x80\x81 \xfe\xff ok", b"\xf0\x80\x80\x80", b"\xe0\x80\xaf", b"\xc3\xa9\xc3", b"\xf0\x9f\x98\x80\xf0\x9f"]
-    for _ in range(200):
-        cases.append(bytes(rng.choice([rng.randrange(256), rng.randrange(0x20, 0x7F), 0xE2, 0x82, 0xF0, 0x9F]) for _ in range(rng.randrange(1, 80))))
-    return cases
-
-
-ALPHABET = pre_tokenizers.ByteLevel.alphabet()
-
-
-def train_peer(kind, texts, vocab_size, pattern=None):
-    """The library's tokenizer of one of the three families, trained on `texts`."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
-    if kind == "gpt2":
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        special = ["<|endoftext|>"]
-    else:
-        regex = pattern or (LLAMA3 if kind == "llama3" else QWEN2)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(regex), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])
-        special = ["<|begin_of_text|>", "<|end_of_text|>"] if kind == "llama3" else ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-        if kind == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=ALPHABET, min_frequency=2, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def variants(texts):
-    """Name and tokenizer: the three families as people use them, and the options beside."""
-    gpt2 = train_peer("gpt2", texts, 4000)
-    yield "gpt2", gpt2
-    llama3 = train_peer("llama3", texts, 4000)
-    bos = llama3.token_to_id("<|begin_of_text|>")
-    llama3.post_processor = processors.Sequence([
-        processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|>:1 $B:1",
-                                      special_tokens=[("<|begin_of_text|>", bos)]),
-    ])
-    yield "llama3", llama3
-    qwen2 = train_peer("qwen2", texts, 4000)
-    qwen2.add_tokens([AddedToken("tool_call", normalized=True), AddedToken("normcaf\u00e9tok", normalized=True)])
-    yield "qwen2", qwen2
-    added = Tokenizer.from_str(gpt2.to_str())
-    added.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    added.post_processor = processors.ByteLevel(trim_offsets=True)
-    added.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True), AddedToken("<|pad|>", rstrip=True, special=True)])
-    added.add_tokens([AddedToken("<w>", single_word=True), AddedToken("tool_call"), AddedToken("tool_calls"), AddedToken("caf\u00e9"),
-                      AddedToken("a b", normalized=False)])
-    yield "added", added
-    trimmed = Tokenizer.from_str(qwen2.to_str())
-    trimmed.post_processor = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
-    trimmed.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    trimmed.add_special_tokens([AddedToken("<mask>", lstrip=True, rstrip=True, normalized=True, special=True)])
-    yield "digits", trimmed
-    custom = train_peer("llama3", texts, 3000, CUSTOM)
-    yield "custom", custom
-    small = Tokenizer(models.BPE())
-    small.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    small.decoder = decoders.ByteLevel()
-    small.train_from_iterator(["abc abd abc"], trainers.BpeTrainer(vocab_size=20, show_progress=False))
-    yield "few-bytes", small
 
 
 def run(program, *arguments):
@@ -177,10 +70,6 @@ def compare(name, got, want, with_offsets=True):
     check(name, same, detail)
 
 
-def decoded(data):
-    return data.decode("utf-8", errors="replace")
-
-
 def check_variant(program, folder, name, peer, files, texts):
     path = folder / f"{name}.json"
     peer.save(str(path))
@@ -193,8 +82,7 @@ def check_variant(program, folder, name, peer, files, texts):
         for file, got, want in zip(group, results, wanted):
             compare(f"{name}: {file}", got, want)
     # Adversarial texts: a file each, in few runs.
-    cases = [t.encode("utf-8", errors="surrogatepass") for t in texts] + invalid_bytes()
-    cases = [c for c in cases]
+    cases = [t.encode() for t in texts] + invalid_bytes()
     paths = []
     for i, case in enumerate(cases):
         paths.append(folder / f"case-{i}.txt")
@@ -310,7 +198,7 @@ def main():
         check_transformers(program, folder)
         check_byte_tokenizer(program, folder)
         texts = adversarial_texts()
-        for variant, peer in variants(training):
+        for variant, peer in variants(training, 4000):
             before = failed
             check_variant(program, folder, variant, peer, files if variant in ("gpt2", "llama3", "qwen2") else files[::20], texts)
             if variant in ("gpt2", "llama3", "qwen2") and not arguments.quick:

@@ -401,7 +401,8 @@ class BpeTokenizer final : public Tokenizer {
       auto [leading, trailing] = output.spaces[i];
       CharRange& range = output.offsets[i];
       if (leading > 0) {
-        if (add_prefix_space && (i == 0 || range.begin == 0)) --leading;
+        // A single space at the start may be the one that was added; more than one were read.
+        if (add_prefix_space && leading == 1 && (i == 0 || range.begin == 0)) leading = 0;
         range.begin = std::min(range.begin + leading, range.end);
       }
       if (trailing > 0 && range.end >= trailing)

@@ -1,0 +1,30 @@
+// tokenizer.json: every input gives a tokenizer that encodes and decodes, or an error of the user's data.
+#include <cstdlib>
+#include <string_view>
+
+#include "trireme/base/error.h"
+#include "trireme/data/tokenizer.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace trireme;
+  const std::string_view json(reinterpret_cast<const char*>(data), size);
+  try {
+    const auto tokenizer = data::parse_tokenizer(json, "fuzz.json");
+    const std::string_view texts[] = {"", "Hello, world! 123\n\n  'tis <|endoftext|> \xC3\xA9", json.substr(0, 2000)};
+    for (const auto text : texts) {
+      const auto ids = tokenizer->encode(text);
+      const auto encoding = tokenizer->encode_with_offsets(text);
+      if (encoding.ids != ids || encoding.offsets.size() != ids.size()) std::abort();
+      for (const int32_t id : ids) {
+        if (id < 0 || id >= tokenizer->vocab_size()) std::abort();
+      }
+      tokenizer->decode(ids);
+    }
+    // What is written can be read again and is the same.
+    const std::string written = tokenizer->to_json();
+    if (data::parse_tokenizer(written, "written.json")->to_json() != written) std::abort();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kData) std::abort();
+  }
+  return 0;
+}

@@ -1,0 +1,188 @@
+#include "trireme/data/pretokenizer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "trireme/base/error.h"
+#include "trireme/data/tokenizer_unicode.h"
+
+namespace trireme::data {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+std::vector<std::string> known_pieces(KnownPattern pattern, std::string_view text) {
+  std::vector<std::string> pieces;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = known_piece_end(pattern, text, at);
+    pieces.emplace_back(text.substr(at, end - at));
+    at = end;
+  }
+  return pieces;
+}
+
+std::vector<std::string> regex_pieces(const std::string& pattern, std::string_view text) {
+  std::vector<TextPiece> ranges;
+  PieceRegex(pattern, "test").split(text, {0, text.size()}, true, true, ranges);
+  std::vector<std::string> pieces;
+  for (const auto& range : ranges)
+    pieces.emplace_back(text.substr(range.begin, range.end - range.begin));
+  return pieces;
+}
+
+TEST(KnownPatterns, CutAsTheirExpressionsSay) {
+  EXPECT_THAT(known_pieces(KnownPattern::kGpt2, "I'm 12345  years\n\n old!!"),
+              ElementsAre("I", "'m", " 12345", " ", " years", "\n\n", " old", "!!"));
+  EXPECT_THAT(known_pieces(KnownPattern::kLlama3, "I'M 12345  years\n\n old!!\n"),
+              ElementsAre("I", "'M", " ", "123", "45", " ", " years", "\n\n", " old", "!!\n"));
+  EXPECT_THAT(known_pieces(KnownPattern::kQwen2, "\tx 42 (a)"),
+              ElementsAre("\tx", " ", "4", "2", " (", "a", ")"));
+  EXPECT_THAT(known_pieces(KnownPattern::kLlama3, "a   \n  \n   b"),
+              ElementsAre("a", "   \n  \n", "  ", " b"));
+}
+
+// The plain reference of the hand-written matchers is the expression itself, run by PCRE2.
+TEST(KnownPatterns, AgreeWithPcre2OnRandomText) {
+  std::mt19937 random(5);
+  const std::vector<std::string> parts = {
+      "'",      "s",      "S",      "re",         "VE",         "ll",     "'d",
+      " ",      "  ",     "\n",     "\r",         "\t",         "a",      "Zq",
+      "\u00e9", "\u4e2d", "1",      "23",         "\u00bd",     "\u0663", ".",
+      "(",      "--",     "\u00a0", "\u3000",     "\u2028",     "\u0301", "\U0001F600",
+      "\u200d", "\u017f", "\u180e", "\U0001E4D0", "\U00016D40", "\ufffd"};
+  for (int round = 0; round < 3000; ++round) {
+    std::string text;
+    for (int n = std::uniform_int_distribution(1, 30)(random); n > 0; --n) {
+      if (random() % 8 == 0) {
+        uint32_t c = 1 + random() % 0x10FFFE;
+        if (c >= 0xD800 && c < 0xE000) c = 'x';
+        append_utf8(c, text);
+      } else {
+        text += parts[random() % parts.size()];
+      }
+    }
+    for (const auto pattern : {KnownPattern::kGpt2, KnownPattern::kLlama3, KnownPattern::kQwen2}) {
+      ASSERT_EQ(known_pieces(pattern, text), regex_pieces(std::string(pattern_text(pattern)), text))
+          << text;
+    }
+  }
+}
+
+TEST(PieceRegex, KeepsMatchesAndGaps) {
+  std::vector<TextPiece> pieces;
+  const PieceRegex regex("\\d+", "test");
+  const std::string text = "ab12cd3";
+  regex.split(text, {0, text.size()}, true, false, pieces);
+  ASSERT_EQ(pieces.size(), 2u);
+  EXPECT_EQ(pieces[0].begin, 2u);
+  EXPECT_EQ(pieces[1].end, 7u);
+  pieces.clear();
+  regex.split(text, {1, 5}, false, true, pieces);
+  ASSERT_EQ(pieces.size(), 2u);
+  EXPECT_EQ(pieces[0].begin, 1u);
+  EXPECT_EQ(pieces[1].end, 5u);
+}
+
+TEST(PieceRegex, SkipsEmptyMatches) {
+  EXPECT_THAT(regex_pieces("x*", "\u00e9x\u4e2dxx"), ElementsAre("\u00e9", "x", "\u4e2d", "xx"));
+}
+
+TEST(PieceRegex, MatchesLongRuns) {
+  const std::string spaces(3000000, ' ');
+  EXPECT_EQ(regex_pieces(std::string(pattern_text(KnownPattern::kLlama3)), spaces).size(), 1u);
+  const std::string letters(3000000, 'a');
+  EXPECT_EQ(regex_pieces("(?:[^\\r\\n\\p{L}]?\\p{L})+|\\s", letters).size(), 1u);
+}
+
+TEST(PieceRegex, RefusesByNameWhatEnginesReadDifferently) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"^a", "'^'"},
+      {"a$", "'$'"},
+      {".", "'.'"},
+      {"\\w+", "\\w"},
+      {"\\bword", "\\b"},
+      {"[a-z&&[^b]]", "&&"},
+      {"[[:alpha:]]", "class inside a class"},
+      {"\\p{N}{1,3}+", "{..}+"},
+      {"(?<name>a)", "(?<n"},
+      {"(?<=a)b", "(?<="},
+      {"[\\S]", "\\S inside"},
+      {"a\\", "backslash at the end"},
+      {"(a", "parenthesis"},
+      {"(*UTF)a", "(*"},
+  };
+  for (const auto& [pattern, reason] : cases) {
+    try {
+      PieceRegex(pattern, "file.json");
+      ADD_FAILURE() << pattern << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kData);
+      const std::string_view bare =
+          std::string_view(reason).front() == '\'' ? std::string_view(reason).substr(1, 1) : reason;
+      EXPECT_THAT(error.what(), HasSubstr(std::string(bare)));
+      EXPECT_THAT(error.what(), HasSubstr("file.json"));
+    }
+  }
+}
+
+Pretokenizer parse(const char* text) {
+  return Pretokenizer(Json::parse(text), "test");
+}
+
+TEST(Pretokenizer, ReadsSequences) {
+  const auto digits = parse(R"({"type": "Sequence", "pretokenizers": [
+      {"type": "Digits", "individual_digits": true}, {"type": "ByteLevel", "add_prefix_space": false}]})");
+  EXPECT_FALSE(digits.splittable());
+  std::vector<std::string> pieces;
+  const std::string text = "ab 12 c";
+  digits.for_each_piece(text, [&](TextPiece piece) {
+    pieces.push_back(text.substr(piece.begin, piece.end - piece.begin));
+  });
+  EXPECT_THAT(pieces, ElementsAre("ab", " ", "1", "2", " c"));
+
+  const auto removed = parse(R"({"type": "Sequence", "pretokenizers": [
+      {"type": "Split", "pattern": {"String": ", "}, "behavior": "Removed", "invert": false},
+      {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]})");
+  pieces.clear();
+  const std::string list = "a, b,c, ";
+  removed.for_each_piece(list, [&](TextPiece piece) {
+    pieces.push_back(list.substr(piece.begin, piece.end - piece.begin));
+  });
+  EXPECT_THAT(pieces, ElementsAre("a", "b,c"));
+
+  const auto gpt2 = parse(R"({"type": "ByteLevel", "add_prefix_space": true, "use_regex": true})");
+  EXPECT_TRUE(gpt2.add_prefix_space());
+  EXPECT_TRUE(gpt2.splittable());
+  EXPECT_EQ(gpt2.known_pattern(), KnownPattern::kGpt2);
+}
+
+TEST(Pretokenizer, RefusesByName) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"type": "Whitespace"})", "Whitespace"},
+      {R"({"type": "Metaspace"})", "Metaspace"},
+      {R"({"type": "Digits"})", "no ByteLevel"},
+      {R"({"type": "Sequence"})", "Sequence without a list"},
+      {R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]})",
+       "Digits after ByteLevel"},
+      {R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "MergedWithNext"})",
+       "MergedWithNext"},
+      {R"({"type": "Split", "behavior": "Isolated"})", "Split without a pattern"},
+      {R"({"type": "ByteLevel", "use_regex": 1})", "use_regex = 1"},
+      {R"([])", "[]"},
+  };
+  for (const auto& [json, reason] : cases) {
+    try {
+      parse(json);
+      ADD_FAILURE() << json << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kData);
+      EXPECT_THAT(error.what(), HasSubstr(reason));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme::data
