@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""A run that is killed again and again ends as the run that never was: same weights, optimizer state, metrics, export.
+
+Real `trireme train` runs of tiny models get SIGKILL at random moments of every kind (while starting, between steps, in
+the middle of writing a checkpoint, while exporting), 50 kills at least, and SIGTERM now and then; each is started
+again until it is done and compared with an undisturbed run. Python's standard library only.
+
+  CRASH_SEED=n   the moments (default: random, printed)   CRASH_KILLS=n   kills over all runs (default 54)
+Last line: `N passed, N failed`.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+trireme = os.environ.get("TRIREME", os.path.join(root, "build", "trireme"))
+seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().randrange(10**6)))
+wanted_kills = int(os.environ.get("CRASH_KILLS", 54))
+print(f"CRASH_SEED={seed}")
+chance = random.Random(seed)
+passed = failed = 0
+
+# Figures of the machine, not of the run.
+MEASURED = {"step_s", "tokens_per_s", "model_tflops", "peak_bytes", "loader_exposed_s", "checkpoint_stall_s",
+            "page_faults"}
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+          "max_position_embeddings": 64, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+          "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+
+COMMON = """
+seed = 7
+[model]
+config = "config.json"
+[data]
+train = ["text/*.txt"]
+valid_fraction = 0.2
+seq_len = 32
+packing = "{packing}"
+[batch]
+sequences = 8
+micro = 2
+lanes = 2
+{batch}
+[optim]
+name = "{optimizer}"
+lr = 3e-3
+[schedule]
+steps = 48
+warmup = 5
+[precision]
+recipe = "{precision}"
+[eval]
+every = 16
+[checkpoint]
+every = 3
+keep = 2
+"""
+RUNS = {"adamw-fp32": dict(packing="documents", optimizer="adamw", precision="fp32", batch=""),
+        "muon-bf16": dict(packing="stream", optimizer="muon", precision="bf16", batch="ramp_start = 4\nramp_steps = 20")}
+
+
+def check(name, condition, detail=""):
+    global passed, failed
+    print(("ok      " if condition else "FAILED  ") + name + (f": {detail}" if detail else ""), flush=True)
+    passed, failed = (passed + 1, failed) if condition else (passed, failed + 1)
+    return condition
+
+
+def start(folder, out, *more):
+    return subprocess.Popen([trireme, "train", "run.toml", "--set", f"out=\"{out}\"", "--quiet", *more], cwd=folder,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=600)
+    return process.returncode, output, errors
+
+
+def metrics(out):
+    with open(os.path.join(out, "metrics.jsonl")) as file:
+        lines = [json.loads(line) for line in file]
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def digest(path):
+    done = subprocess.run([trireme, "checkpoint", "digest", path, "--json"], capture_output=True, text=True)
+    return json.loads(done.stdout)["digest"] if done.returncode == 0 else f"status {done.returncode}: {done.stderr}"
+
+
+def checkpoints(out):
+    folder = os.path.join(out, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted((name for name in names if name.startswith("step-")), key=lambda name: int(name[5:]))
+
+
+def result_of(out):
+    """All that must be equal, by name."""
+    result = {"metrics.jsonl": metrics(out)}
+    for name in checkpoints(out):
+        result[f"checkpoints/{name}"] = digest(os.path.join(out, "checkpoints", name))
+        with open(os.path.join(out, "checkpoints", name, "manifest.json")) as file:
+            result[f"checkpoints/{name} train state"] = json.load(file)["train"]
+    for name in sorted(os.listdir(os.path.join(out, "export"))):
+        with open(os.path.join(out, "export", name), "rb") as file:
+            result[f"export/{name}"] = file.read()
+    return result
+
+
+def differences(got, want):
+    found = [key for key in sorted(set(got) | set(want)) if got.get(key) != want.get(key)]
+    if "metrics.jsonl" in found:
+        pairs = list(zip(got["metrics.jsonl"], want["metrics.jsonl"]))
+        first = next((f"{a} and not {b}" for a, b in pairs if a != b), "")
+        found.append(f"{len(got['metrics.jsonl'])} lines of {len(want['metrics.jsonl'])}; {first}")
+    return found
+
+
+def lines_of(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def has_temporary(folder, prefix):
+    try:
+        return any(name.startswith(prefix) for name in os.listdir(folder))
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(process, event, limit=120.0):
+    """Polls until the event, the process's end, or the limit."""
+    end = time.monotonic() + limit
+    while process.poll() is None and time.monotonic() < end:
+        if event():
+            return True
+    return False
+
+
+def kill_moment(process, out, kind, startup_s):
+    """Returns at the moment of the kill."""
+    if kind == "starting":
+        wait_for(process, lambda: False, chance.uniform(0.0, 1.3 * startup_s))
+        return
+    if kind == "stepping":
+        path = os.path.join(out, "metrics.jsonl")
+        target = lines_of(path) + chance.randint(1, 12)
+        wait_for(process, lambda: lines_of(path) >= target)
+        wait_for(process, lambda: False, chance.uniform(0.0, 0.03))
+    elif kind == "writing":
+        folder = os.path.join(out, "checkpoints")
+        for _ in range(chance.randint(1, 3)):
+            wait_for(process, lambda: has_temporary(folder, ".tmp-step-"))
+            wait_for(process, lambda: not has_temporary(folder, ".tmp-step-"), chance.uniform(0.0, 0.02))
+    else:
+        wait_for(process, lambda: has_temporary(out, ".tmp-export"))
+        wait_for(process, lambda: False, chance.uniform(0.0, 0.02))
+
+
+def disturbed_run(folder, out, kills, startup_s):
+    """Runs to the end through `kills` kills at most; returns (kills, moments, problem)."""
+    done = 0
+    moments = []
+    problem = ""
+    path = os.path.join(folder, out)
+    for attempt in range(400):
+        newest = checkpoints(path)[-1:]
+        process = start(folder, out)
+        if done < kills:
+            kind = chance.choices(["starting", "stepping", "writing", "exporting"], [2, 4, 6, 1])[0]
+            kill_moment(process, path, kind, startup_s)
+            gentle = chance.random() < 0.08
+            process.send_signal(signal.SIGTERM if gentle else signal.SIGKILL)
+            status, _, errors = finish(process)
+            if gentle and status not in (0, 130, -signal.SIGTERM):
+                problem = problem or f"SIGTERM ended with status {status}: {errors}"
+            if status == -signal.SIGKILL:
+                done += 1
+                moments.append(kind)
+            elif not gentle and status != 0:
+                problem = problem or f"status {status}: {errors}"
+                break
+        else:
+            status, _, errors = finish(process)
+            if status != 0:
+                problem = problem or f"status {status}: {errors}"
+                break
+        # What was complete stays complete, or makes room for something newer that is.
+        now = checkpoints(path)
+        if newest and (not now or int(now[-1][5:]) < int(newest[0][5:])):
+            problem = problem or f"{newest[0]} was lost"
+        if now:
+            verified = subprocess.run([trireme, "checkpoint", "verify", os.path.join(path, "checkpoints", now[-1])],
+                                      capture_output=True, text=True)
+            if verified.returncode != 0:
+                problem = problem or f"{now[-1]}: {verified.stdout}{verified.stderr}"
+        if status == 0:
+            return done, moments, problem
+    return done, moments, problem or "the run never ended"
+
+
+def older_checkpoint(folder, out, reference):
+    """A damaged newest checkpoint stops the run with its name; an older one leads to the same result."""
+    process = start(folder, out, "--set", "schedule.steps=48")
+    wait_for(process, lambda: len(checkpoints(os.path.join(folder, out))) == 2)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    path = os.path.join(folder, out, "checkpoints")
+    older, newest = checkpoints(os.path.join(folder, out))[-2:]
+    weights = os.path.join(path, newest, "model.safetensors")
+    with open(weights, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    status, _, errors = finish(start(folder, out))
+    check("a damaged checkpoint stops the run with its name",
+          status == 3 and newest in errors and "model.safetensors" in errors and "--resume" in errors,
+          f"status {status}: {errors.strip()}")
+    status, _, errors = finish(start(folder, out, "--resume", os.path.join(path, older)))
+    if check("an older checkpoint takes over", status == 0, f"{older}, status {status} {errors.strip()}"):
+        different = differences(result_of(os.path.join(folder, out)), reference)
+        check("and leads to the same result", not different, "; ".join(map(str, different)))
+
+
+def main():
+    folder = tempfile.mkdtemp(prefix="trireme-crash-")
+    os.mkdir(os.path.join(folder, "text"))
+    words = ["oar", "bank", "keel", "bow", "stern", "mast", "sail", "row", "the", "a", "and", "of", "pulls", "\n"]
+    for number in range(24):
+        with open(os.path.join(folder, "text", f"{number}.txt"), "w") as file:
+            file.write(" ".join(chance.choice(words) for _ in range(chance.randint(20, 260))))
+    with open(os.path.join(folder, "config.json"), "w") as file:
+        json.dump(CONFIG, file)
+    kills = 0
+    number = 0
+    references = {}
+    while kills < wanted_kills:
+        name = list(RUNS)[number % len(RUNS)]
+        with open(os.path.join(folder, "run.toml"), "w") as file:
+            file.write(f"out = \"unused\"\n{COMMON.format(**RUNS[name])}")
+        if name not in references:
+            process = start(folder, f"{name}-reference")
+            begin = time.monotonic()
+            wait_for(process, lambda: lines_of(os.path.join(folder, f"{name}-reference", "metrics.jsonl")) > 0)
+            startup_s = time.monotonic() - begin
+            status, _, errors = finish(process)
+            if not check(f"{name}: the undisturbed run", status == 0, errors.strip()):
+                break
+            references[name] = (result_of(os.path.join(folder, f"{name}-reference")), startup_s)
+            check(f"{name}: metrics of every step",
+                  [line["step"] for line in references[name][0]["metrics.jsonl"]] == list(range(1, 49)))
+        reference, startup_s = references[name]
+        out = f"{name}-{number}"
+        done, moments, problem = disturbed_run(folder, out, min(14, wanted_kills - kills), startup_s)
+        if not check(f"{name}: {done} kills", not problem, problem or " ".join(sorted(moments))):
+            break
+        kills += done
+        different = differences(result_of(os.path.join(folder, out)), reference)
+        check(f"{name}: the same result", not different, "; ".join(map(str, different)))
+        leftovers = [n for n in os.listdir(os.path.join(folder, out)) + os.listdir(os.path.join(folder, out, "checkpoints"))
+                     if n.startswith((".tmp-", ".old-"))]
+        check(f"{name}: nothing is left over", not leftovers, " ".join(leftovers))
+        number += 1
+        if number > 40:
+            check("kills that hit", False, f"only {kills} of {wanted_kills}")
+            break
+    if failed == 0:
+        with open(os.path.join(folder, "run.toml"), "w") as file:
+            file.write(f"out = \"unused\"\n{COMMON.format(**RUNS['adamw-fp32'])}")
+        older_checkpoint(folder, "older", references["adamw-fp32"][0])
+    check(f"{wanted_kills} kills", kills >= wanted_kills, str(kills))
+    if failed == 0:
+        shutil.rmtree(folder)
+    else:
+        print(f"kept {folder}")
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+sys.exit(main())
