@@ -1,0 +1,218 @@
+#include "trireme/train/trainer.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "trireme/base/file.h"
+#include "trireme/base/interrupt.h"
+#include "trireme/base/log.h"
+#include "trireme/train/run_folder.h"
+#include "trireme/train/train_state.h"
+
+namespace trireme::train {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+const char kConfig[] =
+    R"({"model_type": "llama", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32,
+  "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+  "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true})";
+
+/// A run of a tiny model in a folder of its own.
+class TrainerTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    log::set_level(log::Level::kWarning);
+    folder_ =
+        fs::path(::testing::TempDir()) /
+        ("trainer_" + std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()));
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    std::ofstream(folder_ / "config.json") << kConfig;
+    std::ofstream text(folder_ / "text.txt");
+    for (int i = 0; i < 60; ++i) text << "line " << i * i << " of a text that repeats itself\n";
+  }
+  void TearDown() override {
+    set_interrupted(false);
+    fs::remove_all(folder_);
+  }
+
+  RunFile run(const std::string& out, std::vector<std::string> sets = {}) const {
+    const std::string text = fmt::format(
+        "out = \"{0}/{1}\"\nthreads = 1\n[model]\nconfig = \"{0}/config.json\"\n[data]\ntrain = "
+        "\"{0}/text.txt\"\nvalid = \"{0}/text.txt\"\ncache = \"{0}/cache\"\n"
+        "seq_len = 16\n[batch]\nsequences = 4\nmicro = 1\nlanes = 2\n[optim]\nlr = "
+        "1e-2\n[schedule]\nsteps = 6\nwarmup = 1\n"
+        "[precision]\nrecipe = \"fp32\"\n[eval]\nevery = 2\n[checkpoint]\nevery = "
+        "2\n[log]\ntrace_step = 2\n",
+        folder_.string(), out);
+    return parse_run_file(text, "run.toml", sets);
+  }
+
+  static TrainOptions options() {
+    TrainOptions options;
+    options.quiet = true;
+    return options;
+  }
+
+  std::string digest(const std::string& out) const {
+    return checkpoint::Checkpoint(folder_ / out / "checkpoints").manifest().digest;
+  }
+
+  /// metrics.jsonl without what is measured by a clock or an allocator.
+  std::string figures(const std::string& out) const {
+    std::string text;
+    for (const StepMetrics& m : read_metrics(folder_ / out / "metrics.jsonl")) {
+      text +=
+          fmt::format("{} {} {} {} {} {} {} {}\n", m.step, m.tokens, m.loss, m.grad_norm, m.lr,
+                      m.sequences, m.valid_loss.value_or(-1), m.valid_bits_per_byte.value_or(-1));
+    }
+    return text;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(TrainerTest, LearnsAndLeavesEverythingBehind) {
+  const TrainResult result =
+      train(run("a", {"schedule.steps=40", "checkpoint.every=0"}), options());
+  EXPECT_EQ(result.step, 40);
+  EXPECT_EQ(result.tokens, 40 * 4 * 16);
+  const std::vector<StepMetrics> metrics = read_metrics(folder_ / "a/metrics.jsonl");
+  ASSERT_EQ(metrics.size(), 40u);
+  EXPECT_NEAR(metrics.front().loss, std::log(320), 0.3) << "an untrained model knows nothing";
+  EXPECT_LT(metrics.back().loss, metrics.front().loss - 1.0);
+  // Bits per byte of a byte model: nats per token over ln 2, but for the tokens that are no bytes.
+  EXPECT_NEAR(*result.valid_bits_per_byte, *result.valid_loss / std::log(2.0), 0.02);
+  for (const char* name : {"run.toml", "metrics.jsonl", "report.html", "trace.json",
+                           "checkpoints/step-40/manifest.json", "export/config.json",
+                           "export/model.safetensors", "export/tokenizer.json", "tensorboard"}) {
+    EXPECT_TRUE(fs::exists(folder_ / "a" / name)) << name;
+  }
+  EXPECT_THAT(read_file(folder_ / "a/report.html"), HasSubstr("measured · compute"));
+}
+
+TEST_F(TrainerTest, ARunThatWasStoppedAfterEveryStepEndsBitEqual) {
+  const std::vector<std::string> sets = {"batch.ramp_start=2", "batch.ramp_steps=3"};
+  train(run("whole", sets), options());
+  int interrupts = 0;
+  for (;;) {
+    set_interrupted(true);  // as a signal before the step would
+    try {
+      train(run("pieces", sets), options());
+      break;
+    } catch (const Error& error) {
+      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
+      ASSERT_LT(++interrupts, 10);
+    }
+  }
+  EXPECT_EQ(interrupts, 5);
+  EXPECT_EQ(digest("whole"), digest("pieces"));
+  EXPECT_EQ(figures("whole"), figures("pieces"));
+}
+
+TEST_F(TrainerTest, LostStepsAreDoneAgainTheSame) {
+  train(run("whole"), options());
+  train(run("killed"), options());
+  // As a kill after step 5 leaves it: the last checkpoint is step 4, the fifth line is there, the sixth is torn.
+  fs::remove_all(folder_ / "killed/checkpoints/step-6");
+  fs::remove_all(folder_ / "killed/export");
+  const std::string text = read_file(folder_ / "killed/metrics.jsonl");
+  std::ofstream(folder_ / "killed/metrics.jsonl", std::ios::trunc | std::ios::binary)
+      << text.substr(0, text.size() - 20);
+  train(run("killed"), options());
+  EXPECT_EQ(digest("whole"), digest("killed"));
+  EXPECT_EQ(figures("whole"), figures("killed"));
+}
+
+TEST_F(TrainerTest, ADoneRunIsLeftAlone) {
+  train(run("a"), options());
+  const std::string report = read_file(folder_ / "a/report.html");
+  const TrainResult again = train(run("a"), options());
+  EXPECT_TRUE(again.was_done);
+  EXPECT_EQ(again.step, 6);
+  EXPECT_TRUE(again.valid_loss.has_value());
+  EXPECT_EQ(read_file(folder_ / "a/report.html"), report);
+}
+
+TEST_F(TrainerTest, AnUnfinishedEndIsFinished) {
+  train(run("a"), options());
+  fs::remove_all(folder_ / "a/export");
+  const TrainResult again = train(run("a"), options());
+  EXPECT_FALSE(again.was_done);
+  EXPECT_TRUE(fs::exists(folder_ / "a/export/model.safetensors"));
+  EXPECT_EQ(read_metrics(folder_ / "a/metrics.jsonl").size(), 6u);
+}
+
+TEST_F(TrainerTest, BothOptimizersAndPrecisionsTrain) {
+  for (const char* precision : {"fp32", "bf16"}) {
+    for (const char* optimizer : {"adamw", "muon"}) {
+      const std::string out = std::string(precision) + optimizer;
+      train(run(out, {std::string("precision.recipe=") + precision,
+                      std::string("optim.name=") + optimizer, "schedule.steps=20",
+                      "schedule.name=constant", "eval.every=0"}),
+            options());
+      const std::vector<StepMetrics> metrics = read_metrics(folder_ / out / "metrics.jsonl");
+      EXPECT_LT(metrics.back().loss, metrics.front().loss - 0.5) << out;
+    }
+  }
+}
+
+TEST_F(TrainerTest, InspectionListsEveryProblemAtOnce) {
+  RunFile bad = run("a", {"batch.micro=3"});
+  bad.config.data.train = {{(folder_ / "absent.txt").string(), 0.0}};
+  const Preflight preflight = inspect_run(bad);
+  ASSERT_GE(preflight.problems.size(), 2u);
+  EXPECT_EQ(preflight.problems.front().code(), ErrorCode::kConfig);
+  EXPECT_THAT(preflight.problems.back().what(), HasSubstr("absent.txt"));
+  const OrderedJson json = to_json(preflight);
+  for (const char* key :
+       {"parameters", "active_parameters", "flops_per_token", "peak_bytes", "steps", "problems"}) {
+    EXPECT_TRUE(json.contains(key)) << key;
+  }
+}
+
+TEST_F(TrainerTest, TwoRunsDoNotShareAFolder) {
+  RunFolder first(folder_ / "a");
+  try {
+    RunFolder second(folder_ / "a");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kConfig);
+    EXPECT_THAT(error.what(), HasSubstr(std::to_string(getpid())));
+  }
+}
+
+TEST(TrainState, SurvivesItsJson) {
+  TrainState state;
+  state.step = 5;
+  state.tokens = 1234567890123;
+  state.updates = 4;
+  state.micro_batches = 40;
+  state.skips = 1;
+  state.precision = "bf16";
+  state.data = "abc";
+  const TrainState back = train_state_from_json(to_json(state), "x");
+  EXPECT_EQ(to_json(back), to_json(state));
+  EXPECT_THROW(train_state_from_json(Json{{"step", 3}}, "x"), Error);
+}
+
+TEST(DoneLine, NamesTheCompressors) {
+  TrainResult result;
+  result.loss = 2.5;
+  EXPECT_EQ(done_line(result), "done: loss 2.5000");
+  result.valid_loss = 2.0;
+  result.valid_bits_per_byte = 1.2345;
+  EXPECT_EQ(done_line(result), "done: valid bits per byte 1.234");
+  result.baselines = {{"gzip -9", 2.0}, {"xz -9", 1.75}};
+  EXPECT_EQ(done_line(result),
+            "done: valid bits per byte 1.234 (gzip -9 2.000, xz -9 1.750 on the same files)");
+}
+
+}  // namespace
+}  // namespace trireme::train
