@@ -179,22 +179,16 @@ std::vector<Baseline> read_baselines(const RunConfig& run) {
   if (run.data.baselines.empty()) return result;
   const std::string& path = run.data.baselines;
   const OrderedJson json = parse_ordered_json(read_file(path), path);
-  const char hint[] =
-      "name the corpus.json that `trireme data corpus` wrote, or an object like {\"gzip -9\": "
-      "2.01}";
-  TRIREME_USER_CHECK(json.is_object(), kData, hint,
-                     "data.baselines = \"{}\" is not a table of figures", path);
-  const OrderedJson& figures = json.contains("baselines") ? json.at("baselines") : json;
-  TRIREME_USER_CHECK(figures.is_object(), kData, hint,
-                     "data.baselines = \"{}\" is not a table of figures", path);
-  for (const auto& [key, value] : figures.items()) {
-    std::string name = key;
-    if (const size_t dash = name.find('_'); dash != std::string::npos) name.replace(dash, 1, " -");
-    const OrderedJson& figure =
-        value.is_object() && value.contains("bits_per_byte") ? value.at("bits_per_byte") : value;
-    if (figure.is_number()) result.push_back({name, figure.get<double>()});
+  TRIREME_USER_CHECK(
+      json.is_object() && json.contains("bits_per_byte") && json.at("bits_per_byte").is_object(),
+      kData,
+      "name the corpus.json that `trireme data corpus` wrote, or a file like "
+      "{\"bits_per_byte\": {\"gzip -9\": 2.01}}",
+      "data.baselines = \"{}\" holds no table \"bits_per_byte\"", path);
+  const OrderedJson& figures = json.at("bits_per_byte");
+  for (const auto& [name, value] : figures.items()) {
+    if (value.is_number()) result.push_back({name, value.get<double>()});
   }
-  TRIREME_USER_CHECK(!result.empty(), kData, hint, "data.baselines = \"{}\" holds no figure", path);
   return result;
 }
 
