@@ -19,12 +19,6 @@ std::string list_of(const std::vector<int>& ids) {
   return fmt::format("{}", fmt::join(ids, " "));
 }
 
-// Every instruction one second long: the order of events is the order of issue, which is what the
-// bytes held depend on.
-Simulation walk(const Program& program) {
-  return simulate(program, std::vector<double>(program.instructions.size(), 1.0));
-}
-
 std::vector<bool> recomputed_parts(const Program& program) {
   std::vector<bool> result;
   for (const Recompute mode : program.strategy.recompute)
@@ -93,7 +87,7 @@ std::string instruction_line(const model::ModelSpec& spec, const Instruction& in
 }  // namespace
 
 std::string explain(const model::ModelSpec& spec, const Program& program, bool all) {
-  const Simulation simulation = walk(program);
+  const Simulation simulation = simulate_in_issue_order(program);
   std::string text = strategy_text(spec, program) + "\n";
   text += model::flops_formula(spec, program.strategy.seq_len, recomputed_parts(program)) + "\n";
   text += memory_text(spec, program, simulation) + "\n";
@@ -186,7 +180,7 @@ OrderedJson flops_json(const model::ModelSpec& spec, const Program& program) {
 }  // namespace
 
 OrderedJson explain_json(const model::ModelSpec& spec, const Program& program) {
-  const Simulation simulation = walk(program);
+  const Simulation simulation = simulate_in_issue_order(program);
   OrderedJson instructions = OrderedJson::array();
   for (const Instruction& instruction : program.instructions) {
     instructions.push_back(instruction_json(spec, instruction));

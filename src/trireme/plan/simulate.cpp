@@ -114,6 +114,21 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
   return result;
 }
 
+Simulation simulate_in_issue_order(const Program& program) {
+  Simulation result;
+  result.instructions.resize(program.instructions.size());
+  for (const Instruction& instruction : program.instructions) {
+    auto& timing = result.instructions[static_cast<size_t>(instruction.id)];
+    timing.start_s = result.step_s;
+    timing.end_s = result.step_s + 1.0;
+    result.step_s = timing.end_s;
+    if (instruction.resource == Resource::kCompute) result.compute_busy_s += 1.0;
+    result.critical_path.push_back(instruction.id);
+  }
+  run_memory(program, result);
+  return result;
+}
+
 std::vector<double> estimate_durations(const model::ModelSpec& spec, const Program& program,
                                        const DeviceRates& rates) {
   std::vector<double> durations;

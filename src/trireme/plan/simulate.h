@@ -40,6 +40,10 @@ struct Simulation {
 /// `durations_s` has one entry per instruction, none negative. Error{kInternal} otherwise.
 Simulation simulate(const Program& program, const std::vector<double>& durations_s);
 
+/// What is held when every instruction runs alone, in issue order: what the executor of one rank does.
+/// Times count instructions. simulate() may hold a batch more, because the host's queue runs ahead.
+Simulation simulate_in_issue_order(const Program& program);
+
 /// How fast the device is, as far as a first estimate needs it.
 struct DeviceRates {
   double product_flops = 1e11;    ///< operations a second of matrix products

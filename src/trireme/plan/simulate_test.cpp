@@ -140,14 +140,19 @@ TEST(Simulate, MemoryAgreesWithAPlainWalkOnOneQueue) {
     strategy.seq_len = 64;
     strategy.recompute = recompute_from_names(spec, {recompute});
     Program program = build_program(spec, strategy);
+    const Simulation in_order = simulate_in_issue_order(program);
     for (Instruction& instruction : program.instructions) instruction.resource = Resource::kCompute;
     int64_t held = program.resident_bytes;
     int64_t peak = held;
     for (const Instruction& instruction : program.instructions) {
       for (const int id : instruction.makes) held += program.buffers[static_cast<size_t>(id)].bytes;
+      const auto& simulated = in_order.instructions[static_cast<size_t>(instruction.id)];
+      EXPECT_EQ(simulated.peak_bytes, held + instruction.workspace_bytes);
       peak = std::max(peak, held + instruction.workspace_bytes);
       for (const int id : instruction.frees) held -= program.buffers[static_cast<size_t>(id)].bytes;
+      EXPECT_EQ(simulated.held_bytes_after, held);
     }
+    EXPECT_EQ(in_order.peak_bytes, peak);
     EXPECT_EQ(held, program.resident_bytes);
     const std::vector<double> durations(program.instructions.size(), 1.0);
     EXPECT_EQ(simulate(program, durations).peak_bytes, peak);
