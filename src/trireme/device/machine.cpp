@@ -250,18 +250,14 @@ void diagnose_rows(const char* name, const std::vector<RowDependence>& rows,
     findings.push_back({Finding::Level::kNote,
                         fmt::format("rows of {} products do not depend on their number", name),
                         ""});
-  } else if (from <= 8) {
-    findings.push_back(
-        {Finding::Level::kNote,
-         fmt::format("rows of {} products depend on their number below {} rows", name, from),
-         "nothing to do: Trireme pads such products to 8 rows"});
   } else {
     findings.push_back(
-        {Finding::Level::kWarning,
-         fmt::format("rows of {} products depend on their number up to {} rows", name, from - 1),
-         "results may differ in the last bits between layouts whose products have fewer rows; keep "
-         "batch.micro times "
-         "data.seq_len above that number"});
+        {Finding::Level::kNote,
+         fmt::format("rows of {} products depend in their last bits on their number below {} rows",
+                     name, from),
+         "a training run is not affected: its products always have the same number of rows; "
+         "generation may differ in "
+         "the last bits of a logit from the forward pass of training"});
   }
 }
 

@@ -57,7 +57,7 @@ TEST(DiagnoseTest, AGoodMachineHasNoComplaints) {
   EXPECT_EQ(complaints(good_machine(), good_rates()), "");
   EXPECT_THAT(notes(good_machine(), good_rates()), HasSubstr("2.50 times"));
   EXPECT_THAT(notes(good_machine(), good_rates()),
-              HasSubstr("float32 products depend on their number below 8 rows"));
+              HasSubstr("float32 products depend in their last bits on their number below 8 rows"));
   EXPECT_THAT(notes(good_machine(), good_rates()), HasSubstr("bfloat16 products do not depend"));
 }
 
@@ -106,11 +106,11 @@ TEST(DiagnoseTest, NamesSlowBfloat16AsANote) {
   EXPECT_THAT(notes(good_machine(), rates), HasSubstr("saves memory here, not time"));
 }
 
-TEST(DiagnoseTest, NamesRowsThatDependOnTheirNumber) {
+TEST(DiagnoseTest, NamesTheLargestRowCountThatMatters) {
   MachineRates rates = good_rates();
-  rates.rows_fp32 = {{64, {1, 13}}, {768, {1, 64}}};
-  EXPECT_THAT(complaints(good_machine(), rates),
-              HasSubstr("float32 products depend on their number up to 64 rows"));
+  rates.rows_fp32 = {{64, {1, 13}}, {2048, {1, 64, 256}}};
+  EXPECT_EQ(complaints(good_machine(), rates), "");
+  EXPECT_THAT(notes(good_machine(), rates), HasSubstr("on their number below 257 rows"));
 }
 
 TEST(DiagnoseTest, NamesDiskTrouble) {

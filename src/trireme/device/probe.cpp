@@ -43,13 +43,14 @@ at::Tensor random_matrix(int64_t rows, int64_t cols, c10::ScalarType dtype) {
   return at::randn({rows, cols}, at::TensorOptions().dtype(c10::kFloat)).to(dtype);
 }
 
-constexpr int64_t kReferenceRows = 256;
-constexpr int64_t kReferenceCols = 192;
+constexpr int64_t kReferenceRows = 512;
+constexpr int64_t kReferenceCols = 768;
 
 std::vector<int64_t> tested_row_counts() {
   std::vector<int64_t> counts;
   for (int64_t rows = 1; rows <= 65; ++rows) counts.push_back(rows);
-  for (const int64_t rows : {96, 100, 127, 128, 255}) counts.push_back(rows);
+  for (const int64_t rows : {96, 100, 127, 128, 200, 255, 256, 300, 384, 511})
+    counts.push_back(rows);
   return counts;
 }
 

@@ -43,11 +43,11 @@ struct RowDependence {
   std::vector<int64_t> row_counts;  ///< M in 1..64 and some above that differ; empty: independent
 };
 
-/// For each K: compares the rows of x[:M] w^T with those of x w^T (x has 256 rows), M = 1..64, 65,
-/// 96, 100, 127, 128, 255. Expert parallelism, generation and the exact reduction lean on equality.
+/// For each K: compares the rows of x[:M] w^T (x [512, K], w [768, K]) with those of x w^T for M = 1..65 and ten
+/// counts up to 511. Generation, expert parallelism and the exact reduction lean on equality.
 std::vector<RowDependence> find_row_dependence(c10::ScalarType dtype,
-                                               const std::vector<int64_t>& inners = {64, 384, 512,
-                                                                                     768});
+                                               const std::vector<int64_t>& inners = {64, 384, 768,
+                                                                                     1024, 2048});
 
 /// The smallest number of rows from which no tested K depends on it; 1 if none ever does.
 int64_t independent_from(const std::vector<RowDependence>& dependences);

@@ -48,7 +48,7 @@ TEST(ProbeTest, RowsOfManyRowsAreIndependent) {
     ASSERT_EQ(dependences.size(), 2u);
     EXPECT_EQ(dependences[0].inner, 64);
     for (const RowDependence& dependence : dependences) {
-      EXPECT_THAT(dependence.row_counts, ::testing::Each(::testing::Lt(255)));
+      EXPECT_THAT(dependence.row_counts, ::testing::Each(::testing::Lt(511)));
     }
   }
 }
