@@ -86,12 +86,12 @@ struct GeluErf {
 struct Relu {
   template <class D, class V>
   static HWY_INLINE V value(D d, V x) {
-    return hn::Max(x, hn::Zero(d));
+    return hn::IfThenZeroElse(hn::Lt(x, hn::Zero(d)), x);  // NaN stays NaN
   }
   template <class D, class V>
   static HWY_INLINE V both(D d, V x, V& slope) {
     slope = hn::IfThenElseZero(hn::Gt(x, hn::Zero(d)), hn::Set(d, 1.0f));
-    return hn::Max(x, hn::Zero(d));
+    return value(d, x);
   }
 };
 

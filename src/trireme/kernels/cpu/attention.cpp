@@ -40,8 +40,7 @@ float softmax_row(float* s, size_t valid, size_t n, float scale, float* maximum,
   const float raw = max_of(s, valid, s[0]) * scale;
   const float now = raw > old ? raw : old;
   const float part = sum_lanes(valid, [&](auto tag, size_t i) HWY_ATTR {
-    const auto e =
-        hn::Exp(tag, hn::MulSub(hn::LoadU(tag, s + i), hn::Set(tag, scale), hn::Set(tag, now)));
+    const auto e = shifted_exp(tag, hn::LoadU(tag, s + i), scale, now);
     hn::StoreU(e, tag, s + i);
     return e;
   });
@@ -77,7 +76,7 @@ void scale_into_bf16(const float* x, size_t n, float factor, at::BFloat16* out) 
 void backward_row(float* s, float* dp, size_t valid, size_t n, float scale, float lse,
                   float delta) {
   for_lanes(valid, [&](auto d, size_t i) HWY_ATTR {
-    const auto p = hn::Exp(d, hn::MulSub(hn::LoadU(d, s + i), hn::Set(d, scale), hn::Set(d, lse)));
+    const auto p = shifted_exp(d, hn::LoadU(d, s + i), scale, lse);
     const auto ds =
         hn::Mul(hn::Mul(p, hn::Set(d, scale)), hn::Sub(hn::LoadU(d, dp + i), hn::Set(d, delta)));
     hn::StoreU(p, d, s + i);

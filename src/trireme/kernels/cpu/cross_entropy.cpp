@@ -31,7 +31,7 @@ double cross_entropy_row(float* logits, size_t n, size_t target, float scale, bo
     float* block = logits + begin;
     const size_t count = n - begin < kBlock ? n - begin : kBlock;
     sum += static_cast<double>(sum_lanes(count, [&](auto tag, size_t j) HWY_ATTR {
-      const auto e = hn::Exp(tag, hn::Sub(hn::LoadU(tag, block + j), hn::Set(tag, maximum)));
+      const auto e = shifted_exp(tag, hn::LoadU(tag, block + j), 1.0f, maximum);
       if (with_gradient) hn::StoreU(e, tag, block + j);
       return e;
     }));

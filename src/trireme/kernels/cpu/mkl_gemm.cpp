@@ -1,5 +1,6 @@
 #include "trireme/kernels/cpu/mkl_gemm.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/from_blob.h>
@@ -21,10 +22,17 @@ extern "C" {
                                           float alpha, const uint16_t* a, int lda,
                                           const uint16_t* b, int ldb, float beta, float* c,
                                           int ldc);
+[[gnu::weak]] int MKL_Set_Num_Threads_Local(int num_threads);
 }
 
 namespace trireme::kernels::cpu {
 namespace {
+
+constexpr int64_t kShortInner = 384;
+constexpr int64_t kInnerPanel = 768;
+constexpr int64_t kPanelSide = 192;
+constexpr int64_t kPanelElements = 131072;
+constexpr int64_t kTile = 128;
 
 int narrow(int64_t value) {
   TRIREME_CHECK(value >= 0 && value <= std::numeric_limits<int>::max(),
@@ -54,14 +62,12 @@ void mm_fallback(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64
   }
 }
 
-}  // namespace
-
-void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-           int64_t ldc) {
-  if (m == 0 || n == 0) return;
-  if (sgemm_ == nullptr)
+void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+              const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
+              int64_t ldc) {
+  if (sgemm_ == nullptr) {
     return mm_fallback(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  }
   // Fortran's column-major C^T = op(B)^T op(A)^T.
   const char ta = transpose_a ? 'T' : 'N';
   const char tb = transpose_b ? 'T' : 'N';
@@ -72,6 +78,61 @@ void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, 
   const int ldbi = std::max(1, narrow(ldb));
   const int ldci = std::max(1, narrow(ldc));
   sgemm_(&tb, &ta, &ni, &mi, &ki, &alpha, b, &ldbi, a, &ldai, &beta, c, &ldci);
+}
+
+/// A tile, on the caller's thread even where one thread is all there is to a parallel loop. Its panels are MKL's own
+/// blocks: small products would otherwise be cut elsewhere than large ones.
+void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+                   const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
+                   int64_t ldc) {
+  const int before = MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(1);
+  for (int64_t begin = 0; begin < k; begin += kShortInner) {
+    multiply(transpose_a, transpose_b, m, n, std::min(kShortInner, k - begin), alpha,
+             a + (transpose_a ? begin * lda : begin), lda, b + (transpose_b ? begin : begin * ldb),
+             ldb, begin == 0 ? beta : 1.0f, c, ldc);
+  }
+  if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before);
+}
+
+}  // namespace
+
+// Note [Products and threads]. With a long inner dimension and a small result MKL hands pieces of the inner dimension to
+// its threads, and then the bits depend on how many there are (measured from 2 to 16 threads: only below 192 rows or
+// columns when the inner dimension is at most 768). So, by shape alone:
+//  - a short inner dimension, or a caller inside a parallel region: one call;
+//  - a result with enough rows and columns: one call per panel of the inner dimension. A panel is a multiple of MKL's own
+//    blocking (384 with AVX-512), so that it leaves the bits of the undivided product;
+//  - the rest: tiles of the result on our threads, each a serial product.
+void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
+           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
+           int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  const bool wide = std::min(m, n) >= kPanelSide && m * n >= kPanelElements;
+  if (k <= kShortInner || at::in_parallel_region() || (wide && k <= kInnerPanel)) {
+    return multiply(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  }
+  if (wide) {
+    for (int64_t begin = 0; begin < k; begin += kInnerPanel) {
+      multiply(transpose_a, transpose_b, m, n, std::min(kInnerPanel, k - begin), alpha,
+               a + (transpose_a ? begin * lda : begin), lda,
+               b + (transpose_b ? begin : begin * ldb), ldb, begin == 0 ? beta : 1.0f, c, ldc);
+    }
+    return;
+  }
+  const int64_t row_tiles = (m + kTile - 1) / kTile;
+  const int64_t column_tiles = (n + kTile - 1) / kTile;
+  at::parallel_for(0, row_tiles * column_tiles, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      // Balanced cuts: no tile is so small that MKL takes another path for it.
+      const int64_t r0 = (t / column_tiles) * m / row_tiles;
+      const int64_t r1 = (t / column_tiles + 1) * m / row_tiles;
+      const int64_t c0 = (t % column_tiles) * n / column_tiles;
+      const int64_t c1 = (t % column_tiles + 1) * n / column_tiles;
+      multiply_tile(transpose_a, transpose_b, r1 - r0, c1 - c0, k, alpha,
+                    a + (transpose_a ? r0 : r0 * lda), lda, b + (transpose_b ? c0 * ldb : c0), ldb,
+                    beta, c + r0 * ldc + c0, ldc);
+    }
+  });
 }
 
 bool has_bf16_gemm() {

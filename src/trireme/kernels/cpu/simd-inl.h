@@ -64,6 +64,13 @@ HWY_INLINE void for_lanes(size_t n, Body&& body) {
   for (; i < n; ++i) body(one, i);
 }
 
+/// exp(scale * x - shift), NaN where x is not finite: Highway's Exp alone would make zero of NaN and hide a divergence.
+template <class D>
+HWY_INLINE hn::Vec<D> shifted_exp(D d, hn::Vec<D> x, float scale, float shift) {
+  const auto e = hn::Exp(d, hn::MulSub(x, hn::Set(d, scale), hn::Set(d, shift)));
+  return hn::Add(e, hn::Sub(x, x));
+}
+
 /// 1 / (1 + exp(-z)), without overflow.
 template <class D>
 HWY_INLINE hn::Vec<D> sigmoid(D d, hn::Vec<D> z) {
