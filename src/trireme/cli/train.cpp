@@ -69,8 +69,8 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
     } else {
       fmt::print("{}", train::describe(preflight));
     }
-    if (!preflight.problems.empty())
-      throw CLI::RuntimeError(static_cast<int>(preflight.problems.front().code()));
+    // The listing names them all; the first gives the status that the run would have ended with.
+    if (!preflight.problems.empty()) throw preflight.problems.front();
     return;
   }
   install_interrupt_handlers();

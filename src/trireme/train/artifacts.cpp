@@ -64,12 +64,15 @@ void add_timeline(const Preflight& p, const fs::path& path, Report& report) {
          {std::pair{"measured", &trace.events}, std::pair{"simulated", &predicted.events}}) {
       for (const char* resource : {"compute", "host"}) {
         ReportLane lane{fmt::format("{} · {}", source, resource), {}};
+        double busy_s = 0;
         for (const plan::TraceEvent& event : *events) {
-          if (event.resource == resource)
-            lane.events.push_back(
-                {event.name, event.kind, event.start_us * 1e-6, event.duration_us * 1e-6});
+          if (event.resource != resource) continue;
+          lane.events.push_back(
+              {event.name, event.kind, event.start_us * 1e-6, event.duration_us * 1e-6});
+          busy_s += event.duration_us * 1e-6;
         }
-        if (!lane.events.empty()) report.lanes.push_back(std::move(lane));
+        // A resource that does next to nothing would be an empty row.
+        if (busy_s > 0.005 * simulation.step_s) report.lanes.push_back(std::move(lane));
       }
     }
     for (const plan::TraceEvent& event : trace.events) {

@@ -87,7 +87,7 @@ function lineChart(id, series, options) {
     const cover = v => { if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); } };
     for (const s of series) {
       // The first steps of a run are far off: they may leave the axis, so that the rest shows its shape.
-      (s.raw && !options.zero && s.y.length > 50 ? s.smoothed.slice(Math.ceil(s.y.length / 40)) : s.smoothed || s.y).forEach(cover);
+      (s.raw && !options.zero && s.y.length > 50 ? s.smoothed.slice(Math.ceil(s.y.length / 40)) : s.raw && s.y.length > 50 ? s.smoothed : s.y).forEach(cover);
     }
     (options.references || []).forEach(r => cover(r.y));
     if (options.zero) low = Math.min(0, low);
@@ -105,7 +105,7 @@ function lineChart(id, series, options) {
       text(svg, left - 8, py(t) + 4, format(t), { "text-anchor": "end" });
     }
     node("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }, svg);
-    for (const t of niceTicks(xLow, xHigh, Math.max(4, Math.floor(width / 110)))) {
+    for (const t of niceTicks(xLow, xHigh, Math.max(4, Math.floor(width / 110))).filter(Number.isInteger)) {
       text(svg, px(t), height - 7, short(t), { "text-anchor": px(t) > width - 24 ? "end" : "middle" });
     }
     const clip = "clip-" + id;

@@ -5,6 +5,8 @@
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
 #include "trireme/device/probe.h"
+#include "trireme/execute/kernel_workspace.h"
+#include "trireme/optim/muon.h"
 
 namespace trireme::train {
 
@@ -81,11 +83,17 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.recompute = plan::recompute_from_names(spec, run.memory.recompute);
   strategy.delay_weight_gradients = run.memory.delay_weight_gradients;
   strategy.loss_chunk_rows = run.memory.loss_chunk_rows;
+  strategy.kernels = execute::kernel_workspace();
   const optim::OptimizerConfig optimizer = optimizer_of(run);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
   for (const model::ParameterSpec& parameter : spec.parameters) {
     strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
         4 * optim::state_floats(optimizer, parameter) * parameter.numel();
+    if (optimizer.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
+      strategy.optimizer_workspace_bytes =
+          std::max(strategy.optimizer_workspace_bytes,
+                   optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+    }
   }
   return strategy;
 }
