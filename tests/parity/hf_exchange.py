@@ -22,7 +22,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.join(here, "..", "..")
-sys.path.remove(here)  # a script beside this one has the name of a package
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -2,19 +2,16 @@
 """Compares build/trireme's tokenizers with the `tokenizers` library: ids and offsets of every file of the default corpus
 (Python sources of this machine) and of adversarial texts, vocabularies and merges of training, and what transformers loads.
 
-Usage: tokenizers.py [PROGRAM] [--quick]. Needs the packages tokenizers and transformers; installs nothing.
+Usage: tokenizer_ids.py [PROGRAM] [--quick]. Needs the packages tokenizers and transformers; installs nothing.
 The last line is "N passed, M failed".
 """
-
-import sys
-
-sys.path = [p for p in sys.path if not p.endswith("tests/parity")]  # this file's name is the package's name
 
 import argparse
 import json
 import pathlib
 import random
 import subprocess
+import sys
 import sysconfig
 import tempfile
 
