@@ -412,7 +412,8 @@ void Pretokenizer::add_step(const Json& json, const std::string& origin) {
   } else if (type == "Split") {
     check(json.contains("pattern") && json["pattern"].is_object() && json["pattern"].size() == 1,
           "Split without a pattern");
-    const auto& [kind, value] = *json["pattern"].items().begin();
+    const std::string kind = json["pattern"].begin().key();
+    const Json& value = json["pattern"].begin().value();
     check((kind == "Regex" || kind == "String") && value.is_string(),
           "Split with pattern " + json["pattern"].dump());
     std::string pattern = value.get<std::string>();
@@ -425,7 +426,9 @@ void Pretokenizer::add_step(const Json& json, const std::string& origin) {
       }
       pattern = quoted;
     }
-    const std::string behavior = json.value("behavior", std::string("none"));
+    const std::string behavior = json.contains("behavior") && json["behavior"].is_string()
+                                     ? json["behavior"].get<std::string>()
+                                     : std::string("none");
     const bool invert = flag("invert", false);
     check(behavior == "Isolated" || behavior == "Removed",
           fmt::format("Split with behavior {} (Isolated and Removed are)", behavior));

@@ -45,7 +45,7 @@ class Reader {
     TRIREME_USER_CHECK(condition, kData, kSupportedHint, "{}: {}", origin_, message);
   }
 
-  const Json& member(const Json& object, const char* key, const std::string& where) const {
+  const Json& member(const Json& object, const std::string& key, const std::string& where) const {
     check(object.is_object() && object.contains(key), fmt::format("{} has no '{}'", where, key));
     return object[key];
   }
@@ -228,7 +228,7 @@ class Reader {
       }
       const std::string name =
           text_of(member(member(item, "SpecialToken", where), "id", where), where + ": id");
-      const Json& ids = member(member(tokens, name.c_str(), where + ": special_tokens"), "ids",
+      const Json& ids = member(member(tokens, name, where + ": special_tokens"), "ids",
                                where + ": '" + name + "'");
       check(ids.is_array(), where + ": ids of '" + name + "' are not a list");
       for (const Json& id : ids) (text_seen ? step.after : step.before).push_back(id_of(id, where));
