@@ -1,0 +1,472 @@
+#include "trireme/execute/executor.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "trireme/device/device.h"
+#include "trireme/execute/kernel_workspace.h"
+#include "trireme/nn/testing/reference_model.h"
+#include "trireme/optim/optimizer.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/simulate.h"
+
+namespace trireme::execute {
+namespace {
+
+using plan::Precision;
+using plan::Recompute;
+
+// Keeps what it is given and changes nothing.
+class RecordingOptimizer final : public optim::Optimizer {
+ public:
+  void step(int part, const optim::PartBuffers& buffers, const optim::StepParams& params) override {
+    if (gradients.size() <= static_cast<size_t>(part))
+      gradients.resize(static_cast<size_t>(part) + 1);
+    gradients[static_cast<size_t>(part)] = buffers.gradients.clone();
+    last = params;
+    ++calls;
+  }
+  std::vector<optim::StateTensor> state() const override { return {}; }
+  int64_t state_bytes() const override { return 0; }
+  int64_t workspace_bytes() const override { return 0; }
+
+  std::vector<at::Tensor> gradients;
+  optim::StepParams last;
+  int calls = 0;
+};
+
+model::ModelSpec tiny(size_t index, uint64_t seed = 4) {
+  return model::spec_from_config(nn::testing::tiny_configs(seed).at(index), "tiny.json");
+}
+
+std::vector<data::Batch> random_batches(const model::ModelSpec& spec, int64_t count, int64_t rows,
+                                        int64_t length, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<data::Batch> batches;
+  for (int64_t i = 0; i < count; ++i) {
+    data::Batch batch;
+    batch.rows = rows;
+    batch.seq_len = length;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::vector<int32_t> starts = {0};
+      for (int32_t at = 0; at < length; ++at) {
+        if (at > 0 && random() % 9 == 0) starts.push_back(at);
+        batch.tokens.push_back(
+            static_cast<int32_t>(random() % static_cast<uint64_t>(spec.vocab_size)));
+        const bool counts = random() % 8 != 0;
+        batch.targets.push_back(
+            counts ? static_cast<int32_t>(random() % static_cast<uint64_t>(spec.vocab_size))
+                   : data::kIgnoredTarget);
+        batch.positions.push_back(at - starts.back());
+        batch.num_targets += counts;
+      }
+      batch.segments.push_back(starts);
+    }
+    batch.num_bytes = 3 * batch.num_targets;
+    batches.push_back(std::move(batch));
+  }
+  return batches;
+}
+
+plan::Strategy strategy_for(int64_t micro_batches, int64_t lanes, int64_t micro, int64_t seq_len) {
+  plan::Strategy strategy;
+  strategy.sequences = micro_batches * micro;
+  strategy.micro = micro;
+  strategy.lanes = lanes;
+  strategy.seq_len = seq_len;
+  return strategy;
+}
+
+struct Outcome {
+  StepResult result;
+  std::vector<at::Tensor> gradients;
+};
+
+Outcome run(nn::ParameterStore& store, const plan::Strategy& strategy,
+            const std::vector<data::Batch>& batches, int64_t total_targets = 0) {
+  nn::Model model(store);
+  RecordingOptimizer recorder;
+  Executor executor(model, store, recorder);
+  StepInput input;
+  input.micro_batches = batches;
+  input.total_targets = total_targets;
+  Outcome outcome;
+  outcome.result = executor.run_step(plan::build_program(store.spec(), strategy), input);
+  outcome.gradients = std::move(recorder.gradients);
+  return outcome;
+}
+
+void expect_bit_equal(const Outcome& got, const Outcome& want, const std::string& what) {
+  EXPECT_EQ(got.result.loss, want.result.loss) << what;
+  EXPECT_EQ(got.result.grad_norm, want.result.grad_norm) << what;
+  ASSERT_EQ(got.gradients.size(), want.gradients.size()) << what;
+  for (size_t part = 0; part < want.gradients.size(); ++part) {
+    EXPECT_TRUE(at::equal(got.gradients[part], want.gradients[part])) << what << ", part " << part;
+  }
+}
+
+// One thread: the models are too small to share, and several threads would wait for one another.
+class ExecutorTest : public ::testing::Test {
+ protected:
+  ExecutorTest() : threads_(at::get_num_threads()) {
+    device::install_cpu_allocator();
+    at::set_num_threads(1);
+  }
+  ~ExecutorTest() override { at::set_num_threads(threads_); }
+
+ private:
+  int threads_;
+};
+
+TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
+  for (const size_t config : {size_t{0}, size_t{3}, size_t{7}, size_t{9}}) {
+    nn::ParameterStore store(tiny(config));
+    store.initialize(1);
+    const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 13, config);
+    const Outcome got = run(store, strategy_for(4, 2, 2, 13), batches);
+
+    const nn::testing::ReferenceModel reference(store);
+    at::Tensor loss;
+    int64_t targets = 0;
+    for (const data::Batch& batch : batches) {
+      const at::Tensor part = reference.loss_sum(to_tensors(batch));
+      loss = loss.defined() ? loss + part : part;
+      targets += batch.num_targets;
+    }
+    loss = loss / static_cast<double>(targets);
+    loss.backward();
+    EXPECT_NEAR(got.result.loss, loss.item<double>(), 1e-5);
+    EXPECT_EQ(got.result.num_targets, targets);
+    EXPECT_EQ(got.result.num_bytes, 3 * targets);
+    EXPECT_EQ(got.result.tokens, 4 * 2 * 13);
+    double squares = 0.0;
+    for (int i = 0; i < store.num_parameters(); ++i) {
+      const auto& parameter = store.spec().parameters[static_cast<size_t>(i)];
+      const at::Tensor want = reference.leaf(parameter.name).grad();
+      squares += want.square().sum().item<double>();
+      const at::Tensor error =
+          store.view(got.gradients[static_cast<size_t>(parameter.part)], i).to(at::kDouble) - want;
+      EXPECT_LT(error.abs().max().item<double>(), 1e-5 + 1e-4 * want.abs().max().item<double>())
+          << parameter.name;
+    }
+    EXPECT_NEAR(got.result.grad_norm / std::sqrt(squares), 1.0, 1e-5);
+  }
+}
+
+// Who computes a lane does not matter: each lane alone, as if on a rank of its own, and the tree by hand.
+TEST_F(ExecutorTest, LanesAreATreeOfIndependentSums) {
+  for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+    nn::ParameterStore store(tiny(7), precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+    store.initialize(2);
+    const std::vector<data::Batch> batches = random_batches(store.spec(), 16, 1, 11, 5);
+    int64_t targets = 0;
+    for (const data::Batch& batch : batches) targets += batch.num_targets;
+    for (const int64_t lanes : {1, 2, 4, 8}) {
+      plan::Strategy whole = strategy_for(16, lanes, 1, 11);
+      whole.precision = precision;
+      const Outcome got = run(store, whole, batches);
+
+      const int64_t per_lane = 16 / lanes;
+      plan::Strategy alone = strategy_for(per_lane, 1, 1, 11);
+      alone.precision = precision;
+      std::vector<std::vector<at::Tensor>> sums;
+      for (int64_t lane = lanes - 1; lane >= 0; --lane) {  // the last lane first
+        const std::vector<data::Batch> own(batches.begin() + lane * per_lane,
+                                           batches.begin() + (lane + 1) * per_lane);
+        sums.insert(sums.begin(), run(store, alone, own, targets).gradients);
+      }
+      for (size_t stride = 1; stride < sums.size(); stride *= 2) {
+        for (size_t i = 0; i < sums.size(); i += 2 * stride) {
+          for (size_t part = 0; part < sums[i].size(); ++part)
+            sums[i][part] = sums[i][part] + sums[i + stride][part];
+        }
+      }
+      for (size_t part = 0; part < sums[0].size(); ++part) {
+        EXPECT_TRUE(at::equal(got.gradients[part], sums[0][part]))
+            << lanes << " lanes, part " << part;
+      }
+    }
+  }
+}
+
+// Two ranks that hold half of the lanes each, then one addition: the bits of one rank with all lanes.
+TEST_F(ExecutorTest, HalfOfTheLanesEachGivesTheSameBits) {
+  nn::ParameterStore store(tiny(3));
+  store.initialize(3);
+  const std::vector<data::Batch> batches = random_batches(store.spec(), 8, 2, 9, 6);
+  int64_t targets = 0;
+  for (const data::Batch& batch : batches) targets += batch.num_targets;
+  const Outcome whole = run(store, strategy_for(8, 4, 2, 9), batches);
+  const std::vector<data::Batch> left(batches.begin(), batches.begin() + 4);
+  const std::vector<data::Batch> right(batches.begin() + 4, batches.end());
+  const Outcome a = run(store, strategy_for(4, 2, 2, 9), left, targets);
+  const Outcome b = run(store, strategy_for(4, 2, 2, 9), right, targets);
+  for (size_t part = 0; part < whole.gradients.size(); ++part) {
+    EXPECT_TRUE(at::equal(whole.gradients[part], a.gradients[part] + b.gradients[part])) << part;
+  }
+  EXPECT_EQ(whole.result.loss * static_cast<double>(targets),
+            (a.result.loss + b.result.loss) * static_cast<double>(targets));
+}
+
+TEST_F(ExecutorTest, RecomputeAndDelayedWeightGradientsChangeNoBit) {
+  std::mt19937_64 random(9);
+  for (const size_t config : {size_t{0}, size_t{4}, size_t{8}}) {
+    for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+      nn::ParameterStore store(tiny(config),
+                               precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      store.initialize(4);
+      const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 10, 7 + config);
+      plan::Strategy strategy = strategy_for(4, 2, 2, 10);
+      strategy.precision = precision;
+      const Outcome want = run(store, strategy, batches);
+      for (int variant = 0; variant < 8; ++variant) {
+        strategy.delay_weight_gradients = variant % 2 == 1;
+        strategy.recompute.clear();
+        for (size_t part = 0; part < store.spec().parts.size(); ++part) {
+          strategy.recompute.push_back(variant < 6 ? static_cast<Recompute>(variant / 2)
+                                                   : static_cast<Recompute>(random() % 3));
+        }
+        expect_bit_equal(run(store, strategy, batches), want, "variant " + std::to_string(variant));
+      }
+    }
+  }
+}
+
+TEST_F(ExecutorTest, RepetitionAndTheNumberOfThreadsChangeNoBit) {
+  for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+    nn::ParameterStore store(tiny(9), precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+    store.initialize(5);
+    const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 12, 8);
+    plan::Strategy strategy = strategy_for(4, 4, 2, 12);
+    strategy.precision = precision;
+    const Outcome want = run(store, strategy, batches);
+    for (const int threads : {1, 2}) {
+      at::set_num_threads(threads);
+      expect_bit_equal(run(store, strategy, batches), want, std::to_string(threads) + " threads");
+    }
+    at::set_num_threads(1);
+  }
+}
+
+TEST_F(ExecutorTest, ATinyModelLearnsABatchByHeart) {
+  for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+    for (const size_t config : {size_t{0}, size_t{3}, size_t{8}}) {
+      nn::ParameterStore store(tiny(config),
+                               precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      store.initialize(6);
+      nn::Model model(store);
+      const auto optimizer = optim::make_optimizer({}, store.spec());
+      Executor executor(model, store, *optimizer);
+      plan::Strategy strategy = strategy_for(2, 1, 2, 12);
+      strategy.precision = precision;
+      const plan::Program program = plan::build_program(store.spec(), strategy);
+      StepInput input;
+      input.micro_batches = random_batches(store.spec(), 2, 2, 12, 10);
+      input.learning_rate = 1e-2;
+      input.clip_norm = 1.0;
+      double first = 0.0, last = 0.0;
+      for (input.step = 0; input.step < 40; ++input.step) {
+        const StepResult result = executor.run_step(program, input);
+        ASSERT_TRUE(result.applied);
+        (input.step == 0 ? first : last) = result.loss;
+      }
+      EXPECT_LT(last, 0.5 * first) << store.spec().family;
+      if (store.has_compute_copy()) {
+        EXPECT_TRUE(at::equal(store.part_compute(1), store.part_master(1).to(at::kBFloat16)));
+      }
+    }
+  }
+}
+
+TEST_F(ExecutorTest, TheOptimizerGetsTheClippedScaleAndTheStepsNumber) {
+  nn::ParameterStore store(tiny(3));
+  store.initialize(7);
+  nn::Model model(store);
+  RecordingOptimizer recorder;
+  Executor executor(model, store, recorder);
+  StepInput input;
+  input.micro_batches = random_batches(store.spec(), 2, 2, 8, 11);
+  input.step = 41;
+  input.learning_rate = 0.25;
+  input.clip_norm = 1e-3;
+  const StepResult result =
+      executor.run_step(plan::build_program(store.spec(), strategy_for(2, 1, 2, 8)), input);
+  EXPECT_EQ(recorder.calls, store.num_parts());
+  EXPECT_EQ(recorder.last.step, 42);
+  EXPECT_EQ(recorder.last.lr, 0.25);
+  EXPECT_NEAR(recorder.last.gradient_scale * result.grad_norm, 1e-3, 1e-6);
+}
+
+TEST_F(ExecutorTest, ALossThatIsNotFiniteChangesNothing) {
+  nn::ParameterStore store(tiny(3));
+  store.initialize(8);
+  nn::Model model(store);
+  RecordingOptimizer recorder;
+  Executor executor(model, store, recorder);
+  store.part_master(1)[0] = std::numeric_limits<float>::quiet_NaN();
+  StepInput input;
+  input.micro_batches = random_batches(store.spec(), 1, 2, 8, 12);
+  const StepResult result =
+      executor.run_step(plan::build_program(store.spec(), strategy_for(1, 1, 2, 8)), input);
+  EXPECT_FALSE(result.applied);
+  EXPECT_FALSE(std::isfinite(result.loss));
+  EXPECT_EQ(recorder.calls, 0);
+}
+
+TEST_F(ExecutorTest, BatchesThatDoNotFitTheProgramAreRefused) {
+  nn::ParameterStore store(tiny(3));
+  store.initialize(9);
+  const plan::Strategy strategy = strategy_for(2, 1, 2, 8);
+  EXPECT_THROW(run(store, strategy, random_batches(store.spec(), 1, 2, 8, 1)), std::exception);
+  EXPECT_THROW(run(store, strategy, random_batches(store.spec(), 2, 2, 9, 1)), std::exception);
+  EXPECT_THROW(run(store, strategy, random_batches(store.spec(), 2, 1, 8, 1)), std::exception);
+}
+
+TEST_F(ExecutorTest, EvaluationGivesTheTrainingForwardsLoss) {
+  nn::ParameterStore store(tiny(5));
+  store.initialize(10);
+  nn::Model model(store);
+  const std::vector<data::Batch> batches = random_batches(store.spec(), 1, 3, 10, 13);
+  const Outcome trained = run(store, strategy_for(1, 1, 3, 10), batches);
+  const EvaluationResult evaluated = evaluate(model, batches[0]);
+  EXPECT_EQ(evaluated.loss_sum / static_cast<double>(evaluated.num_targets), trained.result.loss);
+  double sum = 0.0;
+  for (const float loss : evaluated.token_losses) sum += loss;
+  EXPECT_NEAR(sum, evaluated.loss_sum, 1e-4 * evaluated.loss_sum);
+  EXPECT_EQ(evaluated.token_losses.size(), 30u);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+
+// Large enough that what counts is tensors and not the small change of each.
+model::ModelSpec medium(const std::string& family) {
+  if (family == "gpt2") {
+    return model::spec_from_config(
+        R"({"model_type":"gpt2","vocab_size":1000,"n_embd":128,"n_layer":2,"n_head":4,
+                                       "n_positions":128})",
+        "test");
+  }
+  return model::spec_from_config(
+      fmt::format(R"({{"model_type":"{}","vocab_size":1000,"hidden_size":128,
+      "intermediate_size":320,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":32,
+      "max_position_embeddings":128}})",
+                  family),
+      "test");
+}
+
+struct MemoryCase {
+  std::string family;
+  Recompute recompute;
+  Precision precision;
+  bool delayed;
+};
+
+class PredictedMemory : public ExecutorTest, public ::testing::WithParamInterface<MemoryCase> {};
+
+TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
+  const MemoryCase& memory = GetParam();
+  device::Device& device = device::get_device("cpu");
+  const model::ModelSpec spec = medium(memory.family);
+  plan::Strategy strategy = strategy_for(2, 2, 4, 128);
+  strategy.precision = memory.precision;
+  strategy.delay_weight_gradients = memory.delayed;
+  strategy.recompute.assign(spec.parts.size(), memory.recompute);
+  strategy.kernels = kernel_workspace();
+  const plan::Program program = plan::build_program(spec, strategy);
+  StepInput input;
+  input.micro_batches = random_batches(spec, 2, 4, 128, 3);
+
+  const int64_t before = device.memory().allocated_bytes;
+  nn::ParameterStore store(spec, memory.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+  store.initialize(1);
+  nn::Model model(store);
+  const auto optimizer = optim::make_optimizer({}, spec);
+  Executor executor(model, store, *optimizer);
+  const StepResult result = executor.run_step(program, input);
+
+  const plan::Simulation predicted =
+      plan::simulate(program, std::vector<double>(program.instructions.size(), 1e-6));
+  const auto ratio = [before](int64_t prediction, int64_t measured) {
+    return static_cast<double>(prediction) / static_cast<double>(measured - before);
+  };
+  EXPECT_NEAR(ratio(predicted.peak_bytes, result.peak_allocated_bytes), 1.0, 0.02);
+  for (size_t i = 0; i < program.instructions.size(); ++i) {
+    // The host loads at the same time as the device computes; the executor has one thread for both.
+    if (program.instructions[i].resource == plan::Resource::kHost) continue;
+    const std::string name = plan::describe(spec, program.instructions[i]);
+    EXPECT_NEAR(
+        ratio(predicted.instructions[i].held_bytes_after, result.measurements[i].held_bytes_after),
+        1.0, 0.02)
+        << name;
+    EXPECT_NEAR(ratio(predicted.instructions[i].peak_bytes, result.measurements[i].peak_bytes), 1.0,
+                0.02)
+        << name;
+  }
+}
+
+std::vector<MemoryCase> memory_cases() {
+  std::vector<MemoryCase> cases;
+  for (const char* family : {"gpt2", "llama", "qwen3"}) {
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+      for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
+        for (const bool delayed : {false, true})
+          cases.push_back({family, recompute, precision, delayed});
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, PredictedMemory, ::testing::ValuesIn(memory_cases()),
+                         [](const ::testing::TestParamInfo<MemoryCase>& info) {
+                           return fmt::format("{}_{}_{}_{}", info.param.family,
+                                              plan::to_string(info.param.recompute),
+                                              plan::to_string(info.param.precision),
+                                              info.param.delayed ? "delayed" : "joint");
+                         });
+
+TEST_F(ExecutorTest, AWarmStepTouchesHardlyAnyNewPage) {
+  const model::ModelSpec spec = medium("llama");
+  nn::ParameterStore store(spec);
+  store.initialize(1);
+  nn::Model model(store);
+  const auto optimizer = optim::make_optimizer({}, spec);
+  Executor executor(model, store, *optimizer);
+  const plan::Program program = plan::build_program(spec, strategy_for(4, 2, 4, 128));
+  StepInput input;
+  input.micro_batches = random_batches(spec, 4, 4, 128, 3);
+  for (int i = 0; i < 2; ++i) executor.run_step(program, input);
+  rusage before{}, after{};
+  getrusage(RUSAGE_SELF, &before);
+  executor.run_step(program, input);
+  getrusage(RUSAGE_SELF, &after);
+  EXPECT_LT(after.ru_minflt - before.ru_minflt, 200);
+}
+
+#endif
+
+TEST_F(ExecutorTest, MeasurementsAreInIssueOrderWithinTheStep) {
+  nn::ParameterStore store(tiny(3));
+  store.initialize(11);
+  const Outcome outcome =
+      run(store, strategy_for(2, 1, 2, 8), random_batches(store.spec(), 2, 2, 8, 1));
+  double end = 0.0;
+  int64_t peak = 0;
+  for (const plan::Measurement& measurement : outcome.result.measurements) {
+    EXPECT_GE(measurement.start_s, end);
+    end = measurement.start_s + measurement.duration_s;
+    EXPECT_GE(measurement.peak_bytes, measurement.held_bytes_after);
+    peak = std::max(peak, measurement.peak_bytes);
+  }
+  EXPECT_LE(end, outcome.result.seconds);
+  EXPECT_EQ(peak, outcome.result.peak_allocated_bytes);
+}
+
+}  // namespace
+}  // namespace trireme::execute
