@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The runs of examples/ and the commands of their README files, on a handful of small texts and for two steps.
+set -uo pipefail
+passed=0
+failed=0
+
+check() {
+  local name=$1
+  shift
+  if "$@" >out.log 2>&1; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED %s: %s\n' "$name" "$*"
+    tail -n 20 out.log
+  fi
+}
+json() { python3 -c "import json, sys; value = json.load(open(sys.argv[1])); sys.exit(not ($2))" "$1"; }
+examples=$TRIREME_SOURCE_DIR/examples
+small=(--set batch.sequences=4 --set batch.micro=1 --set batch.lanes=4 --set schedule.steps=2 --set schedule.warmup=1
+  --set data.seq_len=64 --set eval.every=0 --set log.trace_step=0 --set precision.recipe=fp32
+  --set model.preset= --set model.config=tiny.json)
+cat >tiny.json <<'EOF'
+{"model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+ "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+ "tie_word_embeddings": true}
+EOF
+
+mkdir -p source text jsonl gpt2 web runs
+for i in $(seq 60); do
+  printf 'def function_%d(value):\n    """Adds %d."""\n    return value + %d\n' "$i" "$i" "$i" >source/f"$i".py
+  printf 'The story of number %d, which is one more than %d and was written down here.\n' "$i" $((i - 1)) >text/s"$i".txt
+  printf '{"text": "Line %d of a forum where people write about number %d."}\n' "$i" "$i" >>jsonl/forum.jsonl
+  printf '{"text": "An article, number %d, about nothing in particular."}\n' "$i" >>jsonl/articles.jsonl
+done
+cp source/f1.py source/copy.py
+
+check "corpus" "$TRIREME" data corpus --json --out corpus --vocab-size 300 --valid-fraction 0.1 source
+check "corpus counts" json corpus/corpus.json "value['duplicates'] == 1 and value['files'] == 60 and value['bits_per_byte']['xz -9'] > 0"
+check "default" "$TRIREME" train "$examples/default/run.toml" "${small[@]}"
+check "default again says that it is done" "$TRIREME" train "$examples/default/run.toml" "${small[@]}"
+
+check "text: tokenizer" "$TRIREME" tokenize train --vocab-size 400 --out runs/text-tokenizer.json 'text/**/*'
+check "text" "$TRIREME" train "$examples/text/run.toml" "${small[@]}"
+check "text: generate" "$TRIREME" generate runs/text/export --prompt Once
+
+check "jsonl: inspect" "$TRIREME" data inspect jsonl/forum.jsonl
+mv jsonl/articles.jsonl jsonl/articles.1.jsonl
+check "jsonl" "$TRIREME" train "$examples/jsonl/run.toml" "${small[@]}" \
+  --set 'data.train=[{path="jsonl/articles*.jsonl",weight=3},{path="jsonl/forum.jsonl",weight=1}]' --set data.valid_fraction=0.2
+check "jsonl: prepare" "$TRIREME" data prepare --tokenizer bytes --out data/articles --deduplicate 'jsonl/articles*.jsonl'
+
+cp runs/text-tokenizer.json gpt2/tokenizer.json
+check "gpt2-124m: prepare" "$TRIREME" data prepare --tokenizer gpt2/tokenizer.json --out data/web --valid-fraction 0.1 'jsonl/*.jsonl'
+check "gpt2-124m: inspect" "$TRIREME" data inspect data/web data/web-valid --tokenizer gpt2/tokenizer.json
+check "gpt2-124m: dry run" "$TRIREME" train "$examples/gpt2-124m/run.toml" --dry-run --set model.vocab_size=50304
+
+printf '%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" -eq 0 ]
