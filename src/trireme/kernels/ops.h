@@ -51,7 +51,7 @@ std::optional<std::string> unsupported_reason(Op op, at::ScalarType dtype, at::D
 
 /// y = x weight^T (+ bias) (+ residual). x [N, in], weight [out, in], bias [out], residual [N, out]
 /// and y [N, out] in compute dtype; y may also be float32 with bfloat16 inputs. residual may be y
-/// itself. Row i of y is the same bits whatever N is. Workspace: none in float32 when N >= 8; see
+/// itself. Row i of y is the same bits whatever N is. Workspace: none in float32 when N >= 16; see
 /// product_workspace_bytes.
 void linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
             const std::optional<at::Tensor>& residual, at::Tensor& y);

@@ -112,9 +112,15 @@ class HeadProducts {
       return;
     }
     const at::BFloat16* hidden = head_.hidden.const_data_ptr<at::BFloat16>() + first * head_.d;
-    if (native_ && count >= kMinRows) {
-      cpu::bf16_gemm(false, true, count, head_.vocab, head_.d, 1.0f, hidden, head_.d,
-                     head_.weight.const_data_ptr<at::BFloat16>(), head_.d, 0.0f, out, head_.vocab);
+    if (native_) {
+      at::Tensor few;
+      if (count < kMinRows) {
+        few = cpu::padded_rows(hidden, head_.d, count, head_.d);
+        hidden = few.const_data_ptr<at::BFloat16>();
+      }
+      cpu::bf16_gemm(false, true, std::max(count, kMinRows), head_.vocab, head_.d, 1.0f, hidden,
+                     head_.d, head_.weight.const_data_ptr<at::BFloat16>(), head_.d, 0.0f, out,
+                     head_.vocab);
       return;
     }
     float* wide = wide_hidden_.data_ptr<float>();
@@ -179,8 +185,8 @@ class HeadProducts {
       return;
     }
     float* wide = wide_d_hidden_.data_ptr<float>();
-    if (native_ && count >= kMinRows) {
-      cpu::bf16_gemm(false, false, count, head_.d, head_.vocab, 1.0f,
+    if (native_) {
+      cpu::bf16_gemm(false, false, std::max(count, kMinRows), head_.d, head_.vocab, 1.0f,
                      low_logits_.const_data_ptr<at::BFloat16>(), head_.vocab,
                      head_.weight.const_data_ptr<at::BFloat16>(), head_.d, 0.0f, wide, head_.d);
     } else {

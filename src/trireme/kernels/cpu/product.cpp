@@ -6,10 +6,13 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <mutex>
 #include <optional>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/flat.h"
@@ -30,56 +33,27 @@ int64_t grain_for(int64_t cols) {
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, cols));
 }
 
-template <class F>
-double fastest_seconds(F&& run) {
-  run();
-  double best = 1e9;
-  for (int i = 0; i < 3; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    best = std::min(
-        best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return best;
-}
+#if defined(__x86_64__)
+struct Processor {
+  bool intel = false;
+  bool amx_bf16 = false;
+  bool avx512_bf16 = false;
+};
 
-/// Native bfloat16 must win by a third: close calls would flip from run to run and with them the
-/// last bits.
-Bf16Choice measure() {
-  constexpr int64_t kSize = 512;
-  constexpr double kMargin = 0.75;
-  const auto f32 = at::TensorOptions().dtype(at::kFloat);
-  at::Tensor a32 = at::empty({kSize, kSize}, f32);
-  at::Tensor b32 = at::empty({kSize, kSize}, f32);
-  at::Tensor c32 = at::empty({kSize, kSize}, f32);
-  a32.fill_(1.5);
-  b32.fill_(0.25);
-  at::Tensor a = a32.to(at::kBFloat16);
-  at::Tensor b = b32.to(at::kBFloat16);
-  at::Tensor c = at::empty({kSize, kSize}, a.options());
-  const double convert = fastest_seconds([&] {
-    widen(a.data_ptr<at::BFloat16>(), kSize, a32.data_ptr<float>(), kSize, kSize);
-    sgemm(false, true, kSize, kSize, kSize, 1.0f, a32.data_ptr<float>(), kSize,
-          b32.data_ptr<float>(), kSize, 0.0f, c32.data_ptr<float>(), kSize);
-    round_rows(c32.data_ptr<float>(), kSize, c.data_ptr<at::BFloat16>(), kSize, kSize, kSize);
-  });
-  Bf16Choice choice{Bf16Product::kConvert, Bf16Product::kConvert};
-  double best = convert * kMargin;
-  if (has_bf16_gemm()) {
-    const double mkl = fastest_seconds([&] {
-      bf16_gemm(false, true, kSize, kSize, kSize, 1.0f, a.data_ptr<at::BFloat16>(), kSize,
-                b.data_ptr<at::BFloat16>(), kSize, 0.0f, c32.data_ptr<float>(), kSize);
-    });
-    if (mkl < best) {
-      choice = {Bf16Product::kMkl, Bf16Product::kMkl};
-      best = mkl * kMargin;
-    }
-  }
-  const at::Tensor bt = b.t();
-  const double onednn = fastest_seconds([&] { at::mm_out(c, a, bt); });
-  if (onednn < best) choice.activations = Bf16Product::kOneDnn;
-  return choice;
+Processor processor() {
+  Processor result;
+  unsigned eax = 0;
+  unsigned ebx = 0;
+  unsigned ecx = 0;
+  unsigned edx = 0;
+  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0) return result;
+  result.intel = ebx == signature_INTEL_ebx;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0) result.amx_bf16 = (edx >> 22 & 1U) != 0;
+  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0)
+    result.avx512_bf16 = (eax >> 5 & 1U) != 0;
+  return result;
 }
+#endif
 
 }  // namespace
 
@@ -97,7 +71,7 @@ const char* to_string(Bf16Product product) {
 
 Bf16Choice bf16_choice() {
   const std::lock_guard lock(g_choice_mutex);
-  if (!g_choice) g_choice = measure();
+  if (!g_choice) g_choice = default_bf16_choice();
   return *g_choice;
 }
 
@@ -106,6 +80,28 @@ void set_bf16_choice(Bf16Choice choice) {
                 "oneDNN has no float32 result for weight gradients");
   const std::lock_guard lock(g_choice_mutex);
   g_choice = choice;
+}
+
+Bf16Choice default_bf16_choice() {
+#if defined(__x86_64__)
+  const Processor cpu = processor();
+  if (cpu.intel && cpu.amx_bf16 && has_bf16_gemm()) return {Bf16Product::kMkl, Bf16Product::kMkl};
+  // MKL takes slow paths on other makers' processors; oneDNN does not, but has no float32 result.
+  if (!cpu.intel && cpu.avx512_bf16) return {Bf16Product::kOneDnn, Bf16Product::kConvert};
+#endif
+  return {Bf16Product::kConvert, Bf16Product::kConvert};
+}
+
+at::Tensor padded_rows(const at::BFloat16* src, int64_t src_stride, int64_t rows, int64_t cols) {
+  at::Tensor padded = at::empty({kMinRows, cols}, at::TensorOptions().dtype(at::kBFloat16));
+  auto* to = padded.data_ptr<at::BFloat16>();
+  std::memset(static_cast<void*>(to), 0,
+              sizeof(at::BFloat16) * static_cast<size_t>(kMinRows * cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(static_cast<void*>(to + r * cols), src + r * src_stride,
+                sizeof(at::BFloat16) * static_cast<size_t>(cols));
+  }
+  return padded;
 }
 
 void widen(const at::BFloat16* src, int64_t src_stride, float* dst, int64_t rows, int64_t cols) {
@@ -192,6 +188,33 @@ int64_t panel_rows(int64_t remaining) {
   return kPanelRows;
 }
 
+/// y = x op(w) + bias + residual, all bfloat16: the product is rounded before the additions.
+void product_onednn(const Matrix& x, const Matrix& w, bool transpose_w, const at::BFloat16* bias,
+                    const at::BFloat16* residual, int64_t residual_stride, const Matrix& y) {
+  at::Tensor out = y.tensor;
+  const bool in_place = residual == y.bf16();
+  if (in_place) out = at::empty({y.rows, y.cols}, y.tensor.options());
+  at::mm_out(out, x.tensor, transpose_w ? w.tensor.t() : w.tensor);
+  if (bias == nullptr && residual == nullptr) return;
+  const auto sum_two = cpu::flat_kernels(at::BFloat16{}).sum_two;
+  const auto cols = static_cast<size_t>(y.cols);
+  const auto* product = out.const_data_ptr<at::BFloat16>();
+  const int64_t product_stride = in_place ? y.cols : y.stride;
+  at::parallel_for(0, y.rows, std::max<int64_t>(1, 16384 / y.cols),
+                   [&](int64_t begin, int64_t end) {
+                     for (int64_t r = begin; r < end; ++r) {
+                       at::BFloat16* to = y.mutable_bf16() + r * y.stride;
+                       const at::BFloat16* from = product + r * product_stride;
+                       if (bias != nullptr && residual == nullptr) {
+                         sum_two(from, bias, cols, to);
+                         continue;
+                       }
+                       sum_two(from, residual + r * residual_stride, cols, to);
+                       if (bias != nullptr) sum_two(to, bias, cols, to);
+                     }
+                   });
+}
+
 /// y = x op(w) + bias + residual with bfloat16 inputs; y float32 or bfloat16.
 void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::BFloat16* bias,
                   const at::BFloat16* residual, int64_t residual_stride, const Matrix& y) {
@@ -202,17 +225,36 @@ void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::
   const bool wide = y.tensor.scalar_type() == at::kFloat;
   const bool start = bias != nullptr || residual != nullptr;
   Bf16Product way = cpu::bf16_choice().activations;
-  // oneDNN's result is bfloat16, and its smallest products are dominated by its set-up.
-  if (way == Bf16Product::kOneDnn && (wide || start || rows < kMinRows)) {
-    way = cpu::has_bf16_gemm() ? Bf16Product::kMkl : Bf16Product::kConvert;
-  }
   if (way == Bf16Product::kOneDnn) {
-    at::Tensor out = y.tensor;
-    at::mm_out(out, x.tensor, transpose_w ? w.tensor.t() : w.tensor);
-    return;
+    if (!wide) return product_onednn(x, w, transpose_w, bias, residual, residual_stride, y);
+    way = Bf16Product::kConvert;  // oneDNN's result is bfloat16
   }
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  const bool convert = way == Bf16Product::kConvert || rows < kMinRows;
+  const bool convert = way == Bf16Product::kConvert;
+  if (!convert && rows < kMinRows) {
+    // Padded, so that few rows take the path and the bits of many.
+    const at::Tensor few = cpu::padded_rows(x.bf16(), x.stride, rows, inner);
+    at::Tensor sums = workspace(kMinRows, cols);
+    float* out = sums.data_ptr<float>();
+    if (start) {
+      std::memset(out, 0, sizeof(float) * static_cast<size_t>(kMinRows * cols));
+      cpu::flat_kernels(at::BFloat16{})
+          .start_rows(bias, residual, residual_stride, out, cols, static_cast<size_t>(rows),
+                      static_cast<size_t>(cols));
+    }
+    cpu::bf16_gemm(false, transpose_w, kMinRows, cols, inner, 1.0f,
+                   few.const_data_ptr<at::BFloat16>(), inner, w.bf16(), w.stride,
+                   start ? 1.0f : 0.0f, out, cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      if (wide) {
+        std::memcpy(y.mutable_f32() + r * y.stride, out + r * cols,
+                    sizeof(float) * static_cast<size_t>(cols));
+      } else {
+        cpu::rows_to_bf16(out + r * cols, cols, y.mutable_bf16() + r * y.stride, y.stride, 1, cols);
+      }
+    }
+    return;
+  }
   at::Tensor wide_w;
   at::Tensor wide_x;
   at::Tensor wide_y;
