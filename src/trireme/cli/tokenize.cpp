@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -31,15 +33,29 @@ struct TokenizeArguments {
   data::BpeTrainOptions train;
 };
 
+constexpr char kStandardInput[] = "-";
+
 std::vector<std::filesystem::path> expand_all(const std::vector<std::string>& patterns) {
   std::vector<std::filesystem::path> files;
   for (const auto& pattern : patterns) {
+    if (pattern == kStandardInput || std::filesystem::is_fifo(pattern)) {
+      files.emplace_back(pattern);
+      continue;
+    }
     const auto found = expand_glob(pattern);
     TRIREME_USER_CHECK(!found.empty(), kData, "check the path; ** stands for any depth of folders",
                        "no file matches '{}'", pattern);
     files.insert(files.end(), found.begin(), found.end());
   }
   return files;
+}
+
+/// What a pipe or standard input holds.
+std::string read_pipe(const std::filesystem::path& path) {
+  if (path == kStandardInput)
+    return {std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
 
 /// A bar on a terminal; one line per phase when piped.
@@ -85,6 +101,15 @@ class TrainProgress {
 
 void run_train(const TokenizeArguments& arguments, const GlobalOptions& global) {
   const auto files = expand_all(arguments.files);
+  for (const auto& file : files) {
+    TRIREME_USER_CHECK(std::filesystem::is_regular_file(file), kConfig,
+                       "write the text to a file first",
+                       "a tokenizer is trained on files, not on '{}'", file.string());
+  }
+  // Training takes minutes: what would fail at its end is looked at now.
+  const auto folder = std::filesystem::absolute(arguments.out).parent_path();
+  TRIREME_USER_CHECK(std::filesystem::is_directory(folder), kConfig, "create it first",
+                     "--out {}: there is no folder {}", arguments.out, folder.string());
   ThreadPool pool(arguments.threads);
   TrainProgress progress(global.quiet);
   const auto tokenizer = data::train_bpe(
@@ -114,6 +139,10 @@ void run_encode(const TokenizeArguments& arguments, const GlobalOptions& global)
   data::EncodeReport report(global.json, arguments.lines, files.size() == 1 && !arguments.lines,
                             stdout);
   for (const auto& file : files) {
+    if (!std::filesystem::is_regular_file(file)) {
+      report.add(file.string(), read_pipe(file), *tokenizer, options, pool);
+      continue;
+    }
     const MappedFile map(file);
     report.add(file.string(), map.text(), *tokenizer, options, pool);
   }
@@ -125,10 +154,8 @@ void run_decode(const TokenizeArguments& arguments, const GlobalOptions& global)
   std::vector<std::vector<int32_t>> sequences;
   if (!arguments.ids.empty()) sequences.push_back(arguments.ids);
   for (const auto& file : arguments.files) {
-    const bool piped = file == "-";
-    const std::string text = piped ? std::string(std::istreambuf_iterator<char>(std::cin),
-                                                 std::istreambuf_iterator<char>())
-                                   : read_file(file);
+    const bool piped = file == kStandardInput;
+    const std::string text = piped ? read_pipe(file) : read_file(file);
     auto found = data::read_id_sequences(text, piped ? "standard input" : file);
     std::move(found.begin(), found.end(), std::back_inserter(sequences));
   }
@@ -201,7 +228,8 @@ void add_tokenize(CLI::App& app, GlobalOptions& options) {
 
   auto* encode = command->add_subcommand("encode", "turn text into ids");
   tokenizer_option(encode);
-  encode->add_option("files", arguments->files, "text files or patterns")->required();
+  encode->add_option("files", arguments->files, "text files or patterns; - for standard input")
+      ->required();
   encode->add_flag("--lines", arguments->lines,
                    "every line (ended by \\n alone) is a text of its own");
   encode->add_flag("--plain", arguments->plain, "special tokens written in the text are text");
