@@ -64,11 +64,11 @@ nn::BatchTensors tokens_at(const std::vector<int32_t>& ids, const std::vector<in
   nn::BatchTensors batch;
   batch.rows = rows;
   batch.seq_len = length;
-  const auto options = at::TensorOptions().dtype(at::kInt);
+  const auto options = at::TensorOptions().dtype(at::kLong);
   batch.tokens = at::empty({rows, length}, options);
   batch.positions = at::empty({rows, length}, options);
-  std::copy(ids.begin(), ids.end(), batch.tokens.data_ptr<int32_t>());
-  std::copy(positions.begin(), positions.end(), batch.positions.data_ptr<int32_t>());
+  std::copy(ids.begin(), ids.end(), batch.tokens.data_ptr<int64_t>());
+  std::copy(positions.begin(), positions.end(), batch.positions.data_ptr<int64_t>());
   batch.segments.assign(static_cast<size_t>(rows), {0});
   return batch;
 }

@@ -127,7 +127,12 @@ TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
   for (size_t t = 0; t < 3; ++t) EXPECT_NEAR(losses[0][t], losses[1][t], 1e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest, testing::Values(kLlama, kGpt2, kQwen3));
+INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest, testing::Values(kLlama, kGpt2, kQwen3),
+                         [](const testing::TestParamInfo<const char*>& info) {
+                           return std::string(info.index == 0   ? "llama"
+                                              : info.index == 1 ? "gpt2"
+                                                                : "qwen3");
+                         });
 
 TEST(StopMatcherTest, ShowsNothingOfAStopStringEvenWhenItArrivesInPieces) {
   StopMatcher matcher({"END", "\n\n"});
