@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kResumeHint =
-    "resume from an older checkpoint (--resume PATH); trireme checkpoint list and verify show "
-    "which are well";
+    "move that folder away and run the same command again: it continues from the checkpoint before "
+    "it";
 
 std::string hash_of(std::span<const std::byte> bytes) {
   return hash_text(xxh3(bytes));

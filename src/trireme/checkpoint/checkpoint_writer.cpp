@@ -1,6 +1,7 @@
 #include "trireme/checkpoint/checkpoint_writer.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -23,16 +24,47 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-int64_t aligned(int64_t bytes) {
+size_t aligned(size_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
+
+/// Memory for the copies, kept between saves. Not of ATen's allocator: there it would count as memory of the step.
+/// In huge pages where the system has them, since a first copy is mostly page faults.
+class HostBuffer {
+ public:
+  HostBuffer() = default;
+  ~HostBuffer() { release(); }
+  HostBuffer(const HostBuffer&) = delete;
+  HostBuffer& operator=(const HostBuffer&) = delete;
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+  /// Holds at least `bytes` afterwards; what was in it is lost if it grows.
+  void reserve(size_t bytes) {
+    if (bytes <= size_) return;
+    release();
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TRIREME_USER_CHECK(data != MAP_FAILED, kDevice,
+                       "a checkpoint needs memory for one copy of weights and optimizer state",
+                       "no memory for a checkpoint's copy of {} bytes", bytes);
+    (void)madvise(data, bytes, MADV_HUGEPAGE);
+    data_ = data;
+    size_ = bytes;
+  }
+
+ private:
+  void release() {
+    if (size_ > 0) munmap(data_, size_);
+    size_ = 0;
+  }
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
 
 }  // namespace
 
 struct CheckpointWriter::Impl {
   Options options;
   Storage* storage = nullptr;
-  at::Tensor copies;  // one flat host buffer, kept between saves
+  HostBuffer copies;
   std::thread thread;
   std::atomic<bool> running{false};
 
@@ -56,24 +88,19 @@ struct CheckpointWriter::Impl {
 
   /// Copies the tensors into `copies`, which grows once and then stays.
   std::vector<NamedTensor> snapshot(const std::vector<NamedTensor>& tensors) {
-    int64_t bytes = 0;
-    for (const NamedTensor& named : tensors)
-      bytes += aligned(static_cast<int64_t>(named.tensor.nbytes()));
-    if (!copies.defined() || copies.numel() < bytes) {
-      copies = at::Tensor();
-      copies = at::empty({bytes}, at::TensorOptions().dtype(at::kByte));
-    }
+    size_t bytes = 0;
+    for (const NamedTensor& named : tensors) bytes += aligned(named.tensor.nbytes());
+    copies.reserve(bytes);
     std::vector<NamedTensor> result;
     result.reserve(tensors.size());
-    int64_t offset = 0;
+    size_t offset = 0;
     for (const NamedTensor& named : tensors) {
       const at::Tensor source = named.tensor.detach();
-      const int64_t size = static_cast<int64_t>(source.nbytes());
-      at::Tensor copy =
-          copies.narrow(0, offset, size).view(source.scalar_type()).view(source.sizes());
+      const auto options = at::TensorOptions().dtype(source.scalar_type());
+      at::Tensor copy = at::from_blob(copies.data() + offset, source.sizes(), options);
       copy.copy_(source);
       result.push_back({named.name, std::move(copy)});
-      offset += aligned(size);
+      offset += aligned(source.nbytes());
     }
     return result;
   }

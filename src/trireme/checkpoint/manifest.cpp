@@ -80,7 +80,8 @@ std::string format_manifest(const Manifest& manifest) {
 
 Manifest parse_manifest(std::string_view text, const std::string& origin) {
   const char* const hint =
-      "resume from an older checkpoint (--resume PATH); trireme checkpoint list shows them";
+      "move that folder away and run the same command again: it continues from the checkpoint "
+      "before it";
   OrderedJson document = parse_ordered_json(text, origin);
   TRIREME_USER_CHECK(document.is_object() && document.value("format", Json()) == kFormatName, kData,
                      "name a folder step-N/ that Trireme wrote",
