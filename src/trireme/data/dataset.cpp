@@ -17,6 +17,7 @@ constexpr uint64_t kDocumentMask = (uint64_t{1} << kDatasetShift) - 1;
 std::vector<double> weights_of(const std::vector<Dataset::Part>& parts) {
   TRIREME_CHECK(!parts.empty(), "a data set of no parts");
   std::vector<double> weights;
+  weights.reserve(parts.size());
   for (const auto& part : parts) weights.push_back(part.weight);
   return weights;
 }

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "trireme/base/error.h"
 #include "trireme/base/json.h"
@@ -169,10 +170,13 @@ void copy_ids(const std::byte* source, std::span<int32_t> out, bool& valid) {
   for (size_t i = 0; i < out.size(); ++i) {
     From value;
     std::memcpy(&value, source + i * sizeof(From), sizeof(From));
+    // Unsigned, a negative id is beyond every limit too.
+    const auto id = static_cast<std::make_unsigned_t<From>>(value);
     if constexpr (std::is_signed_v<From>) {
-      valid &= value >= 0 && static_cast<int64_t>(value) <= std::numeric_limits<int32_t>::max();
+      valid &= id <= static_cast<std::make_unsigned_t<From>>(std::min<int64_t>(
+                         std::numeric_limits<From>::max(), std::numeric_limits<int32_t>::max()));
     }
-    out[i] = static_cast<int32_t>(value);
+    out[i] = static_cast<int32_t>(id);
   }
 }
 
