@@ -34,7 +34,7 @@ void print_bench(const OrderedJson& results, const GlobalOptions& options) {
     return;
   }
   for (const OrderedJson& result : results) {
-    fmt::print("{:<32} {:10.1f} {} [{:.1f} .. {:.1f}]\n", result["name"].get<std::string>(),
+    fmt::print("{:<36} {:9.4g} {} [{:.4g} .. {:.4g}]\n", result["name"].get<std::string>(),
                result["median"].get<double>(), result["unit"].get<std::string>(),
                result["min"].get<double>(), result["max"].get<double>());
   }
@@ -151,6 +151,7 @@ void add_bench(CLI::App& app, GlobalOptions& options) {
   CLI::App* bench = app.add_subcommand("bench", "measure this machine and this program");
   bench->require_subcommand(1);
   add_bench_gemm(*bench, options);
+  add_bench_kernels(*bench, options);
   add_bench_train(*bench, options);
   add_bench_tokenize(*bench, options);
 }
