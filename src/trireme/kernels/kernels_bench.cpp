@@ -165,7 +165,7 @@ void swiglu_ours(benchmark::State& state) {
 void swiglu_aten(benchmark::State& state) {
   const int64_t h = state.range(1);
   const at::Tensor x = random({state.range(0), 2 * h}, dtype_of(state, 2));
-  for (auto _ : state) benchmark::DoNotOptimize(at::silu(x.narrow(1, 0, h)) * x.narrow(1, h, h));
+  for (auto _ : state) benchmark::DoNotOptimize(at::silu(x.narrow(1, 0, h)).mul(x.narrow(1, h, h)));
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) * 3 * state.range(0) * h *
                           x.element_size());
 }

@@ -190,6 +190,7 @@ HWY_AFTER_NAMESPACE();
 #include <algorithm>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/dispatch.h"
 
 namespace trireme::kernels {
 HWY_EXPORT(activate_f32);
@@ -206,28 +207,28 @@ namespace {
 constexpr int64_t kGrainElements = 8192;
 
 auto activate_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(activate_f32);
+  return TRIREME_KERNEL(activate_f32);
 }
 auto activate_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(activate_bf16);
+  return TRIREME_KERNEL(activate_bf16);
 }
 auto activate_backward_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(activate_backward_f32);
+  return TRIREME_KERNEL(activate_backward_f32);
 }
 auto activate_backward_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(activate_backward_bf16);
+  return TRIREME_KERNEL(activate_backward_bf16);
 }
 auto gate_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(gate_f32);
+  return TRIREME_KERNEL(gate_f32);
 }
 auto gate_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(gate_bf16);
+  return TRIREME_KERNEL(gate_bf16);
 }
 auto gate_backward_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(gate_backward_f32);
+  return TRIREME_KERNEL(gate_backward_f32);
 }
 auto gate_backward_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(gate_backward_bf16);
+  return TRIREME_KERNEL(gate_backward_bf16);
 }
 
 void check_same(const at::Tensor& a, const at::Tensor& b, const char* what) {

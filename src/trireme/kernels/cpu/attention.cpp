@@ -114,6 +114,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/mkl_gemm.h"
 #include "trireme/kernels/ops.h"
@@ -235,16 +236,16 @@ int64_t backward_floats(int64_t queries, int64_t d, bool widened) {
 }
 
 auto scale_into_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(scale_into_f32);
+  return TRIREME_KERNEL(scale_into_f32);
 }
 auto scale_into_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(scale_into_bf16);
+  return TRIREME_KERNEL(scale_into_bf16);
 }
 auto dot_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(dot_f32);
+  return TRIREME_KERNEL(dot_f32);
 }
 auto dot_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(dot_bf16);
+  return TRIREME_KERNEL(dot_bf16);
 }
 
 template <class T>
@@ -259,8 +260,8 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   const int64_t queries = q.size(1);
   const int64_t past = k.size(1) - queries;
   const int64_t d = q.size(3);
-  const auto softmax_row_kernel = &HWY_DYNAMIC_DISPATCH(softmax_row);
-  const auto scale_row_kernel = &HWY_DYNAMIC_DISPATCH(scale_row);
+  const auto softmax_row_kernel = TRIREME_KERNEL(softmax_row);
+  const auto scale_row_kernel = TRIREME_KERNEL(scale_row);
   const auto store_row = scale_into_for(T{});
   const auto scale32 = static_cast<float>(scale);
   float* lse = logsumexp.defined() ? logsumexp.data_ptr<float>() : nullptr;
@@ -329,7 +330,7 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const int64_t group = heads / kv_heads;
   const int64_t queries = q.size(1);
   const int64_t d = q.size(3);
-  const auto backward_row_kernel = &HWY_DYNAMIC_DISPATCH(backward_row);
+  const auto backward_row_kernel = TRIREME_KERNEL(backward_row);
   const auto dot_kernel = dot_for(T{});
   const auto scale32 = static_cast<float>(scale);
   const float* lse = logsumexp.const_data_ptr<float>();

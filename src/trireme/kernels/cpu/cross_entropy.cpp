@@ -58,6 +58,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/mkl_gemm.h"
 #include "trireme/kernels/cpu/product.h"
@@ -270,7 +271,7 @@ double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
   float* logits = buffer.data_ptr<float>();
   HeadProducts products(head, chunk, outputs);
   std::vector<double> losses(static_cast<size_t>(head.rows));
-  const auto kernel = &HWY_DYNAMIC_DISPATCH(cross_entropy_row);
+  const auto kernel = TRIREME_KERNEL(cross_entropy_row);
   const auto row_scale = static_cast<float>(scale);
   for (int64_t first = 0; first < head.rows; first += chunk) {
     const int64_t count = std::min(chunk, head.rows - first);

@@ -153,6 +153,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/ops.h"
 
 namespace trireme::kernels {
@@ -183,25 +184,25 @@ namespace {
 
 const FlatKernels<float>& flat_kernels(float) {
   static const FlatKernels<float> kernels = {
-      &HWY_DYNAMIC_DISPATCH(start_rows_f32), &HWY_DYNAMIC_DISPATCH(add_columns_f32),
-      &HWY_DYNAMIC_DISPATCH(sum_two_f32), &HWY_DYNAMIC_DISPATCH(rotate_head_f32)};
+      TRIREME_KERNEL(start_rows_f32), TRIREME_KERNEL(add_columns_f32), TRIREME_KERNEL(sum_two_f32),
+      TRIREME_KERNEL(rotate_head_f32)};
   return kernels;
 }
 const FlatKernels<at::BFloat16>& flat_kernels(at::BFloat16) {
   static const FlatKernels<at::BFloat16> kernels = {
-      &HWY_DYNAMIC_DISPATCH(start_rows_bf16), &HWY_DYNAMIC_DISPATCH(add_columns_bf16),
-      &HWY_DYNAMIC_DISPATCH(sum_two_bf16), &HWY_DYNAMIC_DISPATCH(rotate_head_bf16)};
+      TRIREME_KERNEL(start_rows_bf16), TRIREME_KERNEL(add_columns_bf16),
+      TRIREME_KERNEL(sum_two_bf16), TRIREME_KERNEL(rotate_head_bf16)};
   return kernels;
 }
 
 void rows_to_bf16(const float* src, int64_t src_stride, at::BFloat16* dst, int64_t dst_stride,
                   int64_t rows, int64_t cols) {
-  HWY_DYNAMIC_DISPATCH(convert_rows_to_bf16)
+  TRIREME_KERNEL(convert_rows_to_bf16)
   (src, src_stride, dst, dst_stride, static_cast<size_t>(rows), static_cast<size_t>(cols));
 }
 void rows_to_f32(const at::BFloat16* src, int64_t src_stride, float* dst, int64_t dst_stride,
                  int64_t rows, int64_t cols) {
-  HWY_DYNAMIC_DISPATCH(convert_rows_to_f32)
+  TRIREME_KERNEL(convert_rows_to_f32)
   (src, src_stride, dst, dst_stride, static_cast<size_t>(rows), static_cast<size_t>(cols));
 }
 
@@ -243,7 +244,7 @@ void adamw_(at::Tensor& weights, const at::Tensor& gradients, at::Tensor& exp_av
   c.eps = static_cast<float>(params.eps);
   c.decay = static_cast<float>(1.0 - params.lr * params.weight_decay);
   c.negative_step_size = static_cast<float>(-params.lr / correction1);
-  const auto kernel = &HWY_DYNAMIC_DISPATCH(adamw_range);
+  const auto kernel = TRIREME_KERNEL(adamw_range);
   at::parallel_for(0, n, kFlatGrain, [&](int64_t begin, int64_t end) {
     kernel(w + begin, g + begin, m + begin, v + begin, low == nullptr ? nullptr : low + begin,
            static_cast<size_t>(end - begin), c);
@@ -256,7 +257,7 @@ double sum_of_squares(const at::Tensor& x) {
   constexpr int64_t kBlock = 65536;
   const int64_t blocks = (n + kBlock - 1) / kBlock;
   std::vector<double> partials(static_cast<size_t>(blocks));
-  const auto kernel = &HWY_DYNAMIC_DISPATCH(sum_of_squares_range);
+  const auto kernel = TRIREME_KERNEL(sum_of_squares_range);
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       const int64_t count = std::min(kBlock, n - b * kBlock);
@@ -272,7 +273,7 @@ void add_(at::Tensor& a, const at::Tensor& b) {
   const int64_t n = a.numel();
   float* to = flat_of(a, n, "a");
   const float* from = flat_of(b, n, "b");
-  const auto kernel = &HWY_DYNAMIC_DISPATCH(add_range);
+  const auto kernel = TRIREME_KERNEL(add_range);
   at::parallel_for(0, n, kFlatGrain, [&](int64_t begin, int64_t end) {
     kernel(to + begin, from + begin, static_cast<size_t>(end - begin));
   });

@@ -132,6 +132,7 @@ HWY_AFTER_NAMESPACE();
 #include <cstring>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/ops.h"
 
@@ -150,28 +151,28 @@ namespace {
 constexpr int64_t kGrainElements = 16384;
 
 auto rms_row_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(rms_row_f32);
+  return TRIREME_KERNEL(rms_row_f32);
 }
 auto rms_row_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(rms_row_bf16);
+  return TRIREME_KERNEL(rms_row_bf16);
 }
 auto rms_backward_row_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(rms_backward_row_f32);
+  return TRIREME_KERNEL(rms_backward_row_f32);
 }
 auto rms_backward_row_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(rms_backward_row_bf16);
+  return TRIREME_KERNEL(rms_backward_row_bf16);
 }
 auto layer_row_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(layer_row_f32);
+  return TRIREME_KERNEL(layer_row_f32);
 }
 auto layer_row_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(layer_row_bf16);
+  return TRIREME_KERNEL(layer_row_bf16);
 }
 auto layer_backward_row_for(float) {
-  return &HWY_DYNAMIC_DISPATCH(layer_backward_row_f32);
+  return TRIREME_KERNEL(layer_backward_row_f32);
 }
 auto layer_backward_row_for(at::BFloat16) {
-  return &HWY_DYNAMIC_DISPATCH(layer_backward_row_bf16);
+  return TRIREME_KERNEL(layer_backward_row_bf16);
 }
 
 /// A norm's weight or bias: one row of d elements.
