@@ -345,6 +345,7 @@ std::unique_ptr<Tokenizer> train_bpe(const BpeTrainOptions& options,
   std::vector<MappedFile> maps;
   std::vector<std::string_view> texts;
   maps.reserve(files.size());
+  texts.reserve(files.size());
   for (const auto& file : files) texts.push_back(maps.emplace_back(file).text());
   return train_bpe_on_texts(options, texts, pool, progress);
 }
