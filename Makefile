@@ -62,7 +62,6 @@ lint: ## formatting, layers and static analysis
 	@scripts/lint
 
 install: build ## program, headers, libraries and CMake package into PREFIX (/usr/local)
-	@scripts/build release
 	@cmake --install build --prefix "$(DESTDIR)$(PREFIX)" >build/install.log && echo "installed into $(DESTDIR)$(PREFIX)"
 
 clean: ## remove what was built

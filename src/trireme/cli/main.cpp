@@ -1,3 +1,5 @@
 #include "trireme/cli/command.h"
 
-int main(int argc, char** argv) { return trireme::cli::run(argc, argv); }
+int main(int argc, char** argv) {
+  return trireme::cli::run(argc, argv);
+}
