@@ -173,15 +173,6 @@ HWY_EXPORT(rotate_head_bf16);
 
 namespace cpu {
 
-namespace {
-// The instruction set is chosen before main: a dispatch pointer taken earlier would ask the processor again at every call
-// (tens of microseconds each on a virtual machine), and callers keep such pointers.
-[[maybe_unused]] const bool g_target_chosen = [] {
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  return true;
-}();
-}  // namespace
-
 const FlatKernels<float>& flat_kernels(float) {
   static const FlatKernels<float> kernels = {
       TRIREME_KERNEL(start_rows_f32), TRIREME_KERNEL(add_columns_f32), TRIREME_KERNEL(sum_two_f32),
