@@ -265,6 +265,17 @@ void apply_set(const std::string& text, RunFile& run) {
   run.origins[key] = {Origin::Kind::kSet, text};
 }
 
+/// A default that a short run cannot have: nobody who writes steps = 20 means 100 steps of warm-up.
+void fit_defaults(RunFile& run) {
+  RunConfig::Schedule& schedule = run.config.schedule;
+  Origin& origin = run.origins["schedule.warmup"];
+  if (origin.kind == Origin::Kind::kDefault && schedule.warmup > schedule.steps / 4) {
+    schedule.warmup = schedule.steps / 10;
+    origin = {Origin::Kind::kDerived,
+              "a tenth of the steps, since the default is too long for them"};
+  }
+}
+
 /// What no single key can tell.
 void check_whole(const RunFile& run) {
   const RunConfig& c = run.config;
@@ -325,6 +336,7 @@ RunFile parse_run_file(const std::string& text, const std::string& origin,
   }
   read_table(parse_toml(text, origin), "", origin, run);
   for (const std::string& set : sets) apply_set(set, run);
+  fit_defaults(run);
   check_whole(run);
   return run;
 }

@@ -83,6 +83,15 @@ TEST(RunConfig, SetOverridesInOrderAndTakesBareTexts) {
   EXPECT_EQ(run.origins.at("schedule.steps").text(), "--set schedule.steps=20");
 }
 
+TEST(RunConfig, DefaultWarmUpFitsShortRuns) {
+  EXPECT_EQ(parse_run_file(kSmall, "run.toml", {"schedule.steps=400"}).config.schedule.warmup, 100);
+  const RunFile run = parse_run_file(kSmall, "run.toml", {"schedule.steps=20"});
+  EXPECT_EQ(run.config.schedule.warmup, 2);
+  EXPECT_EQ(run.origins.at("schedule.warmup").kind, Origin::Kind::kDerived);
+  EXPECT_EQ(error_of(kSmall, {"schedule.steps=20", "schedule.warmup=100"}).code(),
+            ErrorCode::kConfig);
+}
+
 TEST(RunConfig, EffectiveFileReadsBackAsTheSameRun) {
   const RunFile run = parse_run_file(
       kSmall, "run.toml",

@@ -238,8 +238,10 @@ std::vector<SchemaEntry> make_schema() {
                   "Shape of the learning rate after the warm-up."));
   s.push_back(
       key("schedule.steps", REF(schedule.steps), at_least(1), "Optimizer steps of the run."));
-  s.push_back(key("schedule.warmup", REF(schedule.warmup), at_least(0),
-                  "Steps in which the learning rate rises linearly from 0."));
+  s.push_back(
+      key("schedule.warmup", REF(schedule.warmup), at_least(0),
+          "Steps in which the learning rate rises linearly from 0. By default a tenth of the steps "
+          "where 100 would be more than a quarter of them."));
   s.push_back(key("schedule.min_lr_ratio", REF(schedule.min_lr_ratio), between(0, 1, false),
                   "Last learning rate as a share of the peak (cosine, linear, wsd)."));
   s.push_back(key("schedule.decay", REF(schedule.decay), at_least(0),
