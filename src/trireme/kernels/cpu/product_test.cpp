@@ -153,11 +153,14 @@ void expect_independent_rows(at::ScalarType dtype, int64_t in, int64_t out) {
 
 /// What the exact reduction and generation lean on: a row's bits do not depend on the rows beside it.
 TEST(ProductTest, RowsDoNotDependOnTheirNumber) {
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);  // many small products; the next test compares thread counts
   for (const auto& [in, out] :
        {std::pair<int64_t, int64_t>{64, 48}, {96, 100}, {384, 384}, {2000, 24}, {1000, 300}}) {
     expect_independent_rows(at::kFloat, in, out);
     expect_independent_rows(at::kBFloat16, in, out);
   }
+  at::set_num_threads(threads);
 }
 
 TEST(ProductTest, DoesNotDependOnThreads) {
