@@ -26,19 +26,27 @@ std::vector<bool> recomputed_parts(const Program& program) {
   return result;
 }
 
+// "none", or per mode the parts: a kind's name where all its parts are meant.
 std::string recompute_text(const model::ModelSpec& spec, const Strategy& strategy) {
-  std::map<Recompute, std::vector<std::string>> parts;
+  std::map<Recompute, std::map<model::PartKind, std::vector<std::string>>> parts;
+  std::map<model::PartKind, size_t> total;
   for (size_t i = 0; i < spec.parts.size(); ++i) {
     const model::PartKind kind = spec.parts[i].kind;
-    const bool body = kind == model::PartKind::kAttention || kind == model::PartKind::kMlp;
-    if (body) parts[strategy.recompute[i]].push_back(spec.parts[i].name);
+    if (kind != model::PartKind::kAttention && kind != model::PartKind::kMlp) continue;
+    parts[strategy.recompute[i]][kind].push_back(spec.parts[i].name);
+    ++total[kind];
   }
   if (parts.size() == 1) return to_string(parts.begin()->first);
   std::string text;
-  for (const auto& [mode, names] : parts) {
+  for (const auto& [mode, kinds] : parts) {
     if (mode == Recompute::kNone) continue;
-    if (!text.empty()) text += "; ";
-    text += fmt::format("{}: {}", to_string(mode), fmt::join(names, ", "));
+    std::vector<std::string> shown;
+    for (const auto& [kind, names] : kinds) {
+      const bool whole = names.size() == total[kind];
+      shown.push_back(whole ? model::to_string(kind) : fmt::format("{}", fmt::join(names, ", ")));
+    }
+    text +=
+        fmt::format("{}{}: {}", text.empty() ? "" : "; ", to_string(mode), fmt::join(shown, ", "));
   }
   return text;
 }

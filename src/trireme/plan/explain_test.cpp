@@ -52,6 +52,16 @@ TEST_F(Explain, SumsUpWhatIsAlike) {
   EXPECT_THAT(text, HasSubstr("commit"));
 }
 
+TEST_F(Explain, NamesAKindWhereAllItsPartsAreRecomputed) {
+  Strategy strategy = program_.strategy;
+  strategy.recompute = recompute_from_names(spec_, {"mlp"});
+  EXPECT_THAT(explain(spec_, build_program(spec_, strategy), false),
+              HasSubstr("recompute full: mlp;"));
+  strategy.recompute = recompute_from_names(spec_, {"selective"});
+  EXPECT_THAT(explain(spec_, build_program(spec_, strategy), false),
+              HasSubstr("recompute selective;"));
+}
+
 TEST_F(Explain, JsonHoldsTheProgram) {
   const OrderedJson json = explain_json(spec_, program_);
   ASSERT_EQ(json.at("instructions").size(), program_.instructions.size());
