@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -98,7 +99,13 @@ struct CheckpointWriter::Impl {
       const at::Tensor source = named.tensor.detach();
       const auto options = at::TensorOptions().dtype(source.scalar_type());
       at::Tensor copy = at::from_blob(copies.data() + offset, source.sizes(), options);
-      copy.copy_(source);
+      if (source.nbytes() > 0 && source.is_cpu() && source.is_contiguous()) {
+        // Not copy_: a parallel region a tensor waits for a descheduled thread each time when the machine is busy
+        // (15 ms against 0.1 ms of copying, measured), and one core moves gigabytes a second.
+        std::memcpy(copy.mutable_data_ptr(), source.const_data_ptr(), source.nbytes());
+      } else {
+        copy.copy_(source);
+      }
       result.push_back({named.name, std::move(copy)});
       offset += aligned(source.nbytes());
     }
