@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 
-#include "trireme/kernels/cpu/mkl_gemm.h"
 #include "trireme/kernels/cpu/product.h"
 
 namespace trireme::execute {
@@ -29,7 +28,6 @@ plan::KernelWorkspace kernel_workspace() {
   workspace.threads = at::get_num_threads();
   workspace.activations = way_of(choice.activations);
   workspace.weights = way_of(choice.weights);
-  workspace.has_bf16_gemm = kernels::cpu::has_bf16_gemm();
   return workspace;
 }
 

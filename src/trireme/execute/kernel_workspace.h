@@ -5,8 +5,7 @@
 
 namespace trireme::execute {
 
-/// Threads and ways of multiplying bfloat16 as they are now. The first call may measure the latter
-/// (about a tenth of a second).
+/// Threads and ways of multiplying bfloat16 as they are now.
 plan::KernelWorkspace kernel_workspace();
 
 }  // namespace trireme::execute

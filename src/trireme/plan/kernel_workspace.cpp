@@ -9,7 +9,7 @@ namespace {
 // Constants of kernels/cpu: rows of a widened panel, fewest rows of a product, rows of the head's
 // widened panel, keys and queries of an attention block, rows and number of reduction blocks.
 constexpr int64_t kPanelRows = 512;
-constexpr int64_t kMinRows = 8;
+constexpr int64_t kMinRows = 16;
 constexpr int64_t kVocabPanel = 2048;
 constexpr int64_t kKeyBlock = 1024;
 constexpr int64_t kRowsPerBlock = 64;
@@ -37,20 +37,17 @@ int64_t tensor_bytes(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 
-int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner, Precision precision,
-                                 bool start) const {
+int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner,
+                                 Precision precision) const {
   if (precision == Precision::kFp32) return float_product(rows, cols, inner);
-  Bf16Product way = activations;
-  if (way == Bf16Product::kOneDnn && (start || rows < kMinRows)) {
-    way = has_bf16_gemm ? Bf16Product::kMkl : Bf16Product::kConvert;
-  }
-  if (way == Bf16Product::kOneDnn) return 0;
+  if (activations == Bf16Product::kOneDnn) return 0;
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  int64_t bytes = floats(panel * cols);
-  if (way == Bf16Product::kConvert || rows < kMinRows) {
-    bytes += floats(cols * inner) + floats(panel * inner) + float_product(panel, cols, inner);
+  if (activations == Bf16Product::kMkl) {
+    if (rows >= kMinRows) return floats(panel * cols);
+    return tensor_bytes(2 * kMinRows * inner) + floats(kMinRows * cols);
   }
-  return bytes;
+  return floats(panel * cols) + floats(cols * inner) + floats(panel * inner) +
+         float_product(panel, cols, inner);
 }
 
 int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,

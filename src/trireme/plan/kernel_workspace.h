@@ -23,10 +23,9 @@ struct KernelWorkspace {
   int threads = 2;
   Bf16Product activations = Bf16Product::kConvert;  ///< y = x W^T and dx = dy W
   Bf16Product weights = Bf16Product::kConvert;      ///< dW = dy^T x
-  bool has_bf16_gemm = false;  ///< MKL's product can stand in where oneDNN's does not fit
 
-  /// y [rows, cols] = x [rows, inner] times a matrix; `start`: added to a bias or a residual.
-  int64_t product(int64_t rows, int64_t cols, int64_t inner, Precision precision, bool start) const;
+  /// y [rows, cols] = x [rows, inner] times a matrix, of the compute dtype.
+  int64_t product(int64_t rows, int64_t cols, int64_t inner, Precision precision) const;
   /// dW [out, in] of `rows` rows.
   int64_t weight_product(int64_t rows, int64_t out, int64_t in, Precision precision) const;
   int64_t attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,

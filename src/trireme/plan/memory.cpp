@@ -53,8 +53,8 @@ struct Sizes {
   int64_t activations(int64_t columns) const {
     return tensor_bytes(tokens * columns * element_bytes(precision));
   }
-  int64_t product(int64_t cols, int64_t inner, bool start) const {
-    return kernels.product(tokens, cols, inner, precision, start);
+  int64_t product(int64_t cols, int64_t inner) const {
+    return kernels.product(tokens, cols, inner, precision);
   }
   int64_t weight_product(int64_t out, int64_t in, bool bias) const {
     return std::max(kernels.weight_product(tokens, out, in, precision),
@@ -108,7 +108,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
                               bool keep_qkv) {
     water.hold(hidden + (keep_statistics ? statistics : 0));
     water.hold(qkv);
-    water.pass(sizes.product(qkv_width, sizes.width, attention.qkv_bias));
+    water.pass(sizes.product(qkv_width, sizes.width));
     if (!keep_normed) water.drop(hidden);
     water.hold(qk + (keep_statistics ? qk_statistics : 0));
     water.hold(attended + (keep_statistics ? logsumexp : 0));
@@ -120,7 +120,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   HighWater forward;
   make_saved(forward, kept, mode == Recompute::kNone, kept);
   forward.hold(hidden);
-  forward.pass(sizes.product(sizes.width, query_width, true));
+  forward.pass(sizes.product(sizes.width, query_width));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
@@ -130,7 +130,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
 
   HighWater backward;
   backward.hold(attended);  // its gradient
-  backward.pass(sizes.product(query_width, sizes.width, false));
+  backward.pass(sizes.product(query_width, sizes.width));
   if (selective) backward.hold(qk);
   backward.hold(qkv);  // its gradient
   backward.pass(kernel(true));
@@ -145,7 +145,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
     backward.drop(qkv + qk_statistics);
   }
   backward.hold(hidden);  // the gradient of the normed input, then of the input
-  backward.pass(sizes.product(sizes.width, qkv_width, false));
+  backward.pass(sizes.product(sizes.width, qkv_width));
   backward.hold(norm_gradients(where.attention_norm, spec.hidden));
   backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.attention_norm));
   if (selective) backward.hold(hidden);
@@ -182,7 +182,7 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed) {
     water.hold(hidden + (keep_statistics ? statistics : 0));
     water.hold(up);
-    water.pass(sizes.product(up_width, sizes.width, mlp.bias));
+    water.pass(sizes.product(up_width, sizes.width));
     if (!keep_normed) water.drop(hidden);
     water.hold(act);
   };
@@ -191,7 +191,7 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   make_saved(forward, kept, mode == Recompute::kNone);
   if (!kept) forward.drop(up);
   forward.hold(hidden);
-  forward.pass(sizes.product(sizes.width, mlp.hidden, true));
+  forward.pass(sizes.product(sizes.width, mlp.hidden));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
@@ -201,10 +201,10 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
 
   HighWater backward;
   backward.hold(act);  // its gradient; without a kept activation it takes that one's place
-  backward.pass(sizes.product(mlp.hidden, sizes.width, false));
+  backward.pass(sizes.product(mlp.hidden, sizes.width));
   if (!selective) backward.drop(act);
   backward.hold(hidden);
-  backward.pass(sizes.product(sizes.width, up_width, false));
+  backward.pass(sizes.product(sizes.width, up_width));
   backward.hold(small_gradients);
   backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.mlp_norm));
   if (selective) backward.hold(hidden);
