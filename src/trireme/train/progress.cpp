@@ -76,14 +76,21 @@ void Progress::show(const StepMetrics& metrics, const ProgressFigures& figures) 
                            : 0;
   const int filled = std::clamp(static_cast<int>(share * kBarCells), 0, kBarCells);
   // The separators are two bytes and one column each.
-  const auto width = static_cast<int>(
-      text.size() - static_cast<size_t>(std::count(text.begin(), text.end(), '\xc2')));
+  const auto width = [&text] {
+    return static_cast<int>(text.size()) -
+           static_cast<int>(std::count(text.begin(), text.end(), '\xc2'));
+  };
   std::string bar;
-  if (width + kBarCells + 2 < columns) {
+  if (width() + kBarCells + 2 < columns) {
     for (int i = 0; i < kBarCells; ++i) bar += i < filled ? "━" : "─";
     bar = colour_ ? "\x1b[36m" + bar + "\x1b[0m " : bar + " ";
   } else {
-    while (!text.empty() && static_cast<int>(text.size()) >= columns) {
+    // The learning rate is the first that a narrow terminal can do without.
+    const size_t lr = text.find(" · lr ");
+    if (width() >= columns && lr != std::string::npos) {
+      text.erase(lr, std::min(text.find(" · ", lr + 1), text.size()) - lr);
+    }
+    while (width() >= columns) {
       const size_t cut = text.rfind(" · ");
       if (cut == std::string::npos) break;
       text.resize(cut);
