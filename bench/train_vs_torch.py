@@ -61,6 +61,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="also PyTorch eager with the default allocator")
+    parser.add_argument("--no-eager", action="store_true", help="leave eager PyTorch out")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", help="write the results there as JSON")
     arguments = parser.parse_args()
@@ -79,8 +80,9 @@ def main():
                 contenders = {
                     "trireme": lambda: json.loads(run([arguments.trireme, "bench", "train", "--preset", preset,
                                                        "--precision", precision, "--json"] + sizes))["steps"],
-                    "torch eager, tuned": lambda: [json.loads(l) for l in run(peer, TUNED).splitlines()],
                 }
+                if not arguments.no_eager:
+                    contenders["torch eager, tuned"] = lambda: [json.loads(l) for l in run(peer, TUNED).splitlines()]
                 if not arguments.no_compile:
                     contenders["torch.compile, tuned"] = lambda: [
                         json.loads(l) for l in run(peer + ["--compile"], TUNED).splitlines()]
