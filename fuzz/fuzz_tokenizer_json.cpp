@@ -10,7 +10,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view json(reinterpret_cast<const char*>(data), size);
   try {
     const auto tokenizer = data::parse_tokenizer(json, "fuzz.json");
-    const std::string_view texts[] = {"", "Hello, world! 123\n\n  'tis <|endoftext|> \xC3\xA9", json.substr(0, 2000)};
+    const std::string_view texts[] = {"", "Hello, world! 123\n\n  'tis <|endoftext|> \xC3\xA9",
+                                      json.substr(0, 2000)};
     for (const auto text : texts) {
       const auto ids = tokenizer->encode(text);
       const auto encoding = tokenizer->encode_with_offsets(text);
