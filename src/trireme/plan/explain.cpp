@@ -21,6 +21,7 @@ std::string list_of(const std::vector<int>& ids) {
 
 std::vector<bool> recomputed_parts(const Program& program) {
   std::vector<bool> result;
+  result.reserve(program.strategy.recompute.size());
   for (const Recompute mode : program.strategy.recompute)
     result.push_back(mode == Recompute::kFull);
   return result;
@@ -250,6 +251,7 @@ std::string describe(const model::ModelSpec& spec, const Program& program,
         simulation.instructions[at].end_s - simulation.instructions[at].start_s;
   }
   std::vector<std::pair<double, std::string>> order;
+  order.reserve(seconds.size());
   for (const auto& [kind, time] : seconds) order.emplace_back(time, kind);
   std::sort(order.rbegin(), order.rend());
   text += fmt::format("critical path of {} instructions\n", simulation.critical_path.size());
