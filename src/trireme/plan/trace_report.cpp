@@ -47,6 +47,7 @@ std::string describe(const Trace& trace, const TraceSummary& summary) {
       summary.exposed_comm_s, summary.idle_s, summary.host_s, summary.achieved_flops * 1e-9,
       mebibytes(summary.peak_bytes));
   std::vector<std::pair<double, std::string>> order;
+  order.reserve(summary.seconds_by_kind.size());
   for (const auto& [kind, seconds] : summary.seconds_by_kind) order.emplace_back(seconds, kind);
   std::sort(order.rbegin(), order.rend());
   for (const auto& [seconds, kind] : order) {
@@ -106,6 +107,7 @@ std::string describe(const TraceComparison& comparison, int rows) {
   for (const auto& [kind, times] : comparison.by_kind)
     time_line("  " + kind, times.a_us, times.b_us);
   std::vector<const ComparedInstruction*> order;
+  order.reserve(comparison.instructions.size());
   for (const ComparedInstruction& row : comparison.instructions) order.push_back(&row);
   if (rows > 0) {
     std::stable_sort(order.begin(), order.end(), [](const auto* x, const auto* y) {
