@@ -43,13 +43,13 @@ function niceTicks(low, high, count) {
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; ++i) ticks.push(+(i * step).toPrecision(12));
   return ticks;
 }
-// A centred mean of a fortieth of the run; at the ends the window shrinks, so that the curve never lags.
+// A mean over a fortieth of the run; at the start the window shrinks, so that the curve does not lag behind the drop.
 function smooth(values) {
   const reach = Math.max(1, Math.round(values.length / 80)), sums = [0], counts = [0];
   values.forEach((v, i) => { sums.push(sums[i] + (v === null ? 0 : v)); counts.push(counts[i] + (v === null ? 0 : 1)); });
   return values.map((v, i) => {
-    const r = Math.min(reach, i, values.length - 1 - i), n = counts[i + r + 1] - counts[i - r];
-    return n ? (sums[i + r + 1] - sums[i - r]) / n : null;
+    const r = Math.min(reach, i), end = Math.min(i + r + 1, values.length), n = counts[end] - counts[i - r];
+    return n ? (sums[end] - sums[i - r]) / n : null;
   });
 }
 function showTip(html, x, y) {

@@ -119,6 +119,15 @@ TEST(RunConfig, UnknownKeysNameLineAndNearest) {
   EXPECT_THAT(set.hint(), HasSubstr("micro"));
 }
 
+TEST(RunConfig, BrokenTomlIsAnErrorWithItsPlace) {
+  for (const char* text : {"[.a]\n", "[=]\n", "[[.a]]\n", "a.\n", "\x01", "a = \"\n", "a = [1,",
+                           "a = 1 b = 2\n", "[a]\n[a]\n", "\xff = 1\n"}) {
+    const Error error = error_of(text);
+    EXPECT_EQ(error.code(), ErrorCode::kConfig) << text;
+    EXPECT_THAT(error.what(), HasSubstr("run.toml:")) << text;
+  }
+}
+
 TEST(RunConfig, RanksOtherThanOneAreRefusedWithTheReason) {
   for (const char* set :
        {"parallel.dp=2", "parallel.zero=1", "parallel.tp=2", "parallel.pp=4", "parallel.cp=2",
