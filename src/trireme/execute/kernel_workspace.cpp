@@ -6,28 +6,25 @@
 
 namespace trireme::execute {
 
-namespace {
-
-plan::Bf16Product way_of(kernels::cpu::Bf16Product product) {
-  switch (product) {
-    case kernels::cpu::Bf16Product::kConvert:
-      return plan::Bf16Product::kConvert;
-    case kernels::cpu::Bf16Product::kMkl:
-      return plan::Bf16Product::kMkl;
-    case kernels::cpu::Bf16Product::kOneDnn:
-      return plan::Bf16Product::kOneDnn;
-  }
-  return plan::Bf16Product::kConvert;
-}
-
-}  // namespace
-
 plan::KernelWorkspace kernel_workspace() {
-  const kernels::cpu::Bf16Choice choice = kernels::cpu::bf16_choice();
+  using kernels::cpu::Bf16Product;
+  using kernels::cpu::FloatProduct;
+  const kernels::cpu::ProductChoice choice = kernels::cpu::product_choice();
   plan::KernelWorkspace workspace;
   workspace.threads = at::get_num_threads();
-  workspace.activations = way_of(choice.activations);
-  workspace.weights = way_of(choice.weights);
+  workspace.float32 = choice.float32 == FloatProduct::kPanels ? plan::FloatProduct::kPanels
+                                                              : plan::FloatProduct::kMkl;
+  switch (choice.bfloat16) {
+    case Bf16Product::kConvert:
+      workspace.bfloat16 = plan::Bf16Product::kConvert;
+      break;
+    case Bf16Product::kMkl:
+      workspace.bfloat16 = plan::Bf16Product::kMkl;
+      break;
+    case Bf16Product::kPanels:
+      workspace.bfloat16 = plan::Bf16Product::kPanels;
+      break;
+  }
   return workspace;
 }
 

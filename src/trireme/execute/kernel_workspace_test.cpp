@@ -5,22 +5,19 @@
 
 #include <random>
 
-#include "trireme/kernels/cpu/product.h"
+#include "trireme/kernels/cpu/test_products.h"
 #include "trireme/kernels/ops.h"
 
 namespace trireme::execute {
 namespace {
 
-using kernels::cpu::Bf16Choice;
 using kernels::cpu::Bf16Product;
 using plan::Precision;
 
 TEST(KernelWorkspace, AgreesWithTheKernels) {
-  const Bf16Choice before = kernels::cpu::bf16_choice();
   std::mt19937 random(3);
   const auto pick = [&](int64_t most) { return 1 + static_cast<int64_t>(random() % most); };
-  for (const Bf16Product way : {Bf16Product::kConvert, Bf16Product::kMkl}) {
-    kernels::cpu::set_bf16_choice({way, way});
+  kernels::cpu::for_every_choice([&] {
     const plan::KernelWorkspace workspace = kernel_workspace();
     for (int round = 0; round < 50; ++round) {
       for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
@@ -48,11 +45,11 @@ TEST(KernelWorkspace, AgreesWithTheKernels) {
         const int64_t bound = kernels::product_workspace_bytes(rows, vocab, width, dtype);
         const int64_t planned = workspace.product(rows, vocab, width, precision);
         EXPECT_LE(planned, bound + 3 * 64);
-        EXPECT_TRUE(way != Bf16Product::kConvert || planned + 64 >= bound);
+        EXPECT_TRUE(kernels::cpu::product_choice().bfloat16 != Bf16Product::kConvert ||
+                    planned + 64 >= bound);
       }
     }
-  }
-  kernels::cpu::set_bf16_choice(before);
+  });
 }
 
 }  // namespace

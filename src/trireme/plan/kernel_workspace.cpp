@@ -14,6 +14,10 @@ constexpr int64_t kVocabPanel = 2048;
 constexpr int64_t kKeyBlock = 1024;
 constexpr int64_t kRowsPerBlock = 64;
 constexpr int64_t kMaxBlocks = 64;
+// Of packed panels: tokens of a block, their multiple, columns of a panel.
+constexpr int64_t kWeightBlock = 512;
+constexpr int64_t kInnerMultiple = 32;
+constexpr int64_t kTile = 64;
 
 int64_t floats(int64_t count) {
   return tensor_bytes(4 * count);
@@ -27,8 +31,18 @@ int64_t reduction_blocks(int64_t rows) {
   return std::clamp<int64_t>((rows + kRowsPerBlock - 1) / kRowsPerBlock, 1, kMaxBlocks);
 }
 
-int64_t float_product(int64_t rows, int64_t cols, int64_t inner) {
-  return rows >= kMinRows ? 0 : floats(kMinRows * inner) + floats(kMinRows * cols);
+int64_t float_product(FloatProduct way, int64_t rows, int64_t cols, int64_t inner) {
+  if (way == FloatProduct::kPanels || rows >= kMinRows) return 0;
+  return floats(kMinRows * inner) + floats(kMinRows * cols);
+}
+
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// The block of x that a weight's gradient packs.
+int64_t packed_block(int64_t rows, int64_t in) {
+  return round_up(std::min(rows, kWeightBlock), kInnerMultiple) * round_up(in, kTile);
 }
 
 }  // namespace
@@ -39,22 +53,26 @@ int64_t tensor_bytes(int64_t bytes) {
 
 int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner,
                                  Precision precision) const {
-  if (precision == Precision::kFp32) return float_product(rows, cols, inner);
-  if (activations == Bf16Product::kOneDnn) return 0;
+  if (precision == Precision::kFp32) return float_product(float32, rows, cols, inner);
+  if (bfloat16 == Bf16Product::kPanels) return 0;
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  if (activations == Bf16Product::kMkl) {
+  if (bfloat16 == Bf16Product::kMkl) {
     if (rows >= kMinRows) return floats(panel * cols);
     return tensor_bytes(2 * kMinRows * inner) + floats(kMinRows * cols);
   }
   return floats(panel * cols) + floats(cols * inner) + floats(panel * inner) +
-         float_product(panel, cols, inner);
+         float_product(float32, panel, cols, inner);
 }
 
 int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
                                         Precision precision) const {
-  if (precision == Precision::kFp32 || weights == Bf16Product::kMkl) return 0;
+  if (precision == Precision::kFp32)
+    return float32 == FloatProduct::kPanels ? floats(packed_block(rows, in)) : 0;
+  if (bfloat16 == Bf16Product::kMkl) return 0;
+  if (bfloat16 == Bf16Product::kPanels) return tensor_bytes(2 * packed_block(rows, in));
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  return floats(panel * out) + floats(panel * in);
+  return floats(panel * out) + floats(panel * in) +
+         (float32 == FloatProduct::kPanels ? floats(packed_block(panel, in)) : 0);
 }
 
 int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
@@ -73,10 +91,14 @@ int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, i
                                        Precision precision) const {
   const int64_t chunk = std::max(chunk_rows, kMinRows);
   const int64_t logits = floats(chunk * vocab_size);
-  if (precision == Precision::kFp32) return logits;
-  const int64_t wide = 2 * floats(chunk * hidden);
-  if (weights == Bf16Product::kMkl) return logits + wide + tensor_bytes(2 * chunk * vocab_size);
-  return logits + wide + floats(std::min(vocab_size, kVocabPanel) * hidden);
+  const int64_t packed = packed_block(chunk_rows, hidden);
+  const bool panels = float32 == FloatProduct::kPanels;
+  if (precision == Precision::kFp32) return logits + (panels ? floats(packed) : 0);
+  const int64_t low_logits = tensor_bytes(2 * chunk * vocab_size);
+  if (bfloat16 == Bf16Product::kPanels) return logits + low_logits + tensor_bytes(2 * packed);
+  if (bfloat16 == Bf16Product::kMkl) return logits + low_logits + floats(chunk * hidden);
+  return logits + 2 * floats(chunk * hidden) + floats(std::min(vocab_size, kVocabPanel) * hidden) +
+         (panels ? floats(packed) : 0);
 }
 
 int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,

@@ -11,8 +11,9 @@ namespace trireme::plan {
 
 enum class Precision { kFp32, kBf16 };
 
-/// How this machine multiplies bfloat16 matrices (kernels/cpu/product.h).
-enum class Bf16Product { kConvert, kMkl, kOneDnn };
+/// How this machine multiplies matrices (kernels/cpu/product.h).
+enum class FloatProduct { kMkl, kPanels };
+enum class Bf16Product { kConvert, kMkl, kPanels };
 
 /// Size in memory of a tensor of `bytes`: the allocator hands out multiples of 64.
 int64_t tensor_bytes(int64_t bytes);
@@ -21,8 +22,8 @@ int64_t tensor_bytes(int64_t bytes);
 /// are a machine that nobody has asked.
 struct KernelWorkspace {
   int threads = 2;
-  Bf16Product activations = Bf16Product::kConvert;  ///< y = x W^T and dx = dy W
-  Bf16Product weights = Bf16Product::kConvert;      ///< dW = dy^T x
+  FloatProduct float32 = FloatProduct::kMkl;
+  Bf16Product bfloat16 = Bf16Product::kConvert;
 
   /// y [rows, cols] = x [rows, inner] times a matrix, of the compute dtype.
   int64_t product(int64_t rows, int64_t cols, int64_t inner, Precision precision) const;

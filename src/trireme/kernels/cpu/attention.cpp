@@ -130,7 +130,7 @@ HWY_EXPORT(dot_bf16);
 
 namespace {
 
-using cpu::sgemm;
+using cpu::serial_sgemm;
 
 /// Queries of a block: small blocks waste less of the triangle, large ones feed the products
 /// better.
@@ -288,8 +288,8 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
           std::fill(sums, sums + rows, 0.0f);
           for (int64_t k0 = 0; k0 < visible; k0 += kKeyBlock) {
             const int64_t cols = std::min(kKeyBlock, visible - k0);
-            sgemm(false, true, rows, cols, d, 1.0f, qs.data + q0 * qs.stride, qs.stride,
-                  ks.data + k0 * ks.stride, ks.stride, 0.0f, scores, cols);
+            serial_sgemm(false, true, rows, cols, d, qs.data + q0 * qs.stride, qs.stride,
+                         ks.data + k0 * ks.stride, ks.stride, false, scores, cols);
             for (int64_t r = 0; r < rows; ++r) {
               const int64_t valid = std::clamp<int64_t>(q0 + r + past + 1 - k0, 0, cols);
               const float correction =
@@ -298,8 +298,8 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
               if (k0 > 0 && correction != 1.0f)
                 scale_row_kernel(sums_out + r * d, static_cast<size_t>(d), correction);
             }
-            sgemm(false, false, rows, d, cols, 1.0f, scores, cols, vs.data + k0 * vs.stride,
-                  vs.stride, k0 > 0 ? 1.0f : 0.0f, sums_out, d);
+            serial_sgemm(false, false, rows, d, cols, scores, cols, vs.data + k0 * vs.stride,
+                         vs.stride, k0 > 0, sums_out, d);
           }
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t t = task.start + q0 + r;
@@ -382,7 +382,7 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
           for (int64_t q0 = last; q0 >= 0; q0 -= block) {
             const int64_t rows = std::min(block, length - q0);
             const int64_t visible = q0 + rows;
-            const float beta = g == 0 && q0 == last ? 0.0f : 1.0f;
+            const bool add = g > 0 || q0 < last;
             for (int64_t r = 0; r < rows; ++r) {
               const int64_t t = task.start + q0 + r;
               deltas[r] = dot_kernel(dov.at(task.batch, t, head), ov.at(task.batch, t, head),
@@ -390,10 +390,10 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
             }
             for (int64_t k0 = 0; k0 < visible; k0 += kKeyBlock) {
               const int64_t cols = std::min(kKeyBlock, visible - k0);
-              sgemm(false, true, rows, cols, d, 1.0f, qs.data + q0 * qs.stride, qs.stride,
-                    ks.data + k0 * ks.stride, ks.stride, 0.0f, scores, cols);
-              sgemm(false, true, rows, cols, d, 1.0f, dos.data + q0 * dos.stride, dos.stride,
-                    vs.data + k0 * vs.stride, vs.stride, 0.0f, grads, cols);
+              serial_sgemm(false, true, rows, cols, d, qs.data + q0 * qs.stride, qs.stride,
+                           ks.data + k0 * ks.stride, ks.stride, false, scores, cols);
+              serial_sgemm(false, true, rows, cols, d, dos.data + q0 * dos.stride, dos.stride,
+                           vs.data + k0 * vs.stride, vs.stride, false, grads, cols);
               for (int64_t r = 0; r < rows; ++r) {
                 const int64_t valid = std::clamp<int64_t>(q0 + r + 1 - k0, 0, cols);
                 const float row_lse =
@@ -401,12 +401,12 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
                 backward_row_kernel(scores + r * cols, grads + r * cols, static_cast<size_t>(valid),
                                     static_cast<size_t>(cols), scale32, row_lse, deltas[r]);
               }
-              sgemm(true, false, cols, d, rows, 1.0f, scores, cols, dos.data + q0 * dos.stride,
-                    dos.stride, beta, dv_out + k0 * dkv_stride_v, dkv_stride_v);
-              sgemm(true, false, cols, d, rows, 1.0f, grads, cols, qs.data + q0 * qs.stride,
-                    qs.stride, beta, dk_out + k0 * dkv_stride_k, dkv_stride_k);
-              sgemm(false, false, rows, d, cols, 1.0f, grads, cols, ks.data + k0 * ks.stride,
-                    ks.stride, k0 > 0 ? 1.0f : 0.0f, dq_out + q0 * dq_stride, dq_stride);
+              serial_sgemm(true, false, cols, d, rows, scores, cols, dos.data + q0 * dos.stride,
+                           dos.stride, add, dv_out + k0 * dkv_stride_v, dkv_stride_v);
+              serial_sgemm(true, false, cols, d, rows, grads, cols, qs.data + q0 * qs.stride,
+                           qs.stride, add, dk_out + k0 * dkv_stride_k, dkv_stride_k);
+              serial_sgemm(false, false, rows, d, cols, grads, cols, ks.data + k0 * ks.stride,
+                           ks.stride, k0 > 0, dq_out + q0 * dq_stride, dq_stride);
             }
           }
           if constexpr (kWidened) {

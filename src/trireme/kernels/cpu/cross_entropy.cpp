@@ -60,7 +60,7 @@ HWY_AFTER_NAMESPACE();
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/flat.h"
-#include "trireme/kernels/cpu/mkl_gemm.h"
+#include "trireme/kernels/cpu/panel_gemm.h"
 #include "trireme/kernels/cpu/product.h"
 #include "trireme/kernels/ops.h"
 
@@ -93,11 +93,13 @@ class HeadProducts {
   HeadProducts(const Head& head, int64_t chunk, const CrossEntropyOutputs& outputs)
       : head_(head), outputs_(outputs) {
     bf16_ = head.hidden.scalar_type() == at::kBFloat16;
-    native_ = bf16_ && cpu::bf16_choice().weights == Bf16Product::kMkl;
+    const Bf16Product way = cpu::product_choice().bfloat16;
+    native_ = bf16_ && way != Bf16Product::kConvert;
+    panels_ = bf16_ && way == Bf16Product::kPanels;
     const bool gradients = outputs.d_hidden.defined() || outputs.d_weight.defined();
     if (!bf16_) return;
-    wide_hidden_ = floats(chunk, head.d);
-    if (outputs.d_hidden.defined()) wide_d_hidden_ = floats(chunk, head.d);
+    if (!native_) wide_hidden_ = floats(chunk, head.d);
+    if (outputs.d_hidden.defined() && !panels_) wide_d_hidden_ = floats(chunk, head.d);
     if (native_ && gradients)
       low_logits_ = at::empty({chunk, head.vocab}, at::TensorOptions().dtype(at::kBFloat16));
     if (!native_) wide_weight_ = floats(std::min(head.vocab, kVocabPanel), head.d);
@@ -108,8 +110,8 @@ class HeadProducts {
   void logits(int64_t first, int64_t count, float* out) {
     if (!bf16_) {
       const float* hidden = padded_hidden(first, count);
-      cpu::sgemm(false, true, std::max(count, kMinRows), head_.vocab, head_.d, 1.0f, hidden,
-                 head_.d, head_.weight.const_data_ptr<float>(), head_.d, 0.0f, out, head_.vocab);
+      cpu::sgemm(false, true, std::max(count, kMinRows), head_.vocab, head_.d, hidden, head_.d,
+                 head_.weight.const_data_ptr<float>(), head_.d, false, out, head_.vocab);
       return;
     }
     const at::BFloat16* hidden = head_.hidden.const_data_ptr<at::BFloat16>() + first * head_.d;
@@ -119,9 +121,8 @@ class HeadProducts {
         few = cpu::padded_rows(hidden, head_.d, count, head_.d);
         hidden = few.const_data_ptr<at::BFloat16>();
       }
-      cpu::bf16_gemm(false, true, std::max(count, kMinRows), head_.vocab, head_.d, 1.0f, hidden,
-                     head_.d, head_.weight.const_data_ptr<at::BFloat16>(), head_.d, 0.0f, out,
-                     head_.vocab);
+      cpu::bf16_gemm(false, true, std::max(count, kMinRows), head_.vocab, head_.d, hidden, head_.d,
+                     head_.weight.const_data_ptr<at::BFloat16>(), head_.d, false, out, head_.vocab);
       return;
     }
     float* wide = wide_hidden_.data_ptr<float>();
@@ -130,8 +131,8 @@ class HeadProducts {
       std::memset(wide + count * head_.d, 0,
                   sizeof(float) * static_cast<size_t>((kMinRows - count) * head_.d));
     for_panels([&](int64_t begin, int64_t size, const float* weight) {
-      cpu::sgemm(false, true, std::max(count, kMinRows), size, head_.d, 1.0f, wide, head_.d, weight,
-                 head_.d, 0.0f, out + begin, head_.vocab);
+      cpu::sgemm(false, true, std::max(count, kMinRows), size, head_.d, wide, head_.d, weight,
+                 head_.d, false, out + begin, head_.vocab);
     });
   }
 
@@ -171,29 +172,36 @@ class HeadProducts {
   void backward_hidden(int64_t first, int64_t count, const float* d_logits) {
     if (!bf16_) {
       if (count >= kMinRows) {
-        cpu::sgemm(false, false, count, head_.d, head_.vocab, 1.0f, d_logits, head_.vocab,
-                   head_.weight.const_data_ptr<float>(), head_.d, 0.0f,
+        cpu::sgemm(false, false, count, head_.d, head_.vocab, d_logits, head_.vocab,
+                   head_.weight.const_data_ptr<float>(), head_.d, false,
                    outputs_.d_hidden.data_ptr<float>() + first * head_.d, head_.d);
         return;
       }
       at::Tensor result = floats(kMinRows, head_.d);
-      cpu::sgemm(false, false, kMinRows, head_.d, head_.vocab, 1.0f, d_logits, head_.vocab,
-                 head_.weight.const_data_ptr<float>(), head_.d, 0.0f, result.data_ptr<float>(),
+      cpu::sgemm(false, false, kMinRows, head_.d, head_.vocab, d_logits, head_.vocab,
+                 head_.weight.const_data_ptr<float>(), head_.d, false, result.data_ptr<float>(),
                  head_.d);
       std::memcpy(outputs_.d_hidden.data_ptr<float>() + first * head_.d,
                   result.const_data_ptr<float>(),
                   sizeof(float) * static_cast<size_t>(count * head_.d));
       return;
     }
+    if (panels_) {
+      cpu::panel_gemm(false, count, head_.d, head_.vocab,
+                      low_logits_.const_data_ptr<at::BFloat16>(), head_.vocab,
+                      head_.weight.const_data_ptr<at::BFloat16>(), head_.d, {},
+                      outputs_.d_hidden.data_ptr<at::BFloat16>() + first * head_.d, head_.d);
+      return;
+    }
     float* wide = wide_d_hidden_.data_ptr<float>();
     if (native_) {
-      cpu::bf16_gemm(false, false, std::max(count, kMinRows), head_.d, head_.vocab, 1.0f,
+      cpu::bf16_gemm(false, false, std::max(count, kMinRows), head_.d, head_.vocab,
                      low_logits_.const_data_ptr<at::BFloat16>(), head_.vocab,
-                     head_.weight.const_data_ptr<at::BFloat16>(), head_.d, 0.0f, wide, head_.d);
+                     head_.weight.const_data_ptr<at::BFloat16>(), head_.d, false, wide, head_.d);
     } else {
       for_panels([&](int64_t begin, int64_t size, const float* weight) {
-        cpu::sgemm(false, false, std::max(count, kMinRows), head_.d, size, 1.0f, d_logits + begin,
-                   head_.vocab, weight, head_.d, begin > 0 ? 1.0f : 0.0f, wide, head_.d);
+        cpu::sgemm(false, false, std::max(count, kMinRows), head_.d, size, d_logits + begin,
+                   head_.vocab, weight, head_.d, begin > 0, wide, head_.d);
       });
     }
     cpu::round_rows(wide, head_.d, outputs_.d_hidden.data_ptr<at::BFloat16>() + first * head_.d,
@@ -201,25 +209,26 @@ class HeadProducts {
   }
 
   void backward_weight(int64_t first, int64_t count, const float* d_logits) {
-    const float beta = first > 0 || outputs_.accumulate ? 1.0f : 0.0f;
+    const bool add = first > 0 || outputs_.accumulate;
     float* out = outputs_.d_weight.data_ptr<float>();
     if (native_) {
-      cpu::bf16_gemm(true, false, head_.vocab, head_.d, count, 1.0f,
+      cpu::bf16_gemm(true, false, head_.vocab, head_.d, count,
                      low_logits_.const_data_ptr<at::BFloat16>(), head_.vocab,
-                     head_.hidden.const_data_ptr<at::BFloat16>() + first * head_.d, head_.d, beta,
+                     head_.hidden.const_data_ptr<at::BFloat16>() + first * head_.d, head_.d, add,
                      out, head_.d);
       return;
     }
     const float* hidden = bf16_ ? wide_hidden_.const_data_ptr<float>()
                                 : head_.hidden.const_data_ptr<float>() + first * head_.d;
-    cpu::sgemm(true, false, head_.vocab, head_.d, count, 1.0f, d_logits, head_.vocab, hidden,
-               head_.d, beta, out, head_.d);
+    cpu::sgemm(true, false, head_.vocab, head_.d, count, d_logits, head_.vocab, hidden, head_.d,
+               add, out, head_.d);
   }
 
   const Head& head_;
   const CrossEntropyOutputs& outputs_;
   bool bf16_ = false;
-  bool native_ = false;
+  bool native_ = false;  ///< bfloat16 products without widening
+  bool panels_ = false;
   at::Tensor wide_hidden_;
   at::Tensor wide_d_hidden_;
   at::Tensor wide_weight_;
@@ -306,12 +315,18 @@ double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
 int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                       at::ScalarType dtype, bool with_gradients) {
   const int64_t chunk = std::max(kMinRows, chunk_rows);
+  const cpu::ProductChoice choice = cpu::product_choice();
+  const int64_t packed = with_gradients ? cpu::panel_workspace_elements(hidden, chunk_rows) : 0;
   int64_t bytes = 4 * chunk * vocab_size;
-  if (dtype == at::kFloat) return bytes;
-  bytes += 4 * chunk * hidden * (with_gradients ? 2 : 1);
-  if (cpu::bf16_choice().weights == Bf16Product::kMkl)
-    return bytes + (with_gradients ? 2 * chunk * vocab_size : 0);
-  return bytes + 4 * std::min(vocab_size, kVocabPanel) * hidden;
+  if (dtype == at::kFloat)
+    return bytes + (choice.float32 == cpu::FloatProduct::kPanels ? 4 * packed : 0);
+  const int64_t low_logits = with_gradients ? 2 * chunk * vocab_size : 0;
+  if (choice.bfloat16 == Bf16Product::kPanels) return bytes + low_logits + 2 * packed;
+  if (choice.bfloat16 == Bf16Product::kMkl)
+    return bytes + low_logits + (with_gradients ? 4 * chunk * hidden : 0);
+  return bytes + 4 * chunk * hidden * (with_gradients ? 2 : 1) +
+         4 * std::min(vocab_size, kVocabPanel) * hidden +
+         (choice.float32 == cpu::FloatProduct::kPanels ? 4 * packed : 0);
 }
 
 }  // namespace trireme::kernels

@@ -1,8 +1,7 @@
 #include <ATen/Parallel.h>
 
 #include "trireme/base/error.h"
-#include "trireme/kernels/cpu/mkl_gemm.h"
-#include "trireme/kernels/cpu/product.h"
+#include "trireme/kernels/cpu/test_products.h"
 #include "trireme/kernels/cpu/test_tensors.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/kernels/ref/reference.h"
@@ -71,26 +70,17 @@ void expect_matches(at::ScalarType dtype, int64_t n, int64_t d, int64_t vocab, i
                "d_weight accumulated");
 }
 
-TEST(CrossEntropyTest, MatchesReference) {
-  expect_matches(at::kFloat, 23, 17, 61, 8);
-  expect_matches(at::kFloat, 23, 17, 61, 100);
-  expect_matches(at::kFloat, 1, 3, 1, 1);
-  expect_matches(at::kFloat, 3, 8, 40, 2);
-  expect_matches(at::kFloat, 40, 16, 5000, 16);
-}
-
-TEST(CrossEntropyTest, MatchesReferenceInBfloat16) {
-  const cpu::Bf16Choice kept = cpu::bf16_choice();
-  std::vector<cpu::Bf16Product> ways = {cpu::Bf16Product::kConvert};
-  if (cpu::has_bf16_gemm()) ways.push_back(cpu::Bf16Product::kMkl);
-  for (const auto way : ways) {
-    cpu::set_bf16_choice({way, way});
-    SCOPED_TRACE(cpu::to_string(way));
+TEST(CrossEntropyTest, MatchesReferenceInEveryWay) {
+  cpu::for_every_choice([] {
+    expect_matches(at::kFloat, 23, 17, 61, 8);
+    expect_matches(at::kFloat, 23, 17, 61, 100);
+    expect_matches(at::kFloat, 1, 3, 1, 1);
+    expect_matches(at::kFloat, 3, 8, 40, 2);
+    expect_matches(at::kFloat, 40, 16, 5000, 16);
     expect_matches(at::kBFloat16, 23, 17, 61, 8);
     expect_matches(at::kBFloat16, 3, 8, 40, 2);
     expect_matches(at::kBFloat16, 20, 16, 2100, 16);  // more than one panel of the vocabulary
-  }
-  cpu::set_bf16_choice(kept);
+  });
 }
 
 TEST(CrossEntropyTest, LossDependsNeitherOnChunksNorThreads) {

@@ -98,6 +98,22 @@ void start_rows_bf16(const at::BFloat16* bias, const at::BFloat16* residual, int
   start_rows(bias, residual, rs, out, s, rows, cols);
 }
 
+void interleave_bf16(const at::BFloat16* first, const at::BFloat16* second, at::BFloat16* to,
+                     size_t n) {
+  const auto* low = reinterpret_cast<const uint16_t*>(first);
+  const auto* high = reinterpret_cast<const uint16_t*>(second);
+  auto* out = reinterpret_cast<uint32_t*>(to);
+  const hn::ScalableTag<uint32_t> d;
+  const hn::Rebind<uint16_t, decltype(d)> half;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto upper = hn::ShiftLeft<16>(hn::PromoteTo(d, hn::LoadU(half, high + i)));
+    hn::StoreU(hn::Or(upper, hn::PromoteTo(d, hn::LoadU(half, low + i))), d, out + i);
+  }
+  for (; i < n; ++i) out[i] = static_cast<uint32_t>(high[i]) << 16 | low[i];
+}
+
 template <class T>
 void add_columns(const T* x, size_t n, float* sums) {
   for_lanes(n, [&](auto d, size_t i) HWY_ATTR {
@@ -164,6 +180,7 @@ HWY_EXPORT(convert_rows_to_bf16);
 HWY_EXPORT(convert_rows_to_f32);
 HWY_EXPORT(start_rows_f32);
 HWY_EXPORT(start_rows_bf16);
+HWY_EXPORT(interleave_bf16);
 HWY_EXPORT(add_columns_f32);
 HWY_EXPORT(add_columns_bf16);
 HWY_EXPORT(sum_two_f32);
@@ -195,6 +212,10 @@ void rows_to_f32(const at::BFloat16* src, int64_t src_stride, float* dst, int64_
                  int64_t rows, int64_t cols) {
   TRIREME_KERNEL(convert_rows_to_f32)
   (src, src_stride, dst, dst_stride, static_cast<size_t>(rows), static_cast<size_t>(cols));
+}
+void interleave_rows(const at::BFloat16* first, const at::BFloat16* second, size_t n,
+                     at::BFloat16* to) {
+  TRIREME_KERNEL(interleave_bf16)(first, second, to, n);
 }
 
 }  // namespace cpu

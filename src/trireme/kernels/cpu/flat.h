@@ -40,5 +40,8 @@ void rows_to_bf16(const float* src, int64_t src_stride, at::BFloat16* dst, int64
                   int64_t rows, int64_t cols);
 void rows_to_f32(const at::BFloat16* src, int64_t src_stride, float* dst, int64_t dst_stride,
                  int64_t rows, int64_t cols);
+/// to[2 i] = first[i], to[2 i + 1] = second[i].
+void interleave_rows(const at::BFloat16* first, const at::BFloat16* second, size_t n,
+                     at::BFloat16* to);
 
 }  // namespace trireme::kernels::cpu

@@ -41,9 +41,9 @@ int narrow(int64_t value) {
 }
 
 /// For a libtorch whose BLAS is hidden.
-void mm_fallback(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-                 const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-                 int64_t ldc) {
+void mm_fallback(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                 const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
+                 float* c, int64_t ldc) {
   const auto view = [](const float* data, bool transpose, int64_t rows, int64_t cols,
                        int64_t stride) {
     auto* pointer = const_cast<float*>(data);
@@ -53,20 +53,18 @@ void mm_fallback(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64
     return at::from_blob(pointer, {rows, cols}, {stride, 1}, at::TensorOptions().dtype(at::kFloat));
   };
   at::Tensor product = at::mm(view(a, transpose_a, m, k, lda), view(b, transpose_b, k, n, ldb));
-  if (alpha != 1.0f) product.mul_(alpha);
   at::Tensor out = view(c, false, m, n, ldc);
-  if (beta == 0.0f) {
-    out.copy_(product);
+  if (accumulate) {
+    out.add_(product);
   } else {
-    out.mul_(beta).add_(product);
+    out.copy_(product);
   }
 }
 
-void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-              const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-              int64_t ldc) {
+void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+              int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   if (sgemm_ == nullptr) {
-    return mm_fallback(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return mm_fallback(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
   }
   // Fortran's column-major C^T = op(B)^T op(A)^T.
   const char ta = transpose_a ? 'T' : 'N';
@@ -77,19 +75,21 @@ void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
   const int ldai = std::max(1, narrow(lda));
   const int ldbi = std::max(1, narrow(ldb));
   const int ldci = std::max(1, narrow(ldc));
+  const float alpha = 1.0f;
+  const float beta = accumulate ? 1.0f : 0.0f;
   sgemm_(&tb, &ta, &ni, &mi, &ki, &alpha, b, &ldbi, a, &ldai, &beta, c, &ldci);
 }
 
 /// A tile, on the caller's thread even where one thread is all there is to a parallel loop. Its panels are MKL's own
 /// blocks: small products would otherwise be cut elsewhere than large ones.
-void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-                   const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-                   int64_t ldc) {
+void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                   const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
+                   float* c, int64_t ldc) {
   const int before = MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(1);
   for (int64_t begin = 0; begin < k; begin += kShortInner) {
-    multiply(transpose_a, transpose_b, m, n, std::min(kShortInner, k - begin), alpha,
+    multiply(transpose_a, transpose_b, m, n, std::min(kShortInner, k - begin),
              a + (transpose_a ? begin * lda : begin), lda, b + (transpose_b ? begin : begin * ldb),
-             ldb, begin == 0 ? beta : 1.0f, c, ldc);
+             ldb, begin > 0 || accumulate, c, ldc);
   }
   if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before);
 }
@@ -103,19 +103,18 @@ void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int
 //  - a result with enough rows and columns: one call per panel of the inner dimension. A panel is a multiple of MKL's own
 //    blocking (384 with AVX-512), so that it leaves the bits of the undivided product;
 //  - the rest: tiles of the result on our threads, each a serial product.
-void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-           int64_t ldc) {
+void mkl_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+               int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   const bool wide = std::min(m, n) >= kPanelSide && m * n >= kPanelElements;
   if (k <= kShortInner || at::in_parallel_region() || (wide && k <= kInnerPanel)) {
-    return multiply(transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    return multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
   }
   if (wide) {
     for (int64_t begin = 0; begin < k; begin += kInnerPanel) {
-      multiply(transpose_a, transpose_b, m, n, std::min(kInnerPanel, k - begin), alpha,
+      multiply(transpose_a, transpose_b, m, n, std::min(kInnerPanel, k - begin),
                a + (transpose_a ? begin * lda : begin), lda,
-               b + (transpose_b ? begin : begin * ldb), ldb, begin == 0 ? beta : 1.0f, c, ldc);
+               b + (transpose_b ? begin : begin * ldb), ldb, begin > 0 || accumulate, c, ldc);
     }
     return;
   }
@@ -128,30 +127,41 @@ void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, 
       const int64_t r1 = (t / column_tiles + 1) * m / row_tiles;
       const int64_t c0 = (t % column_tiles) * n / column_tiles;
       const int64_t c1 = (t % column_tiles + 1) * n / column_tiles;
-      multiply_tile(transpose_a, transpose_b, r1 - r0, c1 - c0, k, alpha,
+      multiply_tile(transpose_a, transpose_b, r1 - r0, c1 - c0, k,
                     a + (transpose_a ? r0 : r0 * lda), lda, b + (transpose_b ? c0 * ldb : c0), ldb,
-                    beta, c + r0 * ldc + c0, ldc);
+                    accumulate, c + r0 * ldc + c0, ldc);
     }
   });
 }
 
-bool has_bf16_gemm() {
+void serial_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                  const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
+                  float* c, int64_t ldc) {
+  if (m == 0 || n == 0) return;
+  // Inside a parallel region MKL stays serial by itself; with one thread there may be none.
+  const bool inside = at::in_parallel_region() || MKL_Set_Num_Threads_Local == nullptr;
+  const int before = inside ? 0 : MKL_Set_Num_Threads_Local(1);
+  multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+  if (!inside) MKL_Set_Num_Threads_Local(before);
+}
+
+bool has_mkl_bf16_gemm() {
   return cblas_gemm_bf16bf16f32 != nullptr;
 }
 
-void bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-               const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb, float beta,
-               float* c, int64_t ldc) {
+void mkl_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                   const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
+                   bool accumulate, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
-  TRIREME_CHECK(has_bf16_gemm(), "this libtorch has no bfloat16 product with float32 result");
+  TRIREME_CHECK(has_mkl_bf16_gemm(), "this libtorch has no bfloat16 product with float32 result");
   constexpr int kRowMajor = 101;
   constexpr int kNoTrans = 111;
   constexpr int kTrans = 112;
   cblas_gemm_bf16bf16f32(kRowMajor, transpose_a ? kTrans : kNoTrans,
-                         transpose_b ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k), alpha,
+                         transpose_b ? kTrans : kNoTrans, narrow(m), narrow(n), narrow(k), 1.0f,
                          reinterpret_cast<const uint16_t*>(a), std::max(1, narrow(lda)),
-                         reinterpret_cast<const uint16_t*>(b), std::max(1, narrow(ldb)), beta, c,
-                         std::max(1, narrow(ldc)));
+                         reinterpret_cast<const uint16_t*>(b), std::max(1, narrow(ldb)),
+                         accumulate ? 1.0f : 0.0f, c, std::max(1, narrow(ldc)));
 }
 
 }  // namespace trireme::kernels::cpu

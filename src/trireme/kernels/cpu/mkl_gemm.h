@@ -8,19 +8,23 @@
 
 namespace trireme::kernels::cpu {
 
-/// C[m, n] = op(A)[m, k] op(B)[k, n] * alpha + beta * C. transpose_a: A is stored [k, m]. lda, ldb,
-/// ldc are row strides. beta 0 never reads C. Spreads over ATen's threads, or stays on the caller's
-/// inside a parallel region.
-void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
-           int64_t ldc);
+/// C[m, n] (= or +=) op(A)[m, k] op(B)[k, n]. transpose_a: A is stored [k, m]. lda, ldb, ldc are row
+/// strides. Spreads over ATen's threads, or stays on the caller's inside a parallel region.
+void mkl_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+               int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc);
 
-/// The same with bfloat16 A and B and float32 accumulation and C. Only when has_bf16_gemm().
-void bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, float alpha,
-               const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb, float beta,
-               float* c, int64_t ldc);
+/// The same in one piece on the caller's thread, for blocks of a loop that is parallel itself: its bits depend on
+/// nothing but its shape.
+void serial_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                  const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
+                  float* c, int64_t ldc);
+
+/// mkl_sgemm with bfloat16 A and B and float32 accumulation and C. Only when has_mkl_bf16_gemm().
+void mkl_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                   const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
+                   bool accumulate, float* c, int64_t ldc);
 
 /// Whether the library exports cblas_gemm_bf16bf16f32.
-bool has_bf16_gemm();
+bool has_mkl_bf16_gemm();
 
 }  // namespace trireme::kernels::cpu

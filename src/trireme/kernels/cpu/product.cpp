@@ -3,20 +3,17 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <cstring>
 #include <mutex>
 #include <optional>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/mkl_gemm.h"
+#include "trireme/kernels/cpu/panel_gemm.h"
+#include "trireme/kernels/cpu/processor.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/ops.h"
 
@@ -27,35 +24,17 @@ namespace {
 constexpr int64_t kGrainElements = 16384;
 
 std::mutex g_choice_mutex;
-std::optional<Bf16Choice> g_choice;
+std::optional<ProductChoice> g_choice;
 
 int64_t grain_for(int64_t cols) {
   return std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, cols));
 }
 
-#if defined(__x86_64__)
-struct Processor {
-  bool intel = false;
-  bool amx_bf16 = false;
-  bool avx512_bf16 = false;
-};
-
-Processor processor() {
-  Processor result;
-  unsigned eax = 0;
-  unsigned ebx = 0;
-  unsigned ecx = 0;
-  unsigned edx = 0;
-  if (__get_cpuid(0, &eax, &ebx, &ecx, &edx) == 0) return result;
-  result.intel = ebx == signature_INTEL_ebx;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0) result.amx_bf16 = (edx >> 22 & 1U) != 0;
-  if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0)
-    result.avx512_bf16 = (eax >> 5 & 1U) != 0;
-  return result;
-}
-#endif
-
 }  // namespace
+
+const char* to_string(FloatProduct product) {
+  return product == FloatProduct::kMkl ? "MKL float32" : "float32 panels";
+}
 
 const char* to_string(Bf16Product product) {
   switch (product) {
@@ -63,33 +42,49 @@ const char* to_string(Bf16Product product) {
       return "float32 after widening";
     case Bf16Product::kMkl:
       return "MKL bfloat16";
-    case Bf16Product::kOneDnn:
-      return "oneDNN bfloat16";
+    case Bf16Product::kPanels:
+      return "bfloat16 panels";
   }
   return "?";
 }
 
-Bf16Choice bf16_choice() {
+ProductChoice product_choice() {
   const std::lock_guard lock(g_choice_mutex);
-  if (!g_choice) g_choice = default_bf16_choice();
+  if (!g_choice) g_choice = default_product_choice();
   return *g_choice;
 }
 
-void set_bf16_choice(Bf16Choice choice) {
-  TRIREME_CHECK(choice.weights != Bf16Product::kOneDnn,
-                "oneDNN has no float32 result for weight gradients");
+void set_product_choice(ProductChoice choice) {
   const std::lock_guard lock(g_choice_mutex);
   g_choice = choice;
 }
 
-Bf16Choice default_bf16_choice() {
-#if defined(__x86_64__)
-  const Processor cpu = processor();
-  if (cpu.intel && cpu.amx_bf16 && has_bf16_gemm()) return {Bf16Product::kMkl, Bf16Product::kMkl};
-  // MKL takes slow paths on other makers' processors; oneDNN does not, but has no float32 result.
-  if (!cpu.intel && cpu.avx512_bf16) return {Bf16Product::kOneDnn, Bf16Product::kConvert};
-#endif
-  return {Bf16Product::kConvert, Bf16Product::kConvert};
+ProductChoice default_product_choice() {
+  const Processor& cpu = processor();
+  if (cpu.intel) {
+    const bool native = cpu.amx_bf16 && has_mkl_bf16_gemm();
+    return {FloatProduct::kMkl, native ? Bf16Product::kMkl : Bf16Product::kConvert};
+  }
+  // MKL takes slow paths on other makers' processors.
+  return {has_float_panels() ? FloatProduct::kPanels : FloatProduct::kMkl,
+          has_bf16_panels() ? Bf16Product::kPanels : Bf16Product::kConvert};
+}
+
+void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+           int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
+  if (product_choice().float32 == FloatProduct::kPanels)
+    return panel_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+  mkl_sgemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+}
+
+void bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+               const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
+               bool accumulate, float* c, int64_t ldc) {
+  const Bf16Product way = product_choice().bfloat16;
+  TRIREME_CHECK(way != Bf16Product::kConvert, "bfloat16 is widened on this processor");
+  if (way == Bf16Product::kPanels)
+    return panel_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+  mkl_bf16_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
 }
 
 at::Tensor padded_rows(const at::BFloat16* src, int64_t src_stride, int64_t rows, int64_t cols) {
@@ -123,6 +118,7 @@ void round_rows(const float* src, int64_t src_stride, at::BFloat16* dst, int64_t
 namespace {
 
 using cpu::Bf16Product;
+using cpu::FloatProduct;
 using cpu::kMinRows;
 using cpu::kPanelRows;
 using cpu::sgemm;
@@ -153,15 +149,13 @@ at::Tensor workspace(int64_t rows, int64_t cols) {
   return at::empty({rows, cols}, at::TensorOptions().dtype(at::kFloat));
 }
 
-/// y(float32) = x op(w) (+ y) for any number of rows: few rows are padded so that their bits do not
-/// depend on it.
+/// y(float32) = x op(w) (+ y) for any number of rows: few rows are padded where their bits would depend on it.
 void product_f32(const float* x, int64_t ldx, const float* w, int64_t ldw, bool transpose_w,
                  float* y, int64_t ldy, int64_t rows, int64_t cols, int64_t inner,
                  bool accumulate) {
   if (rows == 0 || cols == 0) return;
-  if (rows >= kMinRows) {
-    sgemm(false, transpose_w, rows, cols, inner, 1.0f, x, ldx, w, ldw, accumulate ? 1.0f : 0.0f, y,
-          ldy);
+  if (rows >= kMinRows || cpu::product_choice().float32 == FloatProduct::kPanels) {
+    sgemm(false, transpose_w, rows, cols, inner, x, ldx, w, ldw, accumulate, y, ldy);
     return;
   }
   at::Tensor padded_x = workspace(kMinRows, inner);
@@ -176,8 +170,7 @@ void product_f32(const float* x, int64_t ldx, const float* w, int64_t ldw, bool 
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(py + r * cols, y + r * ldy, sizeof(float) * static_cast<size_t>(cols));
   }
-  sgemm(false, transpose_w, kMinRows, cols, inner, 1.0f, px, inner, w, ldw,
-        accumulate ? 1.0f : 0.0f, py, cols);
+  sgemm(false, transpose_w, kMinRows, cols, inner, px, inner, w, ldw, accumulate, py, cols);
   for (int64_t r = 0; r < rows; ++r)
     std::memcpy(y + r * ldy, py + r * cols, sizeof(float) * static_cast<size_t>(cols));
 }
@@ -188,31 +181,16 @@ int64_t panel_rows(int64_t remaining) {
   return kPanelRows;
 }
 
-/// y = x op(w) + bias + residual, all bfloat16: the product is rounded before the additions.
-void product_onednn(const Matrix& x, const Matrix& w, bool transpose_w, const at::BFloat16* bias,
-                    const at::BFloat16* residual, int64_t residual_stride, const Matrix& y) {
-  at::Tensor out = y.tensor;
-  const bool in_place = residual == y.bf16();
-  if (in_place) out = at::empty({y.rows, y.cols}, y.tensor.options());
-  at::mm_out(out, x.tensor, transpose_w ? w.tensor.t() : w.tensor);
-  if (bias == nullptr && residual == nullptr) return;
-  const auto sum_two = cpu::flat_kernels(at::BFloat16{}).sum_two;
-  const auto cols = static_cast<size_t>(y.cols);
-  const auto* product = out.const_data_ptr<at::BFloat16>();
-  const int64_t product_stride = in_place ? y.cols : y.stride;
-  at::parallel_for(0, y.rows, std::max<int64_t>(1, 16384 / y.cols),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t r = begin; r < end; ++r) {
-                       at::BFloat16* to = y.mutable_bf16() + r * y.stride;
-                       const at::BFloat16* from = product + r * product_stride;
-                       if (bias != nullptr && residual == nullptr) {
-                         sum_two(from, bias, cols, to);
-                         continue;
-                       }
-                       sum_two(from, residual + r * residual_stride, cols, to);
-                       if (bias != nullptr) sum_two(to, bias, cols, to);
-                     }
-                   });
+/// out = bias + residual, either may be null, on all threads.
+template <class T>
+void start_all(const T* bias, const T* residual, int64_t residual_stride, float* out,
+               int64_t stride, int64_t rows, int64_t cols) {
+  const auto start_rows = cpu::flat_kernels(T{}).start_rows;
+  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
+    start_rows(bias, residual == nullptr ? nullptr : residual + begin * residual_stride,
+               residual_stride, out + begin * stride, stride, static_cast<size_t>(end - begin),
+               static_cast<size_t>(cols));
+  });
 }
 
 /// y = x op(w) + bias + residual with bfloat16 inputs; y float32 or bfloat16.
@@ -224,10 +202,17 @@ void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::
   if (rows == 0 || cols == 0) return;
   const bool wide = y.tensor.scalar_type() == at::kFloat;
   const bool start = bias != nullptr || residual != nullptr;
-  Bf16Product way = cpu::bf16_choice().activations;
-  if (way == Bf16Product::kOneDnn) {
-    if (!wide) return product_onednn(x, w, transpose_w, bias, residual, residual_stride, y);
-    way = Bf16Product::kConvert;  // oneDNN's result is bfloat16
+  const Bf16Product way = cpu::product_choice().bfloat16;
+  if (way == Bf16Product::kPanels) {
+    if (!wide) {
+      cpu::panel_gemm(transpose_w, rows, cols, inner, x.bf16(), x.stride, w.bf16(), w.stride,
+                      {bias, residual, residual_stride}, y.mutable_bf16(), y.stride);
+      return;
+    }
+    if (start) start_all(bias, residual, residual_stride, y.mutable_f32(), y.stride, rows, cols);
+    cpu::panel_gemm(false, transpose_w, rows, cols, inner, x.bf16(), x.stride, w.bf16(), w.stride,
+                    start, y.mutable_f32(), y.stride);
+    return;
   }
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
   const bool convert = way == Bf16Product::kConvert;
@@ -242,9 +227,8 @@ void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::
           .start_rows(bias, residual, residual_stride, out, cols, static_cast<size_t>(rows),
                       static_cast<size_t>(cols));
     }
-    cpu::bf16_gemm(false, transpose_w, kMinRows, cols, inner, 1.0f,
-                   few.const_data_ptr<at::BFloat16>(), inner, w.bf16(), w.stride,
-                   start ? 1.0f : 0.0f, out, cols);
+    cpu::bf16_gemm(false, transpose_w, kMinRows, cols, inner, few.const_data_ptr<at::BFloat16>(),
+                   inner, w.bf16(), w.stride, start, out, cols);
     for (int64_t r = 0; r < rows; ++r) {
       if (wide) {
         std::memcpy(y.mutable_f32() + r * y.stride, out + r * cols,
@@ -264,27 +248,21 @@ void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::
     wide_x = workspace(panel, inner);
   }
   if (!wide) wide_y = workspace(panel, cols);
-  const auto start_rows = cpu::flat_kernels(at::BFloat16{}).start_rows;
   for (int64_t r = 0; r < rows;) {
     const int64_t count = panel_rows(rows - r);
     float* out = wide ? y.mutable_f32() + r * y.stride : wide_y.data_ptr<float>();
     const int64_t out_stride = wide ? y.stride : cols;
     if (start) {
-      at::parallel_for(
-          0, count, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
-            start_rows(bias,
-                       residual == nullptr ? nullptr : residual + (r + begin) * residual_stride,
-                       residual_stride, out + begin * out_stride, out_stride,
-                       static_cast<size_t>(end - begin), static_cast<size_t>(cols));
-          });
+      start_all(bias, residual == nullptr ? nullptr : residual + r * residual_stride,
+                residual_stride, out, out_stride, count, cols);
     }
     if (convert) {
       cpu::widen(x.bf16() + r * x.stride, x.stride, wide_x.data_ptr<float>(), count, inner);
       product_f32(wide_x.data_ptr<float>(), inner, wide_w.data_ptr<float>(), w.cols, transpose_w,
                   out, out_stride, count, cols, inner, start);
     } else {
-      cpu::bf16_gemm(false, transpose_w, count, cols, inner, 1.0f, x.bf16() + r * x.stride,
-                     x.stride, w.bf16(), w.stride, start ? 1.0f : 0.0f, out, out_stride);
+      cpu::bf16_gemm(false, transpose_w, count, cols, inner, x.bf16() + r * x.stride, x.stride,
+                     w.bf16(), w.stride, start, out, out_stride);
     }
     if (!wide) cpu::round_rows(out, cols, y.mutable_bf16() + r * y.stride, y.stride, count, cols);
     r += count;
@@ -315,14 +293,8 @@ void linear(const at::Tensor& x_in, const at::Tensor& weight, const std::optiona
   }
   const bool in_place = add && add->f32() == y.f32() && !bias;
   if ((bias || add) && !in_place && y.cols > 0) {
-    const float* b = bias ? bias->const_data_ptr<float>() : nullptr;
-    const auto start_rows = cpu::flat_kernels(0.0f).start_rows;
-    at::parallel_for(
-        0, y.rows, std::max<int64_t>(1, 16384 / y.cols), [&](int64_t begin, int64_t end) {
-          start_rows(b, add ? add->f32() + begin * add->stride : nullptr, add ? add->stride : 0,
-                     y.mutable_f32() + begin * y.stride, y.stride, static_cast<size_t>(end - begin),
-                     static_cast<size_t>(y.cols));
-        });
+    start_all(bias ? bias->const_data_ptr<float>() : nullptr, add ? add->f32() : nullptr,
+              add ? add->stride : 0, y.mutable_f32(), y.stride, y.rows, y.cols);
   }
   product_f32(x.f32(), x.stride, w.f32(), w.stride, true, y.mutable_f32(), y.stride, x.rows, y.cols,
               x.cols, bias.has_value() || add.has_value());
@@ -354,13 +326,13 @@ void linear_backward_weight(const at::Tensor& dy_in, const at::Tensor& x_in, at:
                 x.rows, x.cols, dw.rows, dw.cols);
   float* out = dw.mutable_f32();
   if (x_in.scalar_type() == at::kFloat) {
-    sgemm(true, false, dw.rows, dw.cols, x.rows, 1.0f, dy.f32(), dy.stride, x.f32(), x.stride,
-          accumulate ? 1.0f : 0.0f, out, dw.stride);
+    sgemm(true, false, dw.rows, dw.cols, x.rows, dy.f32(), dy.stride, x.f32(), x.stride, accumulate,
+          out, dw.stride);
     return;
   }
-  if (cpu::bf16_choice().weights == Bf16Product::kMkl) {
-    cpu::bf16_gemm(true, false, dw.rows, dw.cols, x.rows, 1.0f, dy.bf16(), dy.stride, x.bf16(),
-                   x.stride, accumulate ? 1.0f : 0.0f, out, dw.stride);
+  if (cpu::product_choice().bfloat16 != Bf16Product::kConvert) {
+    cpu::bf16_gemm(true, false, dw.rows, dw.cols, x.rows, dy.bf16(), dy.stride, x.bf16(), x.stride,
+                   accumulate, out, dw.stride);
     return;
   }
   const int64_t panel = std::min(x.rows, kPanelRows + kMinRows);
@@ -372,8 +344,8 @@ void linear_backward_weight(const at::Tensor& dy_in, const at::Tensor& x_in, at:
     const int64_t count = panel_rows(x.rows - r);
     cpu::widen(dy.bf16() + r * dy.stride, dy.stride, wide_dy.data_ptr<float>(), count, dy.cols);
     cpu::widen(x.bf16() + r * x.stride, x.stride, wide_x.data_ptr<float>(), count, x.cols);
-    sgemm(true, false, dw.rows, dw.cols, count, 1.0f, wide_dy.data_ptr<float>(), dy.cols,
-          wide_x.data_ptr<float>(), x.cols, add ? 1.0f : 0.0f, out, dw.stride);
+    sgemm(true, false, dw.rows, dw.cols, count, wide_dy.data_ptr<float>(), dy.cols,
+          wide_x.data_ptr<float>(), x.cols, add, out, dw.stride);
     add = true;
     r += count;
   } while (r < x.rows);
@@ -409,6 +381,10 @@ void bias_gradient(const at::Tensor& dy, at::Tensor& dbias, bool accumulate) {
 }
 
 int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::ScalarType dtype) {
+  const cpu::ProductChoice choice = cpu::product_choice();
+  const bool panels = dtype == at::kFloat ? choice.float32 == FloatProduct::kPanels
+                                          : choice.bfloat16 == Bf16Product::kPanels;
+  if (panels) return 0;
   if (dtype == at::kFloat) return rows >= kMinRows ? 0 : 4 * kMinRows * (cols + inner);
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
   return 4 * (cols * inner + panel * (cols + inner));

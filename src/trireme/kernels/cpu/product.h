@@ -1,8 +1,8 @@
-// How bfloat16 products are computed on this machine.
+// How products are computed on this machine.
 //
-// All ways multiply bfloat16 values exactly and accumulate in float32. Which is quickest depends on the CPU: without
+// All ways accumulate in float32, and multiply bfloat16 values exactly. Which is quickest depends on the CPU: without
 // AMX an Intel core multiplies bfloat16 at half its float32 rate (166 against 300 GF/s on two cores), an AMD core with
-// avx512_bf16 at two to three times.
+// avx512_bf16 at two to three times; MKL reaches 4/5 of an AMD core's float32 rate.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,24 +12,39 @@
 
 namespace trireme::kernels::cpu {
 
+enum class FloatProduct {
+  kMkl,     ///< mkl_gemm.h
+  kPanels,  ///< panel_gemm.h
+};
 enum class Bf16Product {
   kConvert,  ///< widen panels to float32, then the float32 product
   kMkl,      ///< MKL's bfloat16 product with float32 result
-  kOneDnn  ///< at::mm on bfloat16 (float32 accumulation, bfloat16 result); not for weight gradients
+  kPanels,   ///< panel_gemm.h
 };
+const char* to_string(FloatProduct product);
 const char* to_string(Bf16Product product);
 
-struct Bf16Choice {
-  Bf16Product activations;  ///< y = x W^T and dx = dy W
-  Bf16Product weights;      ///< dW = dy^T x, float32 result
+struct ProductChoice {
+  FloatProduct float32;
+  Bf16Product bfloat16;
 };
 
-/// The choice in force: default_bf16_choice() unless set_bf16_choice came before. Thread-safety: any thread.
-Bf16Choice bf16_choice();
-void set_bf16_choice(Bf16Choice choice);
+/// The choice in force: default_product_choice() unless set_product_choice came before. Thread-safety: any thread, but
+/// set it before the first product.
+ProductChoice product_choice();
+void set_product_choice(ProductChoice choice);
 
 /// What the processor's kind says. A rule and not a measurement: a busy machine must not change a run's bits.
-Bf16Choice default_bf16_choice();
+ProductChoice default_product_choice();
+
+/// C[m, n] (= or +=) op(A)[m, k] op(B)[k, n] in float32, the chosen way. As mkl_sgemm.
+void sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+           int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc);
+
+/// The same with bfloat16 A and B; not when the choice is kConvert.
+void bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+               const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
+               bool accumulate, float* c, int64_t ldc);
 
 /// Rows of a float32 panel when bfloat16 is widened: bounds the workspace.
 inline constexpr int64_t kPanelRows = 512;

@@ -1,8 +1,12 @@
 #include "trireme/kernels/cpu/product.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/format.h>
 
-#include "trireme/kernels/cpu/mkl_gemm.h"
+#include <random>
+
+#include "trireme/kernels/cpu/processor.h"
+#include "trireme/kernels/cpu/test_products.h"
 #include "trireme/kernels/cpu/test_tensors.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/kernels/ref/reference.h"
@@ -10,16 +14,8 @@
 namespace trireme::kernels {
 namespace {
 
-using cpu::Bf16Choice;
-using cpu::Bf16Product;
-
-/// Every way to multiply bfloat16 that this libtorch has.
-std::vector<Bf16Choice> choices() {
-  std::vector<Bf16Choice> all = {{Bf16Product::kConvert, Bf16Product::kConvert},
-                                 {Bf16Product::kOneDnn, Bf16Product::kConvert}};
-  if (cpu::has_bf16_gemm()) all.push_back({Bf16Product::kMkl, Bf16Product::kMkl});
-  return all;
-}
+using cpu::FloatProduct;
+using cpu::for_every_choice;
 
 void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
   const at::Tensor x = random_tensor({n, in}, dtype, 1);
@@ -28,8 +24,6 @@ void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
   const at::Tensor residual = random_tensor({n, out}, dtype, 4);
   const at::Tensor dy = random_tensor({n, out}, dtype, 5);
   const double tolerance = tolerance_of(dtype);
-  // Where oneDNN rounds the product before additions, three roundings meet.
-  const double added = dtype == at::kBFloat16 ? 0.013 : tolerance;
 
   auto expected = ref::matmul_nt(values_of(x), values_of(w), n, out, in);
   at::Tensor y = garbage({n, out}, dtype);
@@ -44,11 +38,11 @@ void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
   for (size_t i = 0; i < expected.size(); ++i)
     expected[i] += bias_values[i % static_cast<size_t>(out)];
   linear(x, w, b, std::nullopt, y);
-  expect_close(y, expected, added, "x w^T + b");
+  expect_close(y, expected, tolerance, "x w^T + b");
   const auto residual_values = values_of(residual);
   for (size_t i = 0; i < expected.size(); ++i) expected[i] += residual_values[i];
   linear(x, w, b, residual, y);
-  expect_close(y, expected, added, "x w^T + b + residual");
+  expect_close(y, expected, tolerance, "x w^T + b + residual");
   at::Tensor in_place = residual.clone();
   linear(x, w, b, in_place, in_place);
   EXPECT_TRUE(same_bits(in_place, y));
@@ -56,7 +50,7 @@ void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
     expected[i] -= bias_values[i % static_cast<size_t>(out)];
   in_place = residual.clone();
   linear(x, w, std::nullopt, in_place, in_place);
-  expect_close(in_place, expected, added, "x w^T + residual in place");
+  expect_close(in_place, expected, tolerance, "x w^T + residual in place");
 
   const auto wt = ref::transposed(values_of(w), out, in);
   auto dx_expected = ref::matmul_nt(values_of(dy), wt, n, in, out);
@@ -67,7 +61,7 @@ void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
   linear_backward_input(dy, w, dx_sum, true);
   const auto x_values = values_of(x);
   for (size_t i = 0; i < dx_expected.size(); ++i) dx_expected[i] += x_values[i];
-  expect_close(dx_sum, dx_expected, added, "dx accumulated");
+  expect_close(dx_sum, dx_expected, tolerance, "dx accumulated");
 
   auto dw_expected = ref::matmul_nt(ref::transposed(values_of(dy), n, out),
                                     ref::transposed(values_of(x), n, in), out, in, n);
@@ -87,26 +81,36 @@ void expect_products(at::ScalarType dtype, int64_t n, int64_t in, int64_t out) {
   expect_close(db, db_expected, 1e-5, "db");
 }
 
-TEST(ProductTest, Float32MatchesReference) {
-  expect_products(at::kFloat, 9, 33, 17);
-  expect_products(at::kFloat, 1, 1, 1);
-  expect_products(at::kFloat, 3, 8, 5);
-  expect_products(at::kFloat, 130, 64, 96);
-  expect_products(at::kFloat, 0, 4, 6);
+TEST(ProductTest, MatchesTheReferenceInEveryWay) {
+  for_every_choice([] {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      expect_products(dtype, 9, 33, 17);
+      expect_products(dtype, 1, 1, 1);
+      expect_products(dtype, 3, 8, 6);
+      expect_products(dtype, 130, 64, 96);
+      expect_products(dtype, 0, 4, 6);
+      expect_products(dtype, 700, 24, 40);     // more than one panel of rows
+      expect_products(dtype, 70, 1600, 65);    // more than one inner block, a column past a tile
+      expect_products(dtype, 1100, 70, 1700);  // and for the gradients
+    }
+  });
 }
 
-TEST(ProductTest, Bfloat16MatchesReferenceInEveryWay) {
-  const Bf16Choice kept = cpu::bf16_choice();
-  for (const Bf16Choice& choice : choices()) {
-    cpu::set_bf16_choice(choice);
-    SCOPED_TRACE(cpu::to_string(choice.activations));
-    expect_products(at::kBFloat16, 9, 33, 17);
-    expect_products(at::kBFloat16, 1, 1, 1);
-    expect_products(at::kBFloat16, 3, 8, 6);
-    expect_products(at::kBFloat16, 0, 4, 6);
-    expect_products(at::kBFloat16, 700, 24, 40);  // more than one panel
+TEST(ProductTest, MatchesTheReferenceOnRandomShapes) {
+  std::mt19937 random(17);
+  const auto pick = [&](int64_t most) {
+    return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(most));
+  };
+  for (int round = 0; round < 12; ++round) {
+    const int64_t n = pick(200);
+    const int64_t in = pick(200);
+    const int64_t out = pick(200);
+    SCOPED_TRACE(fmt::format("{} x {} -> {}", n, in, out));
+    for_every_choice([&] {
+      expect_products(at::kFloat, n, in, out);
+      expect_products(at::kBFloat16, n, in, out);
+    });
   }
-  cpu::set_bf16_choice(kept);
 }
 
 TEST(ProductTest, TakesColumnSlicesOfFusedMatrices) {
@@ -155,41 +159,49 @@ void expect_independent_rows(at::ScalarType dtype, int64_t in, int64_t out) {
 TEST(ProductTest, RowsDoNotDependOnTheirNumber) {
   const int threads = at::get_num_threads();
   at::set_num_threads(1);  // many small products; the next test compares thread counts
-  for (const auto& [in, out] :
-       {std::pair<int64_t, int64_t>{64, 48}, {96, 100}, {384, 384}, {2000, 24}, {1000, 300}}) {
-    expect_independent_rows(at::kFloat, in, out);
-    expect_independent_rows(at::kBFloat16, in, out);
-  }
+  for_every_choice([] {
+    for (const auto& [in, out] :
+         {std::pair<int64_t, int64_t>{64, 48}, {96, 100}, {384, 384}, {2000, 24}, {1000, 300}}) {
+      // Widened products lean on MKL's AVX-512 blocking, which only Intel's processors get.
+      if (cpu::processor().intel || cpu::product_choice().float32 == FloatProduct::kPanels) {
+        expect_independent_rows(at::kFloat, in, out);
+        expect_independent_rows(at::kBFloat16, in, out);
+      }
+    }
+  });
   at::set_num_threads(threads);
 }
 
 TEST(ProductTest, DoesNotDependOnThreads) {
   const int threads = at::get_num_threads();
-  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    for (const auto& [n, in, out] : {std::tuple<int64_t, int64_t, int64_t>{2048, 48, 32},
-                                     {2500, 384, 200},
-                                     {9, 3000, 40},
-                                     {1100, 400, 400}}) {
-      const at::Tensor x = random_tensor({n, in}, dtype, 1);
-      const at::Tensor w = random_tensor({out, in}, dtype, 2);
-      std::vector<at::Tensor> results;
-      for (const int count : {1, 2, 3}) {
-        at::set_num_threads(count);
-        at::Tensor y = garbage({n, out}, dtype);
-        at::Tensor dx = garbage({n, in}, dtype);
-        at::Tensor dw = garbage({out, in}, at::kFloat);
-        at::Tensor db = garbage({out}, at::kFloat);
-        linear(x, w, std::nullopt, std::nullopt, y);
-        linear_backward_input(y, w, dx);
-        linear_backward_weight(y, x, dw, false);
-        bias_gradient(y, db, false);
-        results.push_back(at::cat({y.reshape({-1}).to(at::kFloat), dx.reshape({-1}).to(at::kFloat),
-                                   dw.reshape({-1}), db}));
+  for_every_choice([] {
+    if (!cpu::processor().intel && cpu::product_choice().float32 == FloatProduct::kMkl) return;
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      for (const auto& [n, in, out] : {std::tuple<int64_t, int64_t, int64_t>{2048, 48, 32},
+                                       {2500, 384, 200},
+                                       {9, 3000, 40},
+                                       {1100, 400, 400}}) {
+        const at::Tensor x = random_tensor({n, in}, dtype, 1);
+        const at::Tensor w = random_tensor({out, in}, dtype, 2);
+        std::vector<at::Tensor> results;
+        for (const int count : {1, 2, 3}) {
+          at::set_num_threads(count);
+          at::Tensor y = garbage({n, out}, dtype);
+          at::Tensor dx = garbage({n, in}, dtype);
+          at::Tensor dw = garbage({out, in}, at::kFloat);
+          at::Tensor db = garbage({out}, at::kFloat);
+          linear(x, w, std::nullopt, std::nullopt, y);
+          linear_backward_input(y, w, dx);
+          linear_backward_weight(y, x, dw, false);
+          bias_gradient(y, db, false);
+          results.push_back(at::cat({y.reshape({-1}).to(at::kFloat),
+                                     dx.reshape({-1}).to(at::kFloat), dw.reshape({-1}), db}));
+        }
+        EXPECT_TRUE(same_bits(results[0], results[1])) << n << " rows";
+        EXPECT_TRUE(same_bits(results[0], results[2])) << n << " rows";
       }
-      EXPECT_TRUE(same_bits(results[0], results[1])) << n << " rows";
-      EXPECT_TRUE(same_bits(results[0], results[2])) << n << " rows";
     }
-  }
+  });
   at::set_num_threads(threads);
 }
 
