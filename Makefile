@@ -32,9 +32,9 @@ build: setup ## the program, build/trireme
 bench: build ## time the matrix products and kernels of this machine, and training against PyTorch
 	@scripts/bench
 
-parity: setup ## compare with PyTorch, transformers, tokenizers and TensorBoard, installed into .deps/peers
+parity: setup ## compare with PyTorch, transformers, tokenizers, TensorBoard and a browser (.deps/peers, chromium)
 	@scripts/build release trireme model_probe
-	@scripts/setup peers
+	@scripts/setup peers report
 	@scripts/parity
 
 asan: setup ## the tests under the address and undefined-behaviour sanitizers

@@ -11,6 +11,7 @@ import gzip
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import struct
@@ -418,6 +419,68 @@ def _(folder):
     return folder.train("--resume", "no")
 
 
+@case("resume-with-another-base", CONFIG, "rope_theta", "config differs")
+def _(folder):
+    folder.trained()
+    folder.write("config.json", json.dumps({**TINY, "rope_theta": 500.0}))
+    return folder.train()
+
+
+@case("resume-with-other-letters", DATA, "data.train")
+def _(folder):
+    folder.trained()
+    folder.write("text.txt", "the quick brown fox jumps over the lazy cat. " * 40)
+    return folder.train()
+
+
+@case("dry-run-of-another-run", CONFIG, "optim.lr")
+def _(folder):
+    folder.trained()
+    return folder.train("--dry-run", "--set", "optim.lr=0.5")
+
+
+@case("export-folder-of-somebody", CONFIG, "export", "more than a model")
+def _(folder):
+    (folder.path / "run/export").mkdir(parents=True)
+    folder.write("run/export/thesis.txt", "years of work")
+    folder.write("run/.tmp-notes", "mine")
+    result = folder.train()
+    assert (folder.path / "run/export/thesis.txt").exists() and (folder.path / "run/.tmp-notes").exists()
+    return result
+
+
+@case("convert-over-somebodys-folder", CONFIG, "home", "more than a model")
+def _(folder):
+    folder.trained()
+    (folder.path / "home/docs").mkdir(parents=True)
+    folder.write("home/docs/letter", "dear")
+    result = folder.run("convert", "export", "run", "home", "--force")
+    assert (folder.path / "home/docs/letter").exists()
+    return result
+
+
+@case("a-killed-process-of-the-same-number", 0)
+def _(folder):
+    # Every first process of a container has the same number: what a killed one left must not stop the next.
+    folder.write_run()
+    (folder.path / "run").mkdir()
+    script = "for i in 0 1 2 3 4 5 6 7 8 9; do : > run/.run.toml.$$.$i.tmp; : > run/.metrics.jsonl.$$.$i.tmp; done; " \
+             "exec " + shlex.quote(os.path.abspath(PROGRAM)) + " train run.toml"
+    return subprocess.run(["sh", "-c", script], cwd=folder.path, capture_output=True, text=True, timeout=300,
+                          env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+@case("one-of-two-ranks", CONFIG, "WORLD_SIZE = 2")
+def _(folder):
+    folder.write_run()
+    return subprocess.run([PROGRAM, "train", "run.toml"], cwd=folder.path, capture_output=True, text=True, timeout=300,
+                          env=dict(os.environ, WORLD_SIZE="2", RANK="1"))
+
+
+wrong_value("no-nucleus", "sample.top_p", 0.0, "sample.top_p", "above 0")
+wrong_value("prompt-past-the-context", "sample.prompts", ["word " * 40], "sample.prompts", "context")
+
+
 @case("init-from-another-model", CONFIG, "model.init", "differs")
 def _(folder):
     folder.trained()
@@ -464,6 +527,7 @@ wrong_arguments("generate-without-model", CONFIG, [], "generate")
 wrong_arguments("generate-from-nowhere", DATA, ["absent"], "generate", "absent", "--prompt", "a")
 wrong_arguments("generate-from-a-text", DATA, ["text.txt"], "generate", "text.txt", "--prompt", "a")
 wrong_arguments("eval-from-nowhere", DATA, ["absent"], "eval", "absent", "--data", "text.txt")
+wrong_arguments("eval-of-negative-windows", CONFIG, ["--seq-len"], "eval", "absent", "--data", "text.txt", "--seq-len", "-3")
 wrong_arguments("verify-nothing", DATA, ["absent"], "checkpoint", "verify", "absent")
 wrong_arguments("export-nothing", DATA, ["absent"], "convert", "export", "absent", "out")
 wrong_arguments("encode-with-nothing", DATA, ["absent.json"], "tokenize", "encode", "--tokenizer", "absent.json", "text.txt")

@@ -140,7 +140,13 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
   const fs::path temporary =
       folder / fmt::format(".{}.{}.{}.tmp", path.filename().string(), ::getpid(),
                            counter.fetch_add(1, std::memory_order_relaxed));
-  Descriptor out(open_retrying(temporary, O_WRONLY | O_CREAT | O_EXCL, 0666));
+  int descriptor = open_retrying(temporary, O_WRONLY | O_CREAT | O_EXCL, 0666);
+  if (descriptor < 0 && errno == EEXIST) {
+    // Left by a killed process that had our number, as every first process of a container has.
+    ::unlink(temporary.c_str());
+    descriptor = open_retrying(temporary, O_WRONLY | O_CREAT | O_EXCL, 0666);
+  }
+  Descriptor out(descriptor);
   if (!out.valid()) fail_write(path, errno);
   const auto give_up = [&](int error) {
     out.reset();

@@ -117,7 +117,10 @@ std::map<std::string, Found> open_weights(const fs::path& path) {
                        "{} is named by the index and missing", file_path.string());
     const auto file = std::make_shared<const TensorFile>(file_path);
     for (const TensorInfo& info : file->header().tensors) {
-      if (!index.empty() && index[info.name] != file_path.filename().string()) continue;
+      if (!index.empty()) {
+        const auto listed = index.find(info.name);
+        if (listed != index.end() && listed->second != file_path.filename().string()) continue;
+      }
       tensors[info.name] = {file, &info};
     }
   }
@@ -278,6 +281,8 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
                        kConfig, "name a new directory, or say --force to replace it",
                        "{} is there already", path.string());
   }
+  TRIREME_USER_CHECK(!fs::exists(path) || is_model_folder(path), kConfig, "name another directory",
+                     "{} holds more than a model: it is not replaced", path.string());
   Storage& storage = options.storage ? *options.storage : disk();
   std::map<std::string, const TensorToWrite*> by_name;
   for (const TensorToWrite& parameter : parameters) by_name[parameter.name] = &parameter;

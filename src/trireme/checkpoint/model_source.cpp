@@ -96,6 +96,8 @@ Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bo
                        kConfig, "name a new folder, or say --force to replace it",
                        "{} is there already", out.string());
   }
+  TRIREME_USER_CHECK(!fs::exists(out) || is_model_folder(out), kConfig, "name another folder",
+                     "{} holds more than a model: it is not replaced", out.string());
   HuggingFaceModel opened = open_huggingface(huggingface);
   CheckpointState state;
   state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <set>
 #include <string>
 #include <system_error>
 
@@ -214,16 +215,36 @@ void FolderTransaction::commit() {
   storage_.remove_all(replaced);
 }
 
-void clean_up_transactions(Storage& storage, const fs::path& parent) {
+bool is_model_folder(const fs::path& path) {
+  static const std::set<std::string> kinds = {".safetensors", ".json", ".jinja", ".model",
+                                              ".toml",        ".md",   ".txt"};
+  std::error_code error;
+  bool has_config = false;
+  bool empty = true;
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    empty = false;
+    const std::string name = entry.path().filename().string();
+    has_config = has_config || name == "config.json" || name == "manifest.json";
+    if (!entry.is_regular_file(error) || !kinds.contains(entry.path().extension().string()))
+      return false;
+  }
+  return !error && (empty || has_config);
+}
+
+void clean_up_transactions(Storage& storage, const fs::path& parent, const std::string& only) {
   std::vector<fs::path> entries;
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator(parent, ignored)) entries.push_back(entry.path());
   for (const fs::path& entry : entries) {
     const std::string name = entry.filename().string();
     if (name.starts_with(kTemporaryPrefix)) {
-      storage.remove_all(entry);
+      const bool ours =
+          only.empty() ||
+          (name.starts_with(std::string(kTemporaryPrefix) + only + ".") && owner_of(name) > 0);
+      if (ours) storage.remove_all(entry);
     } else if (name.starts_with(kReplacedPrefix)) {
       const fs::path original = parent / name.substr(kReplacedPrefix.size());
+      if (!only.empty() && original.filename() != only) continue;
       if (fs::exists(original)) {
         storage.remove_all(entry);
       } else {

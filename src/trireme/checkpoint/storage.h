@@ -34,6 +34,10 @@ class Storage {
   virtual uint64_t free_bytes(const std::filesystem::path& path) = 0;  ///< for an unprivileged user
 };
 
+/// Whether `path` holds a model or a checkpoint and nothing else: what --force and a run's export may replace. Empty
+/// folders count. Looks at names only.
+bool is_model_folder(const std::filesystem::path& path);
+
 /// The real disk. Lives as long as the process.
 Storage& disk();
 
@@ -61,7 +65,9 @@ class FolderTransaction {
 };
 
 /// Removes temporaries that killed processes left beside `final_path`s in `parent`, and puts back a
-/// folder that was being replaced. Call when no other process writes there.
-void clean_up_transactions(Storage& storage, const std::filesystem::path& parent);
+/// folder that was being replaced. Call when no other process writes there. With `name` only those of
+/// that folder: what else is in `parent` may be its owner's.
+void clean_up_transactions(Storage& storage, const std::filesystem::path& parent,
+                           const std::string& name = "");
 
 }  // namespace trireme::checkpoint

@@ -150,6 +150,7 @@ void add_bench_tokenize(CLI::App& bench, GlobalOptions& options) {
 void add_bench(CLI::App& app, GlobalOptions& options) {
   CLI::App* bench = app.add_subcommand("bench", "measure this machine and this program");
   bench->require_subcommand(1);
+  add_global_options(*bench, options, "trireme bench gemm");
   add_bench_gemm(*bench, options);
   add_bench_kernels(*bench, options);
   add_bench_train(*bench, options);

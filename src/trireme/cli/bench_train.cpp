@@ -3,6 +3,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cli/command.h"
+#include "trireme/device/machine.h"
 #include "trireme/model/flops.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/train/step_benchmark.h"
@@ -75,7 +76,8 @@ void run_bench_train(const BenchTrainArguments& arguments, const GlobalOptions& 
   const std::string name = fmt::format("train.{}.{}", arguments.preset, arguments.precision);
   const double median = rates[rates.size() / 2];
   if (options.json) {
-    print_json({{"results",
+    print_json({{"machine", device::to_json(device::read_machine())},
+                {"results",
                  {{{"name", name},
                    {"median", median},
                    {"min", rates.front()},

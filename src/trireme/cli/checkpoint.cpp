@@ -107,6 +107,7 @@ void add_checkpoint(CLI::App& app, GlobalOptions& options) {
   CLI::App* command =
       app.add_subcommand("checkpoint", "List, verify, digest and compare checkpoints");
   command->require_subcommand(1);
+  add_global_options(*command, options, "trireme checkpoint list runs/first");
   struct Paths {
     std::string first;
     std::string second;

@@ -30,10 +30,6 @@ void print_json(const OrderedJson& document) {
   std::fputc('\n', stdout);
 }
 
-bool use_colour() {
-  return isatty(STDOUT_FILENO) && std::getenv("NO_COLOR") == nullptr;
-}
-
 namespace {
 
 constexpr const char* kDefectHint =

@@ -24,7 +24,6 @@ void add_global_options(CLI::App& command, GlobalOptions& options, const std::st
 void print_json(const OrderedJson& document);
 
 /// stdout is a terminal and NO_COLOR is unset.
-bool use_colour();
 
 void add_train(CLI::App& app, GlobalOptions& options);
 void add_plan(CLI::App& app, GlobalOptions& options);

@@ -1,8 +1,11 @@
 #include "trireme/cli/command.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -43,21 +46,41 @@ TEST(CommandTest, HelpAndVersionAreSuccess) {
   EXPECT_THAT(version.out, StartsWith("trireme "));
 }
 
-TEST(CommandTest, EveryCommandHasHelpWithAnExampleAndJson) {
-  for (const std::vector<std::string>& command :
-       std::vector<std::vector<std::string>>{{"doctor"},
-                                             {"bench", "gemm"},
-                                             {"bench", "kernels"},
-                                             {"bench", "train"},
-                                             {"bench", "tokenize"}}) {
-    std::vector<std::string> arguments = command;
-    arguments.push_back("--help");
-    const Outcome outcome = run_trireme(arguments);
-    EXPECT_EQ(outcome.status, 0);
-    EXPECT_THAT(outcome.out, HasSubstr("Example:"));
-    EXPECT_THAT(outcome.out, HasSubstr("--json"));
-    EXPECT_THAT(outcome.out, HasSubstr("--quiet"));
+/// The commands that a help text lists.
+std::vector<std::string> listed_commands(const std::string& help) {
+  std::vector<std::string> names;
+  const size_t begin = help.find("\nSubcommands:\n");
+  if (begin == std::string::npos) return names;
+  std::istringstream lines(help.substr(begin + 14));
+  for (std::string line; std::getline(lines, line) && line.starts_with("  ");) {
+    if (line.size() > 2 && line[2] != ' ') names.push_back(line.substr(2, line.find(' ', 2) - 2));
   }
+  return names;
+}
+
+/// Visits a command and all below it; returns how many there are.
+int expect_helpful(const std::vector<std::string>& command) {
+  std::vector<std::string> arguments = command;
+  arguments.push_back("--help");
+  const Outcome outcome = run_trireme(arguments);
+  EXPECT_EQ(outcome.status, 0);
+  const std::string name = fmt::format("{}", fmt::join(command, " "));
+  if (!command.empty()) {
+    EXPECT_THAT(outcome.out, HasSubstr("Example:")) << name;
+    EXPECT_THAT(outcome.out, HasSubstr("--json")) << name;
+    EXPECT_THAT(outcome.out, HasSubstr("--quiet")) << name;
+  }
+  int count = 1;
+  for (const std::string& below : listed_commands(outcome.out)) {
+    std::vector<std::string> longer = command;
+    longer.push_back(below);
+    count += expect_helpful(longer);
+  }
+  return count;
+}
+
+TEST(CommandTest, EveryCommandHasHelpWithAnExampleAndJson) {
+  EXPECT_GT(expect_helpful({}), 30);  // itself, 11 commands, and those below them
 }
 
 TEST(CommandTest, NoCommandNamesTheCommands) {

@@ -57,6 +57,7 @@ void add_convert(CLI::App& app, GlobalOptions& options) {
   CLI::App* command =
       app.add_subcommand("convert", "Exchange models with Hugging Face directories");
   command->require_subcommand(1);
+  add_global_options(*command, options, "trireme convert export runs/first exported");
   const auto convert = std::make_shared<ConvertOptions>();
 
   CLI::App* import =

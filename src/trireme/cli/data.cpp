@@ -208,6 +208,7 @@ void add_corpus(CLI::App& data_command, GlobalOptions& global) {
 void add_data(CLI::App& app, GlobalOptions& options) {
   CLI::App* command = app.add_subcommand("data", "prepare data sets and look into them");
   command->require_subcommand(1);
+  add_global_options(*command, options, "trireme data prepare --help");
   add_prepare(*command, options);
   add_inspect(*command, options);
   add_corpus(*command, options);

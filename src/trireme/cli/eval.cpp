@@ -106,8 +106,11 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
                      data_options.seq_len, loaded.model->spec().max_positions);
   data_options.packing = data::parse_packing(arguments.packing);
   // Tokenized text goes to a folder of its own, gone when this command ends.
-  const std::filesystem::path cache =
-      std::filesystem::temp_directory_path() / fmt::format("trireme-eval-{}", getpid());
+  std::string pattern = (std::filesystem::temp_directory_path() / "trireme-eval-XXXXXX").string();
+  TRIREME_USER_CHECK(mkdtemp(pattern.data()) != nullptr, kData,
+                     "set TMPDIR to a folder that can be written to", "cannot make the folder {}",
+                     pattern);
+  const std::filesystem::path cache = pattern;
   const std::shared_ptr<void> remove_cache(nullptr, [cache](void*) {
     std::error_code ignored;
     std::filesystem::remove_all(cache, ignored);
@@ -141,13 +144,15 @@ void add_eval(CLI::App& app, GlobalOptions& options) {
   command->add_option("--tokenizer", arguments->tokenizer, "in place of the model's own");
   command->add_option("--packing", arguments->packing, "documents or stream")
       ->capture_default_str();
-  command->add_option("--seq-len", arguments->seq_len,
-                      "window length; default: the model's context, at most 1024");
+  command
+      ->add_option("--seq-len", arguments->seq_len,
+                   "window length; 0: the model's context, at most 1024")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("--rows", arguments->rows, "windows in a forward pass")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->add_option("--max-windows", arguments->max_windows,
-                      "stop after so many windows; 0: all");
+  command->add_option("--max-windows", arguments->max_windows, "stop after so many windows; 0: all")
+      ->check(CLI::NonNegativeNumber);
   add_global_options(*command, options, "trireme eval runs/first/export --data 'valid/*.txt'");
   command->callback([arguments, &options] { run_eval(*arguments, options); });
 }

@@ -189,6 +189,8 @@ void run_inspect(const TokenizeArguments& arguments, const GlobalOptions& global
 void add_tokenize(CLI::App& app, GlobalOptions& options) {
   auto* command = app.add_subcommand("tokenize", "train a tokenizer, turn text into ids and back");
   command->require_subcommand(1);
+  add_global_options(*command, options,
+                     "trireme tokenize encode --tokenizer tokenizer.json text.txt");
   auto arguments = std::make_shared<TokenizeArguments>();
   const auto tokenizer_option = [&](CLI::App* sub) {
     sub->add_option("--tokenizer,-t", arguments->tokenizer,

@@ -1,3 +1,4 @@
+#include <cstdlib>
 #include <memory>
 
 #include "trireme/base/error.h"
@@ -24,7 +25,11 @@ std::vector<train::ReportSample> sample(nn::Model& model, const data::Tokenizer&
   std::vector<std::string> prompts = run.sample.prompts;
   if (prompts.empty()) return {};
   std::vector<std::vector<int32_t>> ids;
-  for (const std::string& prompt : prompts) ids.push_back(tokenizer.encode(prompt));
+  for (const std::string& prompt : prompts) {
+    ids.push_back(tokenizer.encode(prompt));
+    // An empty prompt starts a document.
+    if (ids.back().empty() && tokenizer.eos_id()) ids.back().push_back(*tokenizer.eos_id());
+  }
   infer::GenerationOptions options;
   options.max_new_tokens = run.sample.tokens;
   options.sampling.temperature = run.sample.temperature;
@@ -53,6 +58,20 @@ OrderedJson to_json(const train::TrainResult& result, const std::string& out) {
   return json;
 }
 
+/// Launchers tell a process how many there are. Each would otherwise train the whole run for itself.
+void refuse_several_ranks() {
+  for (const char* name : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}) {
+    const char* text = std::getenv(name);
+    // Inside an allocation SLURM_NTASKS is set for a plain command too; srun adds the process's number.
+    if (text == nullptr ||
+        (std::string(name) == "SLURM_NTASKS" && std::getenv("SLURM_PROCID") == nullptr))
+      continue;
+    TRIREME_USER_CHECK(std::strtol(text, nullptr, 10) <= 1, kConfig,
+                       "start one process; its threads use all cores",
+                       "{} = {}: training on several ranks is not covered yet", name, text);
+  }
+}
+
 void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   if (arguments.print_schema) {
     fmt::print("{}", train::schema_markdown());
@@ -60,10 +79,12 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   }
   TRIREME_USER_CHECK(!arguments.run_file.empty(), kConfig, "examples/ has run files to start from",
                      "no run file is given: trireme train RUN.toml");
+  refuse_several_ranks();
   const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
   if (arguments.dry_run) {
     device::get_device("cpu");
-    const train::Preflight preflight = train::inspect_run(run);
+    train::Preflight preflight = train::inspect_run(run);
+    train::inspect_continuation(arguments.resume, preflight);
     if (options.json) {
       print_json(train::to_json(preflight));
     } else {
@@ -84,6 +105,7 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
     print_json(to_json(result, run.config.out));
     return;
   }
+  if (options.quiet) return;
   for (const train::ReportSample& text : result.samples)
     fmt::print("--- {}{}\n", text.prompt, text.text);
   if (result.was_done) {

@@ -67,7 +67,29 @@ int32_t TokenStream::max_id() const {
 }
 
 uint64_t TokenStream::fingerprint() const {
-  return mix(xxh3(std::as_bytes(std::span(starts_))), xxh3(std::as_bytes(std::span(places_))));
+  constexpr int64_t kAll = int64_t{1} << 20;
+  constexpr int64_t kPieces = 1024;
+  constexpr int64_t kPiece = 64;
+  uint64_t hash =
+      mix(xxh3(std::as_bytes(std::span(starts_))), xxh3(std::as_bytes(std::span(places_))));
+  std::vector<int32_t> tokens;
+  const auto add = [&](int64_t document, int64_t first, int64_t count) {
+    tokens.resize(static_cast<size_t>(count));
+    read(document, first, tokens);
+    hash = mix(hash, xxh3(std::as_bytes(std::span(tokens))));
+  };
+  if (num_tokens() <= kAll) {
+    for (int64_t d = 0; d < num_documents(); ++d)
+      add(d, 0, document_start(d + 1) - document_start(d));
+    return hash;
+  }
+  for (int64_t piece = 0; piece < kPieces; ++piece) {
+    const int64_t position = num_tokens() / kPieces * piece;
+    const int64_t document = document_at(position);
+    const int64_t left = document_start(document + 1) - position;
+    add(document, position - document_start(document), std::min(kPiece, left));
+  }
+  return hash;
 }
 
 Dataset::Dataset(std::vector<Part> parts, int64_t seq_len, Packing packing, uint64_t seed,

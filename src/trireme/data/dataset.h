@@ -48,7 +48,8 @@ class TokenStream {
   /// two tokens.
   int64_t num_windows(int64_t seq_len) const;
   int32_t max_id() const;  ///< of the whole data sets it takes documents from
-  /// A hash of the documents' lengths and places: a changed corpus is noticed on resume.
+  /// A hash of the documents' lengths and places and of their tokens (all of up to a million, else evenly spaced pieces of
+  /// them): a changed corpus is noticed on resume.
   uint64_t fingerprint() const;
 
  private:

@@ -441,4 +441,14 @@ void IndexedDatasetWriter::finish() {
   write_file_atomically(with_suffix(prefix_, ".idx"), format_token_index(type_, lengths_));
 }
 
+void remove_unfinished(const std::filesystem::path& folder) {
+  std::error_code ignored;
+  std::vector<std::filesystem::path> unfinished;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (entry.path().filename().string().find(".bin.tmp-") != std::string::npos)
+      unfinished.push_back(entry.path());
+  }
+  for (const auto& path : unfinished) std::filesystem::remove(path, ignored);
+}
+
 }  // namespace trireme::data

@@ -123,4 +123,7 @@ class IndexedDatasetWriter {
   int32_t max_id_ = -1;
 };
 
+/// Removes what killed writers left unfinished in a folder (PREFIX.bin.tmp-PID). Call when nothing writes there.
+void remove_unfinished(const std::filesystem::path& folder);
+
 }  // namespace trireme::data

@@ -12,6 +12,7 @@
 #include "trireme/device/device.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/nn/testing/reference_model.h"
+#include "trireme/optim/muon.h"
 #include "trireme/optim/optimizer.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/simulate.h"
@@ -365,6 +366,8 @@ struct MemoryCase {
   Recompute recompute;
   Precision precision;
   bool delayed;
+  int64_t lanes = 2;
+  optim::OptimizerKind optimizer = optim::OptimizerKind::kAdamW;
 };
 
 class PredictedMemory : public ExecutorTest, public ::testing::WithParamInterface<MemoryCase> {};
@@ -373,20 +376,32 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
   const MemoryCase& memory = GetParam();
   device::Device& device = device::get_device("cpu");
   const model::ModelSpec spec = medium(memory.family);
-  plan::Strategy strategy = strategy_for(2, 2, 4, 128);
+  plan::Strategy strategy = strategy_for(memory.lanes, memory.lanes, 4, 128);
+  optim::OptimizerConfig config;
+  config.kind = memory.optimizer;
+  strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
+        4 * optim::state_floats(config, parameter) * parameter.numel();
+    if (config.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
+      strategy.optimizer_workspace_bytes =
+          std::max(strategy.optimizer_workspace_bytes,
+                   optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+    }
+  }
   strategy.precision = memory.precision;
   strategy.delay_weight_gradients = memory.delayed;
   strategy.recompute.assign(spec.parts.size(), memory.recompute);
   strategy.kernels = kernel_workspace();
   const plan::Program program = plan::build_program(spec, strategy);
   StepInput input;
-  input.micro_batches = random_batches(spec, 2, 4, 128, 3);
+  input.micro_batches = random_batches(spec, memory.lanes, 4, 128, 3);
 
   const int64_t before = device.memory().allocated_bytes;
   nn::ParameterStore store(spec, memory.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
   store.initialize(1);
   nn::Model model(store);
-  const auto optimizer = optim::make_optimizer({}, spec);
+  const auto optimizer = optim::make_optimizer(config, spec);
   Executor executor(model, store, *optimizer);
   const StepResult result = executor.run_step(program, input);
 
@@ -420,15 +435,25 @@ std::vector<MemoryCase> memory_cases() {
       }
     }
   }
+  // As the default run has it: Muon, and lanes whose partial sums wait for one another.
+  for (const int64_t lanes : {4, 8}) {
+    for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
+      cases.push_back(
+          {"llama", Recompute::kNone, precision, false, lanes, optim::OptimizerKind::kMuon});
+      cases.push_back(
+          {"llama", Recompute::kFull, precision, true, lanes, optim::OptimizerKind::kAdamW});
+    }
+  }
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PredictedMemory, ::testing::ValuesIn(memory_cases()),
                          [](const ::testing::TestParamInfo<MemoryCase>& info) {
-                           return fmt::format("{}_{}_{}_{}", info.param.family,
+                           return fmt::format("{}_{}_{}_{}_{}_lanes", info.param.family,
                                               plan::to_string(info.param.recompute),
                                               plan::to_string(info.param.precision),
-                                              info.param.delayed ? "delayed" : "joint");
+                                              info.param.delayed ? "delayed" : "joint",
+                                              info.param.lanes);
                          });
 
 TEST_F(ExecutorTest, AWarmStepTouchesHardlyAnyNewPage) {

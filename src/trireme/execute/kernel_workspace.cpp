@@ -1,7 +1,9 @@
 #include "trireme/execute/kernel_workspace.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/format.h>
 
+#include "trireme/base/torch_compat.h"
 #include "trireme/kernels/cpu/product.h"
 
 namespace trireme::execute {
@@ -26,6 +28,12 @@ plan::KernelWorkspace kernel_workspace() {
       break;
   }
   return workspace;
+}
+
+std::string arithmetic_name() {
+  const kernels::cpu::ProductChoice choice = kernels::cpu::product_choice();
+  return fmt::format("{} and {} products of torch {}", kernels::cpu::to_string(choice.float32),
+                     kernels::cpu::to_string(choice.bfloat16), TORCH_VERSION);
 }
 
 }  // namespace trireme::execute

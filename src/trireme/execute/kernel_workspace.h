@@ -1,11 +1,16 @@
 // What this machine's kernels hold while they run, for the planner's prediction of memory.
 #pragma once
 
+#include <string>
+
 #include "trireme/plan/kernel_workspace.h"
 
 namespace trireme::execute {
 
 /// Threads and ways of multiplying bfloat16 as they are now.
 plan::KernelWorkspace kernel_workspace();
+
+/// How this machine and this torch multiply, in words: runs with another answer may differ in their last bits.
+std::string arithmetic_name();
 
 }  // namespace trireme::execute

@@ -177,7 +177,10 @@ std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& 
       const std::vector<float> losses = sequence_losses(model, {whole})[0];
       double score = 0.0;
       for (size_t t = shared > 0 ? shared - 1 : 0; t < losses.size(); ++t) score -= losses[t];
-      const double norm_score = score / static_cast<double>(item.choices[c].size());
+      // Characters, as lm-evaluation-harness counts them: bytes that begin one.
+      const auto characters = std::count_if(item.choices[c].begin(), item.choices[c].end(),
+                                            [](char byte) { return (byte & 0xC0) != 0x80; });
+      const double norm_score = score / static_cast<double>(characters);
       if (score > best_score) best = c, best_score = score;
       if (norm_score > best_norm_score) best_norm = c, best_norm_score = norm_score;
     }

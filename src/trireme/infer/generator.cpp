@@ -138,7 +138,7 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
   int64_t longest = 0;
   for (const auto& prompt : prompts)
     longest = std::max<int64_t>(longest, static_cast<int64_t>(prompt.size()));
-  const int64_t capacity = std::min(longest + options.max_new_tokens, spec.max_positions);
+  const int64_t capacity = longest + std::min(options.max_new_tokens, spec.max_positions - longest);
   KeyValueCache cache(spec, static_cast<int64_t>(prompts.size()), capacity,
                       model.store().compute_dtype());
 

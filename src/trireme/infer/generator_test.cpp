@@ -1,5 +1,6 @@
 #include "trireme/infer/generator.h"
 
+#include <ATen/ops/logsumexp.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -36,7 +37,7 @@ class GeneratorTest : public testing::TestWithParam<const char*> {
 };
 
 /// The training forward's arg-max after every position of `ids`.
-std::vector<int32_t> training_forward_arg_max(nn::Model& model, const std::vector<int32_t>& ids) {
+at::Tensor training_forward_logits(nn::Model& model, const std::vector<int32_t>& ids) {
   // A sequence's losses for every possible target would do as well; the logits are quicker.
   const int64_t length = static_cast<int64_t>(ids.size());
   data::Batch batch;
@@ -51,9 +52,13 @@ std::vector<int32_t> training_forward_arg_max(nn::Model& model, const std::vecto
   for (int part = 0; part + 1 < model.num_parts(); ++part) {
     hidden = model.part(part).forward(hidden, tensors, true, nn::SaveMode::kAll).output;
   }
-  const at::Tensor logits = model.head().logits(hidden.view({length, -1}));
+  return model.head().logits(hidden.view({length, -1}));
+}
+
+std::vector<int32_t> training_forward_arg_max(nn::Model& model, const std::vector<int32_t>& ids) {
+  const at::Tensor logits = training_forward_logits(model, ids);
   std::vector<int32_t> result;
-  for (int64_t t = 0; t < length; ++t) {
+  for (int64_t t = 0; t < logits.size(0); ++t) {
     result.push_back(arg_max({logits.const_data_ptr<float>() + t * logits.size(1),
                               static_cast<size_t>(logits.size(1))}));
   }
@@ -125,6 +130,15 @@ TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
   ASSERT_EQ(losses[1].size(), 3u);
   EXPECT_TRUE(losses[2].empty());
   for (size_t t = 0; t < 3; ++t) EXPECT_NEAR(losses[0][t], losses[1][t], 1e-5);
+
+  const std::vector<int32_t> ids = {7, 2, 9, 4, 5, 30, 1};
+  const at::Tensor logits = training_forward_logits(model_, ids).to(at::kDouble);
+  const at::Tensor log_probabilities = logits - logits.logsumexp(-1, true);
+  const auto against = sequence_losses(model_, {ids})[0];
+  for (size_t t = 0; t + 1 < ids.size(); ++t) {
+    EXPECT_NEAR(against[t], -log_probabilities[static_cast<int64_t>(t)][ids[t + 1]].item<double>(),
+                1e-5);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest, testing::Values(kLlama, kGpt2, kQwen3),

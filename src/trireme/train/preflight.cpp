@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <map>
 
+#include "trireme/checkpoint/storage.h"
 #include "trireme/device/device.h"
 #include "trireme/model/flops.h"
 #include "trireme/train/progress.h"
+#include "trireme/train/run_folder.h"
+#include "trireme/train/train_state.h"
 
 namespace trireme::train {
 
@@ -40,6 +43,32 @@ fs::path existing_folder(fs::path path) {
   return path;
 }
 
+int64_t folder_bytes(const fs::path& folder) {
+  std::error_code ignored;
+  int64_t sum = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder, ignored)) {
+    if (entry.is_regular_file(ignored)) sum += static_cast<int64_t>(entry.file_size(ignored));
+  }
+  return sum;
+}
+
+/// The texts that are continued after the last step.
+void inspect_samples(Preflight& p) {
+  for (const std::string& prompt : p.run.config.sample.prompts) {
+    const size_t length = p.model.tokenizer->encode(prompt).size();
+    if (length == 0 && !p.model.tokenizer->eos_id()) {
+      add(p.problems, ErrorCode::kConfig, "sample.prompts holds an empty text",
+          "write at least one character");
+    }
+    if (static_cast<int64_t>(length) >= p.model.spec.max_positions) {
+      add(p.problems, ErrorCode::kConfig,
+          fmt::format("sample.prompts holds a text of {} tokens; the model's context is {}", length,
+                      p.model.spec.max_positions),
+          "shorten it");
+    }
+  }
+}
+
 void inspect_out(Preflight& p) {
   const fs::path out = p.run.config.out;
   const fs::path folder = existing_folder(out);
@@ -54,6 +83,12 @@ void inspect_out(Preflight& p) {
   } else {
     std::error_code error;
     p.free_disk_bytes = static_cast<int64_t>(fs::space(folder, error).available);
+  }
+  if (p.run.config.hf_export.enabled && fs::exists(out / "export") &&
+      !checkpoint::is_model_folder(out / "export")) {
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("out = \"{}\": its folder export holds more than a model", out.string()),
+        "choose another out, move those files away, or set export.enabled = false");
   }
 }
 
@@ -84,16 +119,25 @@ void inspect_strategy(Preflight& p) {
   const int64_t weights = 4 * p.parameters;
   int64_t states = 0;
   for (const int64_t bytes : strategy.optimizer_state_bytes) states += bytes;
-  p.disk_bytes = (c.checkpoint.keep + 1) * (weights + states) + (c.hf_export.enabled ? weights : 0);
+  const int64_t saves =
+      c.checkpoint.every > 0 ? (c.schedule.steps + c.checkpoint.every - 1) / c.checkpoint.every : 1;
+  p.disk_bytes = (std::min(c.checkpoint.keep, saves) + 1) * (weights + states) +
+                 (c.hf_export.enabled ? weights : 0);
   p.device_memory_bytes = device::get_device("cpu").total_memory_bytes();
-  if (p.device_memory_bytes > 0 && p.peak_bytes > p.device_memory_bytes) {
+  // A checkpoint is written from a copy while training goes on.
+  const int64_t needed = p.peak_bytes + weights + states;
+  if (p.device_memory_bytes > 0 && needed > p.device_memory_bytes) {
     add(p.problems, ErrorCode::kConfig,
-        fmt::format("a step needs {} of memory; this machine has {}",
-                    bytes_text(static_cast<double>(p.peak_bytes)),
-                    bytes_text(static_cast<double>(p.device_memory_bytes))),
+        fmt::format(
+            "a step needs {} of memory, and {} while a checkpoint is written; this machine has {}",
+            bytes_text(static_cast<double>(p.peak_bytes)), bytes_text(static_cast<double>(needed)),
+            bytes_text(static_cast<double>(p.device_memory_bytes))),
         "lower batch.micro or data.seq_len, or set memory.recompute = \"full\"");
   }
-  if (p.free_disk_bytes > 0 && p.disk_bytes > p.free_disk_bytes) {
+  // What the run wrote before makes room for what comes.
+  const int64_t written =
+      folder_bytes(fs::path(c.out) / "checkpoints") + folder_bytes(fs::path(c.out) / "export");
+  if (p.free_disk_bytes > 0 && p.disk_bytes - written > p.free_disk_bytes) {
     add(p.problems, ErrorCode::kData,
         fmt::format("out = \"{}\": checkpoints and export need {}; {} are free", c.out,
                     bytes_text(static_cast<double>(p.disk_bytes)),
@@ -158,9 +202,20 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
           "use the model's own tokenizer, or raise the model's vocab_size");
     }
     attempt(p.problems, [&] { inspect_strategy(p); });
+    inspect_samples(p);
   }
   if (p.model.tokenizer != nullptr) inspect_data(p);
   return p;
+}
+
+void inspect_continuation(const std::string& resume, Preflight& p) {
+  attempt(p.problems, [&] {
+    const auto path = checkpoint_to_resume(p.run.config.out, resume);
+    if (!path) return;
+    const checkpoint::Checkpoint from(*path);
+    check_same_run(from, p.run.config);
+    p.continues_after = train_state_from_json(from.train_state(), path->string()).step;
+  });
 }
 
 std::string describe(const Preflight& p) {
@@ -183,6 +238,8 @@ std::string describe(const Preflight& p) {
     text +=
         fmt::format("memory     {} at the peak of a step, {} between steps; the machine has {}\n",
                     bytes(p.peak_bytes), bytes(p.resident_bytes), bytes(p.device_memory_bytes));
+    if (p.continues_after >= 0)
+      text += fmt::format("continues  after step {} of {}\n", p.continues_after, c.schedule.steps);
     text += fmt::format("disk       {} in {}; {} are free\n", bytes(p.disk_bytes), c.out,
                         bytes(p.free_disk_bytes));
   }
@@ -221,6 +278,7 @@ OrderedJson to_json(const Preflight& p) {
       {"flops_per_token", p.flops_per_token},
       {"peak_bytes", p.peak_bytes},
       {"steps", p.run.config.schedule.steps},
+      {"continues_after", p.continues_after},
       {"problems", problems},
       {"resident_bytes", p.resident_bytes},
       {"disk_bytes", p.disk_bytes},

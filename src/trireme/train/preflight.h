@@ -35,12 +35,18 @@ struct Preflight {
   int64_t total_tokens = 0;  ///< that the run will see
   double epochs = 0.0;
 
+  int64_t continues_after =
+      -1;  ///< the step of the checkpoint that training goes on from; -1: a new run
+
   std::vector<Error> problems;  ///< in the order in which they would strike
 };
 
 /// Looks at everything; throws nothing for what is wrong with the run, but lists it. Tokenizes text data into the
 /// cache, as the run itself would. `precision` of a resumed run is given ("fp32", "bf16"); "" measures.
 Preflight inspect_run(const RunFile& run, const std::string& precision = "");
+
+/// Adds what `resume` (as in TrainOptions) would find wrong with the run that out holds, and fills in continues_after.
+void inspect_continuation(const std::string& resume, Preflight& preflight);
 
 /// For a person.
 std::string describe(const Preflight& preflight);

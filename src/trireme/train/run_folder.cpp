@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "trireme/base/error.h"
+#include "trireme/base/file.h"
 
 namespace trireme::train {
 
@@ -67,6 +68,19 @@ std::optional<fs::path> checkpoint_to_resume(const fs::path& out, const std::str
                        newest->filename().string());
   }
   return chosen;
+}
+
+std::string precision_of_interrupted(const fs::path& run_toml, const RunConfig& run) {
+  if (!fs::exists(run_toml)) return "";
+  try {
+    const RunConfig theirs = parse_run_file(read_file(run_toml), run_toml.string()).config;
+    RunConfig ours = run;
+    ours.precision.recipe = theirs.precision.recipe;
+    const bool same = differing_keys(theirs, ours).empty() && theirs.precision.recipe != "auto";
+    return same ? theirs.precision.recipe : "";
+  } catch (const Error&) {
+    return "";  // a file of somebody's own: measured anew
+  }
 }
 
 void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunConfig& run) {

@@ -34,6 +34,10 @@ class RunFolder {
 std::optional<std::filesystem::path> checkpoint_to_resume(const std::filesystem::path& out,
                                                           const std::string& resume);
 
+/// What precision "auto" took for a run that ended before its first checkpoint, as its effective run file says; "" if there
+/// is none, or it is of another run.
+std::string precision_of_interrupted(const std::filesystem::path& run_toml, const RunConfig& run);
+
 /// Error{kConfig} naming every key in which the checkpoint's run differs from this one.
 void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunConfig& run);
 

@@ -72,6 +72,14 @@ Limit between(double low, double high, bool open_high) {
           text};
 }
 
+Limit above_zero_to_one() {
+  return {[](const Value& value) {
+            const double x = std::get<double>(value);
+            return x > 0 && x <= 1 ? "" : "must be above 0 and at most 1";
+          },
+          "above 0, at most 1"};
+}
+
 Limit one_of(std::vector<std::string> names) {
   std::string list;
   for (const std::string& name : names) {
@@ -238,10 +246,10 @@ std::vector<SchemaEntry> make_schema() {
                   "Shape of the learning rate after the warm-up."));
   s.push_back(
       key("schedule.steps", REF(schedule.steps), at_least(1), "Optimizer steps of the run."));
-  s.push_back(
-      key("schedule.warmup", REF(schedule.warmup), at_least(0),
-          "Steps in which the learning rate rises linearly from 0. By default a tenth of the steps "
-          "where 100 would be more than a quarter of them."));
+  s.push_back(key("schedule.warmup", REF(schedule.warmup), at_least(0),
+                  "Steps in which the learning rate rises linearly to its peak: step s has s / "
+                  "warmup of it. By default a tenth of the steps "
+                  "where 100 would be more than a quarter of them."));
   s.push_back(key("schedule.min_lr_ratio", REF(schedule.min_lr_ratio), between(0, 1, false),
                   "Last learning rate as a share of the peak (cosine, linear, wsd)."));
   s.push_back(key("schedule.decay", REF(schedule.decay), at_least(0),
@@ -323,7 +331,7 @@ std::vector<SchemaEntry> make_schema() {
       key("sample.tokens", REF(sample.tokens), at_least(1), "Tokens of a sample.", kNoEffect));
   s.push_back(key("sample.temperature", REF(sample.temperature), not_negative(),
                   "Temperature of samples; 0: greedy.", kNoEffect));
-  s.push_back(key("sample.top_p", REF(sample.top_p), between(0, 1, false), "Nucleus of samples.",
+  s.push_back(key("sample.top_p", REF(sample.top_p), above_zero_to_one(), "Nucleus of samples.",
                   kNoEffect));
 
   s.push_back(key("export.enabled", REF(hf_export.enabled), any(),

@@ -12,7 +12,8 @@ Json to_json(const TrainState& state) {
           {"micro_batches", state.micro_batches},
           {"skips", state.skips},
           {"precision", state.precision},
-          {"data", state.data}};
+          {"data", state.data},
+          {"arithmetic", state.arithmetic}};
 }
 
 TrainState train_state_from_json(const Json& json, const std::string& origin) {
@@ -25,6 +26,7 @@ TrainState train_state_from_json(const Json& json, const std::string& origin) {
     state.skips = json.at("skips").get<int64_t>();
     state.precision = json.at("precision").get<std::string>();
     state.data = json.at("data").get<std::string>();
+    state.arithmetic = json.value("arithmetic", "");
     return state;
   } catch (const Json::exception& error) {
     throw Error(ErrorCode::kData,

@@ -20,7 +20,9 @@ struct TrainState {
   int64_t micro_batches = 0;  ///< taken from the loader
   int64_t skips = 0;          ///< steps left out in a row
   std::string precision;      ///< that "auto" took
-  std::string data;           ///< fingerprint of the training data
+  std::string data;           ///< fingerprints of the training and validation data
+  std::string
+      arithmetic;  ///< how products are computed and by which torch: other last bits elsewhere
 };
 
 Json to_json(const TrainState& state);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/file.h"
@@ -12,9 +13,11 @@
 #include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/checkpoint_writer.h"
+#include "trireme/data/indexed_dataset.h"
 #include "trireme/data/loader.h"
 #include "trireme/device/device.h"
 #include "trireme/execute/executor.h"
+#include "trireme/execute/kernel_workspace.h"
 #include "trireme/train/artifacts.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/run_folder.h"
@@ -27,6 +30,19 @@ namespace trireme::train {
 namespace {
 
 namespace fs = std::filesystem;
+
+/// Names the keys in which two configs differ; "" if they say the same.
+std::string differing_config_keys(const std::string& theirs, const std::string& ours) {
+  const Json a = parse_json(theirs, "the checkpoint's config.json");
+  const Json b = parse_json(ours, "the run's config.json");
+  std::set<std::string> keys;
+  for (const Json* config : {&a, &b}) {
+    for (const auto& [key, value] : config->items()) {
+      if (!a.contains(key) || !b.contains(key) || a.at(key) != b.at(key)) keys.insert(key);
+    }
+  }
+  return fmt::format("{}", fmt::join(keys, ", "));
+}
 
 /// Loss of a validation pass.
 struct Validation {
@@ -53,7 +69,9 @@ class Run {
         progress_(c_.log.every, options.quiet),
         writer_({.folder = folder.checkpoints(), .keep = static_cast<int>(c_.checkpoint.keep)}) {
     state_.precision = plan::to_string(p_.precision.precision);
-    state_.data = hash_text(p_.data.train->fingerprint());
+    state_.data = hash_text(p_.data.train->fingerprint()) +
+                  (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
+    state_.arithmetic = execute::arithmetic_name();
     if (from) {
       resume(*from);
     } else {
@@ -75,6 +93,7 @@ class Run {
   std::optional<Validation> validate(int64_t sequences);
   void record(const StepMetrics& metrics);
   void save();
+  void keep_what_is_good();
   void write_report(std::vector<ReportSample> samples);
   TrainResult finish();
 
@@ -91,6 +110,7 @@ class Run {
   Progress progress_;
   checkpoint::CheckpointWriter writer_;
   TrainState state_;
+  TrainState before_step_;  ///< to return to from a step that is not applied and ends the run
   int64_t saved_step_ = -1;
   double checkpoint_stall_s_ = 0.0;            ///< since the last line of metrics
   double step_seconds_ = 0.0;                  ///< running mean, for the time that is left
@@ -112,12 +132,30 @@ void Run::initialize() {
 }
 
 void Run::resume(const checkpoint::Checkpoint& from) {
-  const std::string data = state_.data;
-  state_ = train_state_from_json(from.train_state(), from.path().string());
-  TRIREME_USER_CHECK(state_.data == data, kData,
+  const TrainState now = state_;
+  const std::string path = from.path().string();
+  state_ = train_state_from_json(from.train_state(), path);
+  TRIREME_USER_CHECK(state_.data == now.data, kData,
                      "put the data back as it was, or choose another out to start a new run",
-                     "{}: data.train is not what this run was trained on so far",
-                     from.path().string());
+                     "{}: data.train or data.valid is not what this run was trained on so far",
+                     path);
+  const std::string changed =
+      differing_config_keys(from.text("config.json"), p_.model.spec.config_json);
+  TRIREME_USER_CHECK(
+      changed.empty(), kConfig,
+      "put the model's config back as it was, or choose another out to start a new run",
+      "{} is of a model whose config differs: {}", path, changed);
+  TRIREME_USER_CHECK(from.text("tokenizer.json") == p_.model.tokenizer->to_json(), kConfig,
+                     "put the tokenizer back as it was, or choose another out to start a new run",
+                     "{}: tokenizer.path = \"{}\" is not the tokenizer that this run began with",
+                     path, c_.tokenizer.path);
+  if (!state_.arithmetic.empty() && state_.arithmetic != now.arithmetic) {
+    log::warning(
+        "the run began with {} and goes on with {}: its last bits may differ from those of a run "
+        "on one kind of "
+        "machine",
+        state_.arithmetic, now.arithmetic);
+  }
   restore(from, store_, *optimizer_);
   saved_step_ = state_.step;
   log::info("resuming after step {} from {}", state_.step, from.path().string());
@@ -141,6 +179,7 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   const int64_t faults_before = minor_page_faults();
   const int64_t sequences = optim::batch_sequences(ramp_, state_.step);
   const plan::Program& program = program_of(sequences);
+  before_step_ = state_;
   execute::StepInput input;
   input.step = state_.updates;
   input.learning_rate = optim::learning_rate(schedule_, state_.step);
@@ -190,9 +229,10 @@ void Run::judge(const execute::StepResult& result, StepMetrics& metrics) {
     return;
   }
   progress_.clear();
-  writer_.wait();
+  const TrainState failed = state_;
+  keep_what_is_good();
   const std::string what = fmt::format("step {}: the loss is {} and the gradient norm {}",
-                                       state_.step, result.loss, result.grad_norm);
+                                       failed.step, result.loss, result.grad_norm);
   const std::string kept =
       saved_step_ >= 0 ? fmt::format("; the run is safe as of step {}", saved_step_) : "";
   if (stop) {
@@ -201,8 +241,20 @@ void Run::judge(const execute::StepResult& result, StepMetrics& metrics) {
   }
   throw Error(
       ErrorCode::kNumerical,
-      fmt::format("{}, the {}th step in a row that is not finite{}", what, state_.skips, kept),
+      fmt::format("{}, the {}th step in a row that is not finite{}", what, failed.skips, kept),
       "lower optim.lr or lengthen schedule.warmup");
+}
+
+/// Before a run ends for its numbers: all steps up to the last good one are saved. Nothing that fails here hides why.
+void Run::keep_what_is_good() {
+  state_ = before_step_;
+  try {
+    if (state_.step > 0) save();
+    writer_.wait();
+    write_report({});
+  } catch (const Error& error) {
+    log::warning("{}", error.what());
+  }
 }
 
 std::optional<Validation> Run::validate(int64_t sequences) {
@@ -331,7 +383,11 @@ TrainResult Run::finish() {
         folder_.path("export"), p_.model.spec, parameters, model_texts(p_.model), export_options);
     log::info("exported {} tensors to {}", exported.num_tensors, exported.path.string());
   }
-  if (options_.sample) result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
+  try {
+    if (options_.sample) result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
+  } catch (const Error& error) {
+    log::warning("no samples: {}", error.what());
+  }
   write_report(result.samples);
   if (c_.log.report) log::info("report: {}", folder_.path("report.html").string());
   return result;
@@ -369,8 +425,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
   RunFolder folder(run.config.out);
-  checkpoint::clean_up_transactions(checkpoint::disk(),
-                                    run.config.out);  // of an interrupted export
+  checkpoint::clean_up_transactions(checkpoint::disk(), run.config.out, "export");
+  data::remove_unfinished(fs::path(run.config.out) / "cache");
   const std::optional<fs::path> path = checkpoint_to_resume(run.config.out, options.resume);
   std::optional<checkpoint::Checkpoint> from;
   std::string precision;
@@ -387,7 +443,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
     };
     const bool exported = !run.config.hf_export.enabled ||
                           newer_than_checkpoint(folder.path("export") / "config.json");
-    const bool reported = !run.config.log.report || fs::exists(folder.path("report.html"));
+    const bool reported =
+        !run.config.log.report || newer_than_checkpoint(folder.path("report.html"));
     if (state.step >= run.config.schedule.steps && exported && reported) {
       TrainResult result;
       result.was_done = true;
@@ -396,6 +453,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
       return result;
     }
   }
+  if (!path && run.config.precision.recipe == "auto")
+    precision = precision_of_interrupted(folder.path("run.toml"), run.config);
   Preflight preflight = inspect_run(run, precision);
   if (!preflight.problems.empty()) throw preflight.problems.front();
   const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };

@@ -69,8 +69,15 @@ class CpuDevice final : public Device {
   std::string type() const override { return "cpu"; }
   c10::Device torch_device() const override { return c10::Device(c10::DeviceType::CPU); }
   int64_t total_memory_bytes() const override {
-    return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
-           static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+    const int64_t physical =
+        static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+    // A container may have less than the machine; "max" does not parse and leaves what the machine has.
+    for (const char* path :
+         {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+      int64_t limit = 0;
+      if (std::ifstream(path) >> limit && limit > 0) return std::min(limit, physical);
+    }
+    return physical;
   }
   MemoryStatistics memory() const override { return cpu_allocator().statistics(); }
   void reset_peak_memory() override { cpu_allocator().reset_peak(); }

@@ -80,18 +80,33 @@ void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
   sgemm_(&tb, &ta, &ni, &mi, &ki, &alpha, b, &ldbi, a, &ldai, &beta, c, &ldci);
 }
 
+/// MKL stays on the caller's thread while this lives.
+class SerialMkl {
+ public:
+  SerialMkl() {
+    if (MKL_Set_Num_Threads_Local != nullptr) before_ = MKL_Set_Num_Threads_Local(1);
+  }
+  ~SerialMkl() {
+    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before_);
+  }
+  SerialMkl(const SerialMkl&) = delete;
+  SerialMkl& operator=(const SerialMkl&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
 /// A tile, on the caller's thread even where one thread is all there is to a parallel loop. Its panels are MKL's own
 /// blocks: small products would otherwise be cut elsewhere than large ones.
 void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                    const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
                    float* c, int64_t ldc) {
-  const int before = MKL_Set_Num_Threads_Local == nullptr ? 0 : MKL_Set_Num_Threads_Local(1);
+  const SerialMkl serial;
   for (int64_t begin = 0; begin < k; begin += kShortInner) {
     multiply(transpose_a, transpose_b, m, n, std::min(kShortInner, k - begin),
              a + (transpose_a ? begin * lda : begin), lda, b + (transpose_b ? begin : begin * ldb),
              ldb, begin > 0 || accumulate, c, ldc);
   }
-  if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before);
 }
 
 }  // namespace
@@ -138,11 +153,8 @@ void serial_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int6
                   const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
                   float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
-  // Inside a parallel region MKL stays serial by itself; with one thread there may be none.
-  const bool inside = at::in_parallel_region() || MKL_Set_Num_Threads_Local == nullptr;
-  const int before = inside ? 0 : MKL_Set_Num_Threads_Local(1);
+  const SerialMkl serial;
   multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
-  if (!inside) MKL_Set_Num_Threads_Local(before);
 }
 
 bool has_mkl_bf16_gemm() {
