@@ -41,7 +41,8 @@ class AddedTokenMatcher {
       at = match.end;
       const AddedToken& token = *match.token;
       if ((skip_special && token.special) || !extend(text, match)) continue;
-      const size_t begin = match.begin > done ? match.begin : done;
+      // Only lstrip minds what the token before took along: so it is in the `tokenizers` library.
+      const size_t begin = token.lstrip && match.begin < done ? done : match.begin;
       if (done < begin) visit(static_cast<const AddedToken*>(nullptr), done, begin);
       visit(&token, begin, match.end);
       done = match.end;
