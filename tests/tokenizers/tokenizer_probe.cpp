@@ -4,8 +4,9 @@
 //   {"load": "text of a tokenizer.json"}  {"ok": true, "splittable", "load_s"} or {"error": "..."};
 //                                         "path" reads a file
 //   {"encode": ["hex", ...]}              [{"ids", "offsets" (flat), "plain"} or {"error"}, ...]
-//   {"ids": "path", "repeat": 3}          {"tokens", "bytes", "seconds": [...]}; the file's lines are
-//                                         texts; "split" is how many bytes instead; ids in "write"
+//   {"ids": "path", "lengths": [...]}     {"tokens", "bytes", "seconds": [...]}: one for each "repeat" of
+//                                         all texts that follow each other in the file, with offsets
+//                                         for "offsets"; "write" is a file for counts and ids (int32)
 //   {"decode": [[1, 2], ...]}             [["special skipped", "special kept"], ...]
 //   {"json": true}                        {"json": "..."}
 //
@@ -21,7 +22,6 @@
 #include "trireme/base/file.h"
 #include "trireme/base/json.h"
 #include "trireme/data/tokenizer.h"
-#include "trireme/data/tokenizer_report.h"
 
 namespace {
 
@@ -120,15 +120,10 @@ class Probe {
   Json time_ids(const Json& request) {
     const MappedFile map(request["ids"].get<std::string>());
     std::vector<std::string_view> texts;
-    if (const size_t bytes = request.value("split", size_t{0}); bytes > 0) {
-      for (std::string_view rest = map.text(); !rest.empty();) {
-        size_t end = std::min(bytes, rest.size());
-        while (end < rest.size() && rest[end] != '\n') ++end;
-        texts.push_back(rest.substr(0, end));
-        rest.remove_prefix(end);
-      }
-    } else {
-      texts = data::split_lines(map.text());
+    std::string_view rest = map.text();
+    for (const Json& length : request["lengths"]) {
+      texts.push_back(rest.substr(0, length.get<size_t>()));
+      rest.remove_prefix(texts.back().size());
     }
     std::vector<double> seconds;
     int64_t tokens = 0;

@@ -180,9 +180,8 @@ class ComposedTokenizer final : public Tokenizer {
 
   void set_token(int32_t id, const std::string& token, bool special, std::string decoded = "") {
     TokenText& entry = tokens_[static_cast<size_t>(id)];
-    const std::string& shown = decoded.empty() ? token : decoded;
-    entry = {token, special ? shown : decoder_.bytes_of(shown), std::move(decoded), special, false,
-             true};
+    std::string bytes = decoder_.bytes_of(decoded.empty() ? token : decoded);
+    entry = {token, std::move(bytes), std::move(decoded), special, false, true};
     token_ids_.insert_or_assign(token, id);
   }
 
@@ -406,10 +405,9 @@ class ComposedTokenizer final : public Tokenizer {
       output.offsets.push_back({source.begin, source.end});
       if (!trims_) continue;
       const int32_t id = output.ids[first + i];
-      output.spaces.push_back(
-          spaces_at_ends(model_->stands_for_itself(id)
-                             ? bytes.substr(spans[i].begin, spans[i].end - spans[i].begin)
-                             : std::string_view(tokens_[static_cast<size_t>(id)].token)));
+      const std::string_view own = bytes.substr(spans[i].begin, spans[i].end - spans[i].begin);
+      output.spaces.push_back(spaces_at_ends(
+          model_->is_spelled_as(id, own) ? own : tokens_[static_cast<size_t>(id)].token));
     }
   }
 

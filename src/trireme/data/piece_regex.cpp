@@ -69,6 +69,15 @@ std::string translate_pattern(const std::string& pattern, const std::string& ori
         case 'd':
           add_class("", *property_members("Nd"), false);
           break;
+        case 'u': {
+          const std::string digits = pattern.substr(i + 1, 4);
+          if (digits.size() != 4 ||
+              digits.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)
+            refuse("\\u without four digits");
+          out += "\\x{" + digits + "}";
+          i += 4;
+          break;
+        }
         case 'r':
         case 'n':
         case 't':

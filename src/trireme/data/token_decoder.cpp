@@ -69,7 +69,10 @@ class RewritingStep : public DecoderStep {
     };
     return std::make_unique<Sink>(*this, next);
   }
-  std::string bytes_amid(std::string token) const final { return rewrite(token, false); }
+  std::string bytes_amid(std::string token) const final {
+    // A byte by itself is no text that a pattern could be looked for in.
+    return is_valid_utf8(token) ? rewrite(token, false) : token;
+  }
 
  protected:
   virtual std::string rewrite(std::string_view token, bool is_first) const = 0;

@@ -49,9 +49,10 @@ class TokenModel {
     return false;
   }
 
-  /// True for an id whose text is that of the piece, not the token's spelling.
-  virtual bool stands_for_itself(int32_t id) const {
+  /// True if the token `id` of `text` is spelled as the text, not as the vocabulary spells it.
+  virtual bool is_spelled_as(int32_t id, std::string_view text) const {
     static_cast<void>(id);
+    static_cast<void>(text);
     return false;
   }
 };

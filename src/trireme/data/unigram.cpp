@@ -76,6 +76,12 @@ int32_t Unigram::id_of(std::string_view token) const {
   return node == ByteTrie::kNone ? -1 : trie_.value(node);
 }
 
+bool Unigram::has_bytes_for(std::string_view text) const {
+  return byte_fallback_ && std::all_of(text.begin(), text.end(), [&](char b) {
+           return byte_ids_[static_cast<unsigned char>(b)] >= 0;
+         });
+}
+
 void Unigram::encode(std::string_view piece, std::vector<int32_t>& ids,
                      std::vector<TokenSpan>* spans) const {
   struct Best {
@@ -137,12 +143,10 @@ void Unigram::encode(std::string_view piece, std::vector<int32_t>& ids,
       ids.push_back(id);
       if (spans != nullptr) spans->push_back(path[i]);
     };
-    const auto byte_id = [&](char b) { return byte_ids_[static_cast<unsigned char>(b)]; };
     if (const int32_t id = id_of(text); id >= 0) {
       add(id);
-    } else if (byte_fallback_ &&
-               std::all_of(text.begin(), text.end(), [&](char b) { return byte_id(b) >= 0; })) {
-      for (const char b : text) add(byte_id(b));
+    } else if (has_bytes_for(text)) {
+      for (const char b : text) add(byte_ids_[static_cast<unsigned char>(b)]);
     } else {
       add(unknown_id_);
     }

@@ -22,10 +22,14 @@ class Unigram final : public TokenModel {
 
   void encode(std::string_view piece, std::vector<int32_t>& ids,
               std::vector<TokenSpan>* spans) const override;
-  bool stands_for_itself(int32_t id) const override { return id == unknown_id_; }
+  bool is_spelled_as(int32_t id, std::string_view text) const override {
+    return id == unknown_id_ && (id_of(text) >= 0 || !has_bytes_for(text));
+  }
 
  private:
   int32_t id_of(std::string_view token) const;
+  /// Unknown text is written in bytes.
+  bool has_bytes_for(std::string_view text) const;
 
   ByteTrie trie_;
   std::vector<double> scores_;
