@@ -189,6 +189,10 @@ def families(texts, vocab_size):
                                                    bos_template(deepseek, "<\uff5cbegin\u2581of\u2581sentence\uff5c>")])
     yield "deepseek3", deepseek
 
+    # Unigram has every character in its vocabulary.
+    characters = len(set("".join(texts)))
+    if characters > 300:
+        vocab_size = max(vocab_size, characters + 4000)
     t5 = Tokenizer(models.Unigram())
     t5.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")])
     t5.decoder = decoders.Metaspace(prepend_scheme="always")

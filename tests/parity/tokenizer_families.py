@@ -9,6 +9,7 @@ is "N passed, M failed".
 import argparse
 import array
 import collections
+import itertools
 import pathlib
 import random
 import sys
@@ -105,7 +106,7 @@ def main():
     passed = failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         known = {"gpt2", "llama3", "qwen2"}
-        peers = [*((n, p) for n, p in variants(training, 6000) if n in known), *families(training, 6000)]
+        peers = itertools.chain(((n, p) for n, p in variants(training, 6000) if n in known), families(training, 6000))
         for name, peer in peers:
             if arguments.only and name not in arguments.only:
                 continue

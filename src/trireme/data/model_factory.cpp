@@ -9,26 +9,30 @@
 namespace trireme::data {
 namespace {
 
-std::vector<BpeMerge> read_merges(const TokenizerFile& file, const StringToId& ids,
+using ViewToId = std::unordered_map<std::string_view, int32_t>;
+
+std::vector<BpeMerge> read_merges(const TokenizerFile& file, const ViewToId& ids,
                                   const std::string& origin) {
   std::vector<BpeMerge> merges;
   merges.reserve(file.merges.size());
+  std::string merged;
   for (const auto& [left, right] : file.merges) {
-    const auto find = [&](const std::string& token) {
+    const auto find = [&](std::string_view token) {
       const auto it = ids.find(token);
       TRIREME_USER_CHECK(it != ids.end(), kData, "the file is damaged",
                          "{}: model: merge '{} {}': '{}' is not in the vocabulary", origin, left,
                          right, token);
       return it->second;
     };
-    merges.push_back({find(left), find(right), find(left + right)});
+    merged.assign(left).append(right);
+    merges.push_back({find(left), find(right), find(merged)});
   }
   return merges;
 }
 
 std::unique_ptr<TokenModel> make_bpe(const TokenizerFile& file, bool byte_level,
                                      const std::string& origin) {
-  StringToId ids;
+  ViewToId ids;
   ids.reserve(file.vocab.size());
   for (const auto& [token, id] : file.vocab) ids.emplace(token, id);
   const std::vector<BpeMerge> merges = read_merges(file, ids, origin);
@@ -41,7 +45,8 @@ std::unique_ptr<TokenModel> make_bpe(const TokenizerFile& file, bool byte_level,
   bool complete = true;
   for (int b = 0; b < 256; ++b) {
     const char byte = static_cast<char>(b);
-    const auto it = ids.find(bytes_to_token(std::string_view(&byte, 1)));
+    const std::string token = bytes_to_token(std::string_view(&byte, 1));
+    const auto it = ids.find(token);
     if (it != ids.end()) byte_ids[static_cast<size_t>(b)] = it->second;
     complete = complete && it != ids.end();
   }

@@ -6,7 +6,7 @@
 #include <unordered_map>
 
 #include "trireme/base/error.h"
-#include "trireme/data/bpe.h"
+#include "trireme/data/tokenizer_tables.h"
 #include "trireme/data/tokenizer_unicode.h"
 
 namespace trireme::data {
@@ -23,7 +23,12 @@ class Reader {
   explicit Reader(const std::string& origin) : origin_(origin) {}
 
   TokenizerFile read(std::string_view text) {
-    const Json json = parse_json(text, origin_);
+    if (auto tables = read_tokenizer_tables(text, kMaxTokenId)) {
+      tables_ = std::move(*tables);
+    } else {
+      tables_.document = parse_json(text, origin_);
+    }
+    const Json& json = tables_.document;
     check(json.is_object(), "not a JSON object");
     check(!json.contains("truncation") || json["truncation"].is_null(),
           "truncation is not supported: set it to null");
@@ -41,17 +46,22 @@ class Reader {
 
  private:
   void check(bool condition, const std::string& message) const {
-    TRIREME_USER_CHECK(condition, kData, kSupportedHint, "{}: {}", origin_, message);
+    if (!condition) fail(message);
+  }
+  /// For places where making the message takes longer than the check: vocabularies are large.
+  [[noreturn]] void fail(const std::string& message) const {
+    throw Error(ErrorCode::kData, fmt::format("{}: {}", origin_, message), kSupportedHint);
   }
 
   const Json& member(const Json& object, const std::string& key, const std::string& where) const {
-    check(object.is_object() && object.contains(key), fmt::format("{} has no '{}'", where, key));
+    if (!object.is_object() || !object.contains(key))
+      fail(fmt::format("{} has no '{}'", where, key));
     return object[key];
   }
 
-  std::string text_of(const Json& value, const std::string& where) const {
-    check(value.is_string(), fmt::format("{} is not a string: {}", where, excerpt(value)));
-    return value.get<std::string>();
+  const std::string& text_of(const Json& value, std::string_view where) const {
+    if (!value.is_string()) fail(fmt::format("{} is not a string: {}", where, excerpt(value)));
+    return value.get_ref<const std::string&>();
   }
 
   bool flag_of(const Json& object, const char* key, bool fallback, const std::string& where) const {
@@ -61,10 +71,13 @@ class Reader {
     return object[key].get<bool>();
   }
 
+  static bool is_id(const Json& value) {
+    return value.is_number_integer() && value.get<int64_t>() >= 0 &&
+           value.get<int64_t>() <= kMaxTokenId;
+  }
+
   int32_t id_of(const Json& value, const std::string& where) const {
-    check(value.is_number_integer() && value.get<int64_t>() >= 0 &&
-              value.get<int64_t>() <= kMaxTokenId,
-          fmt::format("{}: not a token id: {}", where, excerpt(value)));
+    if (!is_id(value)) fail(fmt::format("{}: not a token id: {}", where, excerpt(value)));
     return static_cast<int32_t>(value.get<int64_t>());
   }
 
@@ -78,11 +91,11 @@ class Reader {
     return text_of(member(section, "type", where), where + " type");
   }
 
-  static std::string model_type(const Json& model) {
+  std::string model_type(const Json& model) const {
     // Files of old versions have no type and are told by what they have.
-    if (model.contains("merges")) return "BPE";
+    if (tables_.has_merges || model.contains("merges")) return "BPE";
     if (model.contains("max_input_chars_per_word")) return "WordPiece";
-    if (model.contains("vocab") && model["vocab"].is_array()) return "Unigram";
+    if (tables_.kind == TokenizerTables::Vocabulary::kScores) return "Unigram";
     return "unknown";
   }
 
@@ -101,17 +114,29 @@ class Reader {
   }
 
   /// Tokens with their ids.
-  void read_vocabulary(const Json& vocab) {
+  void read_vocabulary(const Json& model) {
+    if (tables_.kind == TokenizerTables::Vocabulary::kIds) {
+      file_.vocab = std::move(tables_.vocab);
+    } else {
+      check(tables_.kind == TokenizerTables::Vocabulary::kNone, "model: vocab is not an object");
+      read_vocabulary_entries(member(model, "vocab", "model"));
+    }
+    const auto by_id = [](const auto& a, const auto& b) { return a.second < b.second; };
+    if (!std::is_sorted(file_.vocab.begin(), file_.vocab.end(), by_id))
+      std::sort(file_.vocab.begin(), file_.vocab.end(), by_id);
+    for (size_t i = 1; i < file_.vocab.size(); ++i) {
+      if (file_.vocab[i].second != file_.vocab[i - 1].second) continue;
+      fail(fmt::format("model: vocab: '{}' and '{}' both have id {}", file_.vocab[i - 1].first,
+                       file_.vocab[i].first, file_.vocab[i].second));
+    }
+  }
+
+  void read_vocabulary_entries(const Json& vocab) {
     check(vocab.is_object(), "model: vocab is not an object");
     file_.vocab.reserve(vocab.size());
-    for (const auto& [token, id] : vocab.items())
-      file_.vocab.emplace_back(token, id_of(id, "model: vocab: '" + token + "'"));
-    std::sort(file_.vocab.begin(), file_.vocab.end(),
-              [](const auto& a, const auto& b) { return a.second < b.second; });
-    for (size_t i = 1; i < file_.vocab.size(); ++i) {
-      check(file_.vocab[i].second != file_.vocab[i - 1].second,
-            fmt::format("model: vocab: '{}' and '{}' both have id {}", file_.vocab[i - 1].first,
-                        file_.vocab[i].first, file_.vocab[i].second));
+    for (auto it = vocab.begin(); it != vocab.end(); ++it) {
+      if (!is_id(*it)) id_of(*it, "model: vocab: '" + it.key() + "'");
+      file_.vocab.emplace_back(it.key(), static_cast<int32_t>(it->get<int64_t>()));
     }
   }
 
@@ -128,21 +153,28 @@ class Reader {
     file_.ignore_merges = flag_of(model, "ignore_merges", false, "model");
     if (model.contains("unk_token") && !model["unk_token"].is_null())
       file_.unknown_token = text_of(model["unk_token"], "model: unk_token");
-    read_vocabulary(member(model, "vocab", "model"));
+    read_vocabulary(model);
 
-    const Json& merges = member(model, "merges", "model");
+    if (tables_.has_merges) {
+      file_.merges = std::move(tables_.merges);
+    } else {
+      read_merges(member(model, "merges", "model"));
+    }
+  }
+
+  void read_merges(const Json& merges) {
     check(merges.is_array(), "model: merges is not a list");
     file_.merges.reserve(merges.size());
     for (const Json& merge : merges) {
       if (merge.is_string()) {
         const auto& text = merge.get_ref<const std::string&>();
         const size_t space = text.find(' ');
-        check(space != std::string::npos && text.find(' ', space + 1) == std::string::npos,
-              fmt::format("model: merges: '{}' is not two tokens with a space between", text));
+        if (space == std::string::npos || text.find(' ', space + 1) != std::string::npos)
+          fail(fmt::format("model: merges: '{}' is not two tokens with a space between", text));
         file_.merges.emplace_back(text.substr(0, space), text.substr(space + 1));
       } else {
-        check(merge.is_array() && merge.size() == 2,
-              "model: merges: not a pair of tokens: " + excerpt(merge));
+        if (!merge.is_array() || merge.size() != 2)
+          fail("model: merges: not a pair of tokens: " + excerpt(merge));
         file_.merges.emplace_back(text_of(merge[0], "model: merges"),
                                   text_of(merge[1], "model: merges"));
       }
@@ -152,21 +184,31 @@ class Reader {
   void read_unigram(const Json& model) {
     file_.model = ModelKind::kUnigram;
     file_.byte_fallback = flag_of(model, "byte_fallback", false, "model");
-    const Json& vocab = member(model, "vocab", "model");
-    check(vocab.is_array(), "model: vocab is not a list of tokens and scores");
-    check(static_cast<int64_t>(vocab.size()) <= kMaxTokenId, "model: vocab is too long");
-    for (const Json& entry : vocab) {
-      check(entry.is_array() && entry.size() == 2 && entry[0].is_string() && entry[1].is_number(),
-            "model: vocab: not a token and its score: " + excerpt(entry));
-      file_.vocab.emplace_back(entry[0].get<std::string>(),
-                               static_cast<int32_t>(file_.vocab.size()));
-      file_.scores.push_back(entry[1].get<double>());
-      check(std::isfinite(file_.scores.back()), "model: vocab: not a number: " + excerpt(entry));
+    if (tables_.kind == TokenizerTables::Vocabulary::kScores) {
+      file_.vocab = std::move(tables_.vocab);
+      file_.scores = std::move(tables_.scores);
+    } else {
+      check(tables_.kind == TokenizerTables::Vocabulary::kNone,
+            "model: vocab is not a list of tokens and scores");
+      read_scores(member(model, "vocab", "model"));
     }
     if (!model.contains("unk_id") || model["unk_id"].is_null()) return;
     file_.unknown_id = id_of(model["unk_id"], "model: unk_id");
     check(*file_.unknown_id < static_cast<int32_t>(file_.vocab.size()),
           fmt::format("model: unk_id {} is not in the vocabulary", *file_.unknown_id));
+  }
+
+  void read_scores(const Json& vocab) {
+    check(vocab.is_array(), "model: vocab is not a list of tokens and scores");
+    check(static_cast<int64_t>(vocab.size()) <= kMaxTokenId, "model: vocab is too long");
+    for (const Json& entry : vocab) {
+      if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string() ||
+          !entry[1].is_number() || !std::isfinite(entry[1].get<double>()))
+        fail("model: vocab: not a token and its score: " + excerpt(entry));
+      file_.vocab.emplace_back(entry[0].get_ref<const std::string&>(),
+                               static_cast<int32_t>(file_.vocab.size()));
+      file_.scores.push_back(entry[1].get<double>());
+    }
   }
 
   void read_word_piece(const Json& model) {
@@ -178,20 +220,28 @@ class Reader {
     check(most.is_number_unsigned() && most.get<uint64_t>() <= INT64_MAX,
           "model: max_input_chars_per_word is not a number: " + excerpt(most));
     file_.max_word_characters = most.get<int64_t>();
-    read_vocabulary(member(model, "vocab", "model"));
+    read_vocabulary(model);
   }
 
   void read_added_tokens(const Json& tokens) {
+    std::unordered_map<std::string_view, int32_t> ids;
+    ids.reserve(file_.vocab.size() + tokens.size());
+    for (const auto& [token, id] : file_.vocab) {
+      // Of the same token twice, Unigram's last one counts; the other models have ids by token.
+      const bool added = ids.insert_or_assign(token, id).second;
+      if (!added && file_.model != ModelKind::kUnigram)
+        fail(fmt::format("model: vocab: '{}' appears twice", token));
+    }
     if (tokens.is_null()) return;
     check(tokens.is_array(), "added_tokens is not a list");
-    std::unordered_map<std::string, int32_t> ids;
-    for (const auto& [token, id] : file_.vocab) ids.insert_or_assign(token, id);
     const auto vocab_size = static_cast<int32_t>(file_.vocab.size());
     int32_t largest = -1;
     for (const Json& entry : tokens) {
       AddedToken token;
       const std::string where = "added_tokens";
-      token.content = text_of(member(entry, "content", where), where + ": content");
+      const std::string_view content =
+          text_of(member(entry, "content", where), "added_tokens: content");
+      token.content = content;
       token.id = id_of(member(entry, "id", where), "added_tokens: '" + token.content + "'");
       check(!token.content.empty(), "added_tokens: an empty token");
       token.special = flag_of(entry, "special", false, where);
@@ -201,23 +251,24 @@ class Reader {
       token.normalized = flag_of(entry, "normalized", !token.special, where);
       // The library ignores the file's id if the vocabulary has the token, and otherwise counts on
       // from the largest id.
-      const auto it = ids.find(token.content);
+      const auto it = ids.find(content);
       const int32_t expected = it != ids.end()         ? it->second
                                : largest >= vocab_size ? largest + 1
                                                        : vocab_size;
-      check(token.id == expected,
-            fmt::format("added_tokens: '{}' has id {} where Hugging Face's library gives it {}",
-                        token.content, token.id, expected));
-      ids.emplace(token.content, token.id);
+      if (token.id != expected) {
+        fail(fmt::format("added_tokens: '{}' has id {} where Hugging Face's library gives it {}",
+                         content, token.id, expected));
+      }
+      ids.emplace(content, token.id);
       largest = std::max(largest, token.id);
       file_.added_tokens.push_back(std::move(token));
     }
     std::stable_sort(file_.added_tokens.begin(), file_.added_tokens.end(),
                      [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
     for (size_t i = 1; i < file_.added_tokens.size(); ++i) {
-      const auto& token = file_.added_tokens[i];
-      check(token.id != file_.added_tokens[i - 1].id,
-            fmt::format("added_tokens: id {} appears twice", token.id));
+      const int32_t id = file_.added_tokens[i].id;
+      if (id == file_.added_tokens[i - 1].id)
+        fail(fmt::format("added_tokens: id {} appears twice", id));
     }
   }
 
@@ -291,6 +342,7 @@ class Reader {
   }
 
   std::string origin_;
+  TokenizerTables tables_;
   TokenizerFile file_;
 };
 
