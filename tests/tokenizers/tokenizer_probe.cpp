@@ -6,7 +6,7 @@
 //   {"encode": ["hex", ...]}              [{"ids", "offsets" (flat), "plain"} or {"error"}, ...]
 //   {"ids": "path", "lengths": [...]}     {"tokens", "bytes", "seconds": [...]}: one for each "repeat" of
 //                                         all texts that follow each other in the file, with offsets
-//                                         for "offsets"; "write" is a file for counts and ids (int32)
+//                                         for "offsets"; "write" is a file for the results
 //   {"decode": [[1, 2], ...]}             [["special skipped", "special kept"], ...]
 //   {"json": true}                        {"json": "..."}
 //
@@ -117,6 +117,35 @@ class Probe {
     return answers;
   }
 
+  /// Per text the number of ids and the ids; with offsets those too, and the bytes and the text that
+  /// the ids decode to, padded to whole numbers.
+  std::string results(const std::vector<std::string_view>& texts, bool with_offsets) const {
+    std::string out;
+    const auto put = [&](const void* data, size_t bytes) {
+      out.append(static_cast<const char*>(data), bytes);
+    };
+    const auto put_count = [&](size_t count) {
+      const auto number = static_cast<int32_t>(count);
+      put(&number, sizeof number);
+    };
+    const data::EncodeOptions options{.add_special_tokens = false};
+    for (const auto text : texts) {
+      const auto ids = tokenizer_->encode(text, options);
+      put_count(ids.size());
+      put(ids.data(), ids.size() * sizeof(int32_t));
+      if (!with_offsets) continue;
+      for (const auto& range : tokenizer_->encode_with_offsets(text, options).offsets) {
+        put_count(static_cast<size_t>(range.begin));
+        put_count(static_cast<size_t>(range.end));
+      }
+      const std::string decoded = tokenizer_->decode(ids);
+      put_count(decoded.size());
+      out += decoded;
+      out.append((4 - decoded.size() % 4) % 4, '\0');
+    }
+    return out;
+  }
+
   Json time_ids(const Json& request) {
     const MappedFile map(request["ids"].get<std::string>());
     std::vector<std::string_view> texts;
@@ -137,16 +166,9 @@ class Probe {
                 : tokenizer_->encode(text, {.add_special_tokens = false}).size());
       seconds.push_back(seconds_since(start));
     }
-    if (request.contains("write")) {
-      std::string out;
-      for (const auto text : texts) {
-        const auto ids = tokenizer_->encode(text, {.add_special_tokens = false});
-        const auto count = static_cast<int32_t>(ids.size());
-        out.append(reinterpret_cast<const char*>(&count), sizeof count);
-        out.append(reinterpret_cast<const char*>(ids.data()), ids.size() * sizeof(int32_t));
-      }
-      write_file_atomically(request["write"].get<std::string>(), out);
-    }
+    if (request.contains("write"))
+      write_file_atomically(request["write"].get<std::string>(),
+                            results(texts, request.value("offsets", false)));
     return {{"tokens", tokens}, {"bytes", map.text().size()}, {"seconds", seconds}};
   }
 

@@ -16,7 +16,7 @@
 namespace trireme::data {
 
 struct CharBpeOptions {
-  std::optional<std::string> unknown_token;
+  std::optional<std::string> unknown_token{};
   bool fuse_unknown = false;  ///< neighbouring unknown characters make one token
   bool byte_fallback = false;
   bool ignore_merges = false;  ///< a piece that is a token is taken as it is
