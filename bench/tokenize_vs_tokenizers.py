@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from tokenizers import Tokenizer, __version__  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/parity")]
+sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/tokenizers")]
 from text_mix import mixed_texts, training_texts  # noqa: E402
 from tokenizer_cases import decoded, families, variants  # noqa: E402
 from tokenizer_probe import Probe  # noqa: E402

@@ -19,7 +19,7 @@ import time
 from tokenizers import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/parity")]
+sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/tokenizers")]
 from text_mix import mixed_texts, training_texts  # noqa: E402
 from tokenizer_cases import decoded, families, variants  # noqa: E402
 from tokenizer_probe import Probe  # noqa: E402

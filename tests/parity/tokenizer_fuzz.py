@@ -15,7 +15,7 @@ import sys
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/parity")]
+sys.path[:0] = [str(ROOT / "tests/goldens"), str(ROOT / "tests/tokenizers")]
 from make_tokenizer_goldens import TRAINING  # noqa: E402
 from tokenizer_cases import ALPHABET, BYTES, DEEPSEEK3, LLAMA3, O200K, QWEN2, TEKKEN, adversarial_texts, decoded, invalid_bytes  # noqa: E402
 from tokenizer_probe import Probe  # noqa: E402

@@ -105,7 +105,3 @@ def training_texts(texts, rng, megabytes=2):
         if total > megabytes * 1_000_000:
             break
     return sample
-
-
-if __name__ == "__main__":
-    print("1 passed, 0 failed")  # a module of the scripts beside it
