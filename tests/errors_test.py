@@ -278,7 +278,7 @@ def wrong_tokenizer(name, text, *words):
 
 
 wrong_tokenizer("broken-tokenizer", "{", "tokenizer.json")
-wrong_tokenizer("tokenizer-of-another-kind", json.dumps({"version": "1.0", "model": {"type": "Unigram", "vocab": []}}), "Unigram")
+wrong_tokenizer("tokenizer-of-another-kind", json.dumps({"version": "1.0", "model": {"type": "WordLevel", "vocab": {}}}), "WordLevel")
 wrong_tokenizer("tokenizer-without-model", "{}", "tokenizer.json", "model")
 
 wrong_value("no-such-file", "data.train", ["absent/**/*.txt"], "data.train", "absent/**/*.txt", status=DATA)

@@ -10,8 +10,9 @@ import json
 import pathlib
 import random
 
-from tokenizer_cases import adversarial_texts, decoded, invalid_bytes, train_peer, variants
+from tokenizer_cases import adversarial_texts, decoded, families, invalid_bytes, train_peer, variants
 
+OLDER = {"gpt2", "llama3", "qwen2", "added", "digits", "custom", "few-bytes"}
 TRAINING = [
     "def tokenize(self, text):\n    \"\"\"Don't cut words; they're whole.\"\"\"\n    return [t for t in text.split() if t]\n\n",
     "The quick brown fox jumps over the lazy dog. It wasn't 1999, it was 2024!  We'll see...\n\nThe fox, the dog; the end.\n",
@@ -30,11 +31,12 @@ def main():
     written = [t for t in texts[:60] if len(t) <= 300]
     sampled = rng.sample([t for t in texts[60:] if len(t) <= 300], 60)
     cases = [t.encode() for t in written + sampled + TRAINING[:5]] + invalid_bytes()[:40]
-    for name, peer in variants(TRAINING, 440):
+    for name, peer in [*variants(TRAINING, 440), *families(TRAINING, 560)]:
         path = folder / f"{name}.tokenizer.json"
         path.write_text(json.dumps(json.loads(peer.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
         rows = []
-        for case in cases:
+        # The older ones keep the cases that they always had.
+        for case in cases if name in OLDER else cases[::2]:
             text = decoded(case)
             peer.encode_special_tokens = False
             encoding = peer.encode(text)

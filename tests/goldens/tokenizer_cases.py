@@ -1,5 +1,6 @@
 """Texts that tokenizers get wrong, and the `tokenizers` library's tokenizers that goldens and parity compare with."""
 
+import json
 import random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -76,6 +77,150 @@ def train_peer(kind, texts, vocab_size, pattern=None):
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, initial_alphabet=ALPHABET, min_frequency=2, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+# ---- the families beside those three, with the component settings of their published files
+
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+).replace('\\"', '"')
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
+
+
+def isolated(pattern):
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated", invert=False)
+
+
+def byte_level_peer(steps, special, texts, vocab_size, normalizer=None):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not steps)])
+    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=ALPHABET, min_frequency=2, show_progress=False))
+    return tokenizer
+
+
+def metaspace_bpe(texts, vocab_size, special, normalizer, pre_tokenizer, decoder, training_split=None):
+    """BPE on characters with all bytes in the vocabulary, trained on words, used as the family does."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizer
+    # Trained on words: else tokens would be whole sentences.
+    tokenizer.pre_tokenizer = training_split or pre_tokenizers.Split("\u2581", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*special, *BYTES], min_frequency=2, limit_alphabet=90, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    data = json.loads(tokenizer.to_str())
+    # Bytes are ordinary tokens in the published files.
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] in special]
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    if pre_tokenizer:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    else:
+        tokenizer = without_pre_tokenizer(tokenizer)
+    tokenizer.decoder = decoder
+    return tokenizer
+
+
+def without_pre_tokenizer(tokenizer):
+    data = json.loads(tokenizer.to_str())
+    data["pre_tokenizer"] = None
+    return Tokenizer.from_str(json.dumps(data))
+
+
+def bos_template(tokenizer, bos="<s>"):
+    return processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))])
+
+
+def families(texts, vocab_size):
+    """Name and tokenizer of the other families."""
+    metaspace_texts = [t.replace(" ", "\u2581") for t in texts]
+    llama_decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>"]
+    legacy = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    llama2 = metaspace_bpe(texts, vocab_size, special, legacy, None, llama_decoder)
+    llama2.post_processor = bos_template(llama2)
+    yield "llama2", llama2
+
+    mistral = metaspace_bpe(metaspace_texts, vocab_size, special, normalizers.Sequence([]), None, llama_decoder)
+    data = json.loads(mistral.to_str()) | {"normalizer": None}
+    mistral = Tokenizer.from_str(json.dumps(data))
+    mistral.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    mistral.add_special_tokens(["[INST]", "[/INST]"])
+    mistral.post_processor = bos_template(mistral)
+    yield "mistral", mistral
+
+    phi3 = Tokenizer.from_str(llama2.to_str())
+    phi3.add_special_tokens([AddedToken(t, rstrip=True, special=True) for t in ("<|endoftext|>", "<|assistant|>", "<|end|>")])
+    phi3.add_tokens([AddedToken("</w>", rstrip=True, normalized=False)])
+    yield "phi3", phi3
+
+    gemma = metaspace_bpe(texts, vocab_size, ["<pad>", "<eos>", "<bos>", "<unk>"], normalizers.Replace(" ", "\u2581"),
+                          pre_tokenizers.Split(" ", "merged_with_previous"),
+                          decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]))
+    gemma.add_tokens([AddedToken(t, normalized=False) for t in ("\n\n", "\n\n\n", "\u2581\u2581", "\u2581\u2581\u2581", "<table>")])
+    gemma.add_special_tokens(["<start_of_turn>", "<end_of_turn>"])
+    gemma.post_processor = bos_template(gemma, "<bos>")
+    yield "gemma", gemma
+
+    yield "neox", byte_level_peer([], ["<|endoftext|>", "<|padding|>"], texts, vocab_size, normalizers.NFC())
+    olmo2 = byte_level_peer([isolated(LLAMA3)], ["<|endoftext|>"], texts, vocab_size)
+    olmo2.add_special_tokens(["<|fim_prefix|>", "|||EMAIL_ADDRESS|||"])
+    yield "olmo2", olmo2
+    yield "glm4", byte_level_peer([isolated(LLAMA3)], ["<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|user|>"], texts, vocab_size)
+    gpt_oss = byte_level_peer([isolated(O200K)], ["<|startoftext|>", "<|endoftext|>", "<|start|>", "<|channel|>"], texts, vocab_size)
+    yield "gpt-oss", gpt_oss
+    yield "tekken", byte_level_peer([isolated(TEKKEN)], ["<unk>", "<s>", "</s>", "[INST]"], texts, vocab_size)
+    deepseek = byte_level_peer([isolated(r"\p{N}{1,3}"), isolated("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"), isolated(DEEPSEEK3)],
+                               ["<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"], texts, vocab_size)
+    deepseek.add_tokens([AddedToken("<\uff5cUser\uff5c>", normalized=False), AddedToken("<think>", normalized=True)])
+    deepseek.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False, add_prefix_space=True),
+                                                   bos_template(deepseek, "<\uff5cbegin\u2581of\u2581sentence\uff5c>")])
+    yield "deepseek3", deepseek
+
+    # Unigram has every character in its vocabulary.
+    characters = len(set("".join(texts)))
+    if characters > 300:
+        vocab_size = max(vocab_size, characters + 4000)
+    t5 = Tokenizer(models.Unigram())
+    t5.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")])
+    t5.decoder = decoders.Metaspace(prepend_scheme="always")
+    t5.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    t5.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", t5.token_to_id("</s>"))])
+    yield "t5", t5
+    xlnet = Tokenizer(models.Unigram())
+    xlnet.normalizer = normalizers.Sequence([normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
+                                             normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Replace(Regex(" {2,}"), " ")])
+    xlnet.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    xlnet.decoder = decoders.Metaspace()
+    xlnet.train_from_iterator(texts, trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<mask>", *BYTES], unk_token="<unk>", show_progress=False))
+    data = json.loads(xlnet.to_str())
+    data["model"]["byte_fallback"] = True
+    data["added_tokens"] = [t for t in data["added_tokens"] if not t["content"].startswith("<0x")]
+    xlnet = Tokenizer.from_str(json.dumps(data))
+    xlnet.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    yield "xlnet", xlnet
+
+    bert = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=30))
+    bert.normalizer = normalizers.BertNormalizer()
+    bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    bert.decoder = decoders.WordPiece()
+    bert.train_from_iterator(texts, trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False))
+    bert.post_processor = processors.BertProcessing(("[SEP]", bert.token_to_id("[SEP]")), ("[CLS]", bert.token_to_id("[CLS]")))
+    yield "bert", bert
 
 
 def decoded(data):

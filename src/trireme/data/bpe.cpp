@@ -67,9 +67,7 @@ std::optional<std::string> token_to_bytes(std::string_view token) {
   return bytes;
 }
 
-BpeModel::BpeModel(const std::vector<int32_t>& byte_ids, const std::vector<BpeMerge>& merges)
-    : byte_ids_(byte_ids) {
-  TRIREME_CHECK(byte_ids_.size() == 256, "{} byte ids", byte_ids_.size());
+BpeMerges::BpeMerges(const std::vector<BpeMerge>& merges) {
   const int bits = std::max(4, static_cast<int>(std::bit_width(merges.size() * 2)));
   table_.resize(size_t{1} << bits);
   mask_ = table_.size() - 1;
@@ -82,55 +80,37 @@ BpeModel::BpeModel(const std::vector<int32_t>& byte_ids, const std::vector<BpeMe
   }
 }
 
-void BpeModel::encode_reference(std::string_view piece, std::vector<int32_t>& ids,
-                                std::vector<uint32_t>* lengths) const {
-  std::vector<int32_t> symbols;
-  std::vector<uint32_t> sizes;
-  for (const char c : piece) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
-    if (id < 0) continue;
-    symbols.push_back(id);
-    sizes.push_back(1);
-  }
+size_t BpeMerges::apply_reference(int32_t* symbols, uint32_t* sizes, size_t count) const {
   for (;;) {
     const Entry* best = nullptr;
     size_t best_at = 0;
-    for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+    for (size_t i = 0; i + 1 < count; ++i) {
       const Entry* entry = find(symbols[i], symbols[i + 1]);
       if (entry != nullptr && (best == nullptr || entry->rank < best->rank)) {
         best = entry;
         best_at = i;
       }
     }
-    if (best == nullptr) break;
+    if (best == nullptr) return count;
     symbols[best_at] = best->merged;
     sizes[best_at] += sizes[best_at + 1];
-    symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best_at) + 1);
-    sizes.erase(sizes.begin() + static_cast<std::ptrdiff_t>(best_at) + 1);
+    std::copy(symbols + best_at + 2, symbols + count, symbols + best_at + 1);
+    std::copy(sizes + best_at + 2, sizes + count, sizes + best_at + 1);
+    --count;
   }
-  ids.insert(ids.end(), symbols.begin(), symbols.end());
-  if (lengths != nullptr) lengths->insert(lengths->end(), sizes.begin(), sizes.end());
 }
 
-void BpeModel::encode(std::string_view piece, std::vector<int32_t>& ids,
-                      std::vector<uint32_t>* lengths) const {
-  if (piece.size() > kScanLimit) {
-    encode_long(piece, ids, lengths);
-    return;
-  }
+size_t BpeMerges::apply(int32_t* symbols, uint32_t* sizes, size_t count) const {
+  if (count < 2) return count;
+  return count > kScanLimit ? apply_long(symbols, sizes, count)
+                            : apply_short(symbols, sizes, count);
+}
+
+size_t BpeMerges::apply_short(int32_t* symbols, uint32_t* sizes, size_t count) const {
   // The ranks of all neighbouring pairs are kept; a merge renews two of them.
   constexpr uint32_t kNone = UINT32_MAX;
-  int32_t symbols[kScanLimit];
-  uint32_t sizes[kScanLimit];
   uint32_t ranks[kScanLimit];
   int32_t merged[kScanLimit];
-  size_t count = 0;
-  for (const char c : piece) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
-    if (id < 0) continue;
-    symbols[count] = id;
-    sizes[count++] = 1;
-  }
   const auto look_up = [&](size_t i) {
     const Entry* entry = i + 1 < count ? find(symbols[i], symbols[i + 1]) : nullptr;
     ranks[i] = entry != nullptr ? entry->rank : kNone;
@@ -146,7 +126,7 @@ void BpeModel::encode(std::string_view piece, std::vector<int32_t>& ids,
         best = i;
       }
     }
-    if (best_rank == kNone) break;
+    if (best_rank == kNone) return count;
     symbols[best] = merged[best];
     sizes[best] += sizes[best + 1];
     --count;
@@ -159,29 +139,22 @@ void BpeModel::encode(std::string_view piece, std::vector<int32_t>& ids,
     look_up(best);
     if (best > 0) look_up(best - 1);
   }
-  ids.insert(ids.end(), symbols, symbols + count);
-  if (lengths != nullptr) lengths->insert(lengths->end(), sizes, sizes + count);
 }
 
-void BpeModel::encode_long(std::string_view piece, std::vector<int32_t>& ids,
-                           std::vector<uint32_t>* lengths) const {
-  TRIREME_USER_CHECK(piece.size() < size_t{1} << 31, kData, "split the text",
-                     "a piece of text without a break has {} bytes", piece.size());
-  std::vector<Symbol> symbols;
-  symbols.reserve(piece.size());
-  for (const char c : piece) {
-    const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
-    const auto at = static_cast<int32_t>(symbols.size());
-    if (id >= 0) symbols.push_back({id, at - 1, at + 1, 1});
+size_t BpeMerges::apply_long(int32_t* ids, uint32_t* sizes, size_t count) const {
+  TRIREME_USER_CHECK(count < size_t{1} << 31, kData, "split the text",
+                     "a piece of text without a break has {} symbols", count);
+  std::vector<Symbol> symbols(count);
+  for (size_t i = 0; i < count; ++i) {
+    const auto at = static_cast<int32_t>(i);
+    symbols[i] = {ids[i], at - 1, at + 1, sizes[i]};
   }
-  if (symbols.empty()) return;
   symbols.back().next = -1;
 
   struct Candidate {
     uint32_t rank;
     int32_t at;
     int32_t merged;
-    uint32_t length;  // of both halves: out of date once one of them has grown
   };
   // Lowest rank first, then leftmost.
   const auto later = [](const Candidate& a, const Candidate& b) {
@@ -190,12 +163,11 @@ void BpeModel::encode_long(std::string_view piece, std::vector<int32_t>& ids,
   std::vector<Candidate> candidates;
   candidates.reserve(symbols.size());
   const auto candidate = [&](int32_t at, Candidate& result) {
-    const Symbol& left = symbols[at];
+    const Symbol& left = symbols[static_cast<size_t>(at)];
     if (left.next < 0) return false;
-    const Symbol& right = symbols[left.next];
-    const Entry* entry = find(left.id, right.id);
+    const Entry* entry = find(left.id, symbols[static_cast<size_t>(left.next)].id);
     if (entry == nullptr) return false;
-    result = {entry->rank, at, entry->merged, left.length + right.length};
+    result = {entry->rank, at, entry->merged};
     return true;
   };
   Candidate found;
@@ -207,25 +179,93 @@ void BpeModel::encode_long(std::string_view piece, std::vector<int32_t>& ids,
   while (!queue.empty()) {
     const Candidate best = queue.top();
     queue.pop();
-    Symbol& left = symbols[best.at];
-    // A token's length and place fix its bytes, so equal lengths mean that the pair is still there.
-    if (left.length == 0 || left.next < 0 || left.length + symbols[left.next].length != best.length)
-      continue;
+    Symbol& left = symbols[static_cast<size_t>(best.at)];
+    if (left.length == 0 || left.next < 0) continue;
+    // Out of date once one of the halves has grown.
     Candidate now;
     if (!candidate(best.at, now) || now.merged != best.merged) continue;
-    Symbol& right = symbols[left.next];
+    Symbol& right = symbols[static_cast<size_t>(left.next)];
     left.id = best.merged;
-    left.length = best.length;
+    left.length += right.length;
     left.next = right.next;
     right.length = 0;
-    if (left.next >= 0) symbols[left.next].previous = best.at;
+    if (left.next >= 0) symbols[static_cast<size_t>(left.next)].previous = best.at;
     if (candidate(best.at, found)) queue.push(found);
     if (left.previous >= 0 && candidate(left.previous, found)) queue.push(found);
   }
-  for (int32_t i = 0; i >= 0; i = symbols[i].next) {
-    ids.push_back(symbols[i].id);
-    if (lengths != nullptr) lengths->push_back(symbols[i].length);
+  size_t left = 0;
+  for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) {
+    ids[left] = symbols[static_cast<size_t>(i)].id;
+    sizes[left++] = symbols[static_cast<size_t>(i)].length;
   }
+  return left;
+}
+
+ByteBpe::ByteBpe(const std::vector<int32_t>& byte_ids, const std::vector<BpeMerge>& merges,
+                 StringToId whole)
+    : byte_ids_(byte_ids),
+      has_all_bytes_(std::find(byte_ids.begin(), byte_ids.end(), -1) == byte_ids.end()),
+      merges_(merges),
+      whole_(std::move(whole)) {
+  TRIREME_CHECK(byte_ids_.size() == 256, "{} byte ids", byte_ids_.size());
+}
+
+void ByteBpe::encode(std::string_view piece, std::vector<int32_t>& ids,
+                     std::vector<TokenSpan>* spans) const {
+  const auto size = static_cast<uint32_t>(piece.size());
+  if (!whole_.empty()) {
+    if (const auto it = whole_.find(piece); it != whole_.end()) {
+      ids.push_back(it->second);
+      if (spans != nullptr) spans->push_back({0, size});
+      return;
+    }
+  }
+  const size_t first = ids.size();
+  // Where bytes are missing from the vocabulary, sizes count in the spelling without the dropped
+  // bytes: so does the `tokenizers` library.
+  std::vector<uint32_t> sizes;
+  uint32_t short_sizes[kScanLimit];
+  uint32_t* lengths = short_sizes;
+  if (piece.size() > kScanLimit) {
+    sizes.resize(piece.size());
+    lengths = sizes.data();
+  }
+  size_t count = 0;
+  for (const char c : piece) {
+    const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
+    if (id < 0) continue;
+    ids.push_back(id);
+    lengths[count++] =
+        has_all_bytes_
+            ? 1
+            : static_cast<uint32_t>(alphabet().text[static_cast<unsigned char>(c)].size());
+  }
+  count = merges_.apply(ids.data() + first, lengths, count);
+  ids.resize(first + count);
+  if (spans == nullptr) return;
+  std::vector<uint32_t> owner;  // by byte of the spelling
+  if (!has_all_bytes_) {
+    for (uint32_t i = 0; i < size; ++i)
+      owner.insert(owner.end(), alphabet().text[static_cast<unsigned char>(piece[i])].size(), i);
+  }
+  uint32_t done = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t end = done + lengths[i];
+    spans->push_back(has_all_bytes_ ? TokenSpan{done, end}
+                                    : TokenSpan{owner[done], owner[end - 1] + 1});
+    done = end;
+  }
+}
+
+void ByteBpe::encode_reference(std::string_view piece, std::vector<int32_t>& ids) const {
+  std::vector<int32_t> symbols;
+  for (const char c : piece) {
+    const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
+    if (id >= 0) symbols.push_back(id);
+  }
+  std::vector<uint32_t> sizes(symbols.size(), 1);
+  symbols.resize(merges_.apply_reference(symbols.data(), sizes.data(), symbols.size()));
+  ids.insert(ids.end(), symbols.begin(), symbols.end());
 }
 
 PieceCache::PieceCache() : slots_(size_t{1} << 15) {}

@@ -1,5 +1,5 @@
-// Byte-level byte-pair encoding of one piece of text (Sennrich et al. 2016, arXiv:1508.07909; bytes
-// as in GPT-2).
+// Byte-pair encoding of one piece of text (Sennrich et al. 2016, arXiv:1508.07909), and its form on
+// bytes (as in GPT-2).
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "trireme/data/token_model.h"
 
 namespace trireme::data {
 
@@ -28,28 +29,18 @@ struct BpeMerge {
   int32_t merged;
 };
 
-/// Lets std::unordered_map<std::string, ...> be searched by string_view.
-struct StringHash {
-  using is_transparent = void;
-  size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
-};
-using StringToId = std::unordered_map<std::string, int32_t, StringHash, std::equal_to<>>;
-
 /// The merges as a table, and the two ways to apply them. Thread-safety: const access from any
 /// thread.
-class BpeModel {
+class BpeMerges {
  public:
-  /// `byte_ids[b]` is the id of byte b, -1 if the vocabulary lacks it (such bytes are dropped, as
-  /// the `tokenizers` library does). A pair that appears twice among the merges has its last rank.
-  BpeModel(const std::vector<int32_t>& byte_ids, const std::vector<BpeMerge>& merges);
+  /// A pair that appears twice among the merges has its last rank.
+  explicit BpeMerges(const std::vector<BpeMerge>& merges);
 
-  /// Appends the ids of `piece`, and the number of bytes of each if `lengths` is not null.
-  void encode(std::string_view piece, std::vector<int32_t>& ids,
-              std::vector<uint32_t>* lengths) const;
+  /// Merges in place the `count` symbols, whose lengths are `sizes`, and returns how many are left.
+  size_t apply(int32_t* symbols, uint32_t* sizes, size_t count) const;
 
   /// The plain reference: looks for the best pair again after every merge; quadratic.
-  void encode_reference(std::string_view piece, std::vector<int32_t>& ids,
-                        std::vector<uint32_t>* lengths) const;
+  size_t apply_reference(int32_t* symbols, uint32_t* sizes, size_t count) const;
 
  private:
   struct Entry {
@@ -68,13 +59,34 @@ class BpeModel {
       if (table_[slot].pair == kNoPair) return nullptr;
     }
   }
-  void encode_long(std::string_view piece, std::vector<int32_t>& ids,
-                   std::vector<uint32_t>* lengths) const;
+  size_t apply_short(int32_t* symbols, uint32_t* sizes, size_t count) const;
+  size_t apply_long(int32_t* symbols, uint32_t* sizes, size_t count) const;
 
-  std::vector<int32_t> byte_ids_;
   std::vector<Entry> table_;  ///< open addressing, at most half full
   uint64_t mask_ = 0;
   int shift_ = 0;
+};
+
+/// Byte-level BPE. Thread-safety: const access from any thread.
+class ByteBpe final : public TokenModel {
+ public:
+  /// `byte_ids[b]` is the id of byte b, -1 if the vocabulary lacks it (such bytes are dropped, as
+  /// the `tokenizers` library does). `whole` has the bytes of tokens that are taken whole where a
+  /// piece is just them.
+  ByteBpe(const std::vector<int32_t>& byte_ids, const std::vector<BpeMerge>& merges,
+          StringToId whole = {});
+
+  void encode(std::string_view piece, std::vector<int32_t>& ids,
+              std::vector<TokenSpan>* spans) const override;
+
+  /// By the plain reference.
+  void encode_reference(std::string_view piece, std::vector<int32_t>& ids) const;
+
+ private:
+  std::vector<int32_t> byte_ids_;
+  bool has_all_bytes_;
+  BpeMerges merges_;
+  StringToId whole_;
 };
 
 /// Remembers the ids of short pieces; bounded: a new piece replaces whatever has its slot.

@@ -27,23 +27,26 @@ std::vector<int32_t> identity_bytes() {
   return ids;
 }
 
-TEST(BpeModel, MergesTheBestRankFirstAndTheLeftmostOfEquals) {
+TEST(ByteBpe, MergesTheBestRankFirstAndTheLeftmostOfEquals) {
   // Ranks: (b,c) before (a,b); (a,a) once in "aaa" is the left one.
-  const BpeModel model(identity_bytes(), {{'b', 'c', 256}, {'a', 'b', 257}, {'a', 'a', 258}});
+  const ByteBpe model(identity_bytes(), {{'b', 'c', 256}, {'a', 'b', 257}, {'a', 'a', 258}});
   std::vector<int32_t> ids;
   model.encode("abc", ids, nullptr);
   EXPECT_EQ(ids, (std::vector<int32_t>{'a', 256}));
   ids.clear();
-  std::vector<uint32_t> lengths;
-  model.encode("aaa", ids, &lengths);
+  std::vector<TokenSpan> spans;
+  model.encode("aaa", ids, &spans);
   EXPECT_EQ(ids, (std::vector<int32_t>{258, 'a'}));
-  EXPECT_EQ(lengths, (std::vector<uint32_t>{2, 1}));
+  ASSERT_EQ(spans.size(), 2u);
+  EXPECT_EQ(spans[0].end, 2u);
+  EXPECT_EQ(spans[1].begin, 2u);
+  EXPECT_EQ(spans[1].end, 3u);
 }
 
-TEST(BpeModel, DropsBytesThatHaveNoToken) {
+TEST(ByteBpe, DropsBytesThatHaveNoToken) {
   auto bytes = identity_bytes();
   bytes['x'] = -1;
-  const BpeModel model(bytes, {{'a', 'b', 256}});
+  const ByteBpe model(bytes, {{'a', 'b', 256}});
   std::vector<int32_t> ids;
   model.encode("axb", ids, nullptr);
   EXPECT_EQ(ids, (std::vector<int32_t>{256}));
@@ -52,7 +55,7 @@ TEST(BpeModel, DropsBytesThatHaveNoToken) {
   EXPECT_TRUE(ids.empty());
 }
 
-TEST(BpeModel, EqualsTheReferenceOnRandomMergesAndPieces) {
+TEST(ByteBpe, EqualsTheReferenceOnRandomMergesAndPieces) {
   std::mt19937 random(3);
   for (int round = 0; round < 60; ++round) {
     // Random merges over three letters, each making the token of the joined text.
@@ -73,28 +76,34 @@ TEST(BpeModel, EqualsTheReferenceOnRandomMergesAndPieces) {
       }
       merges.push_back({left, right, it->second});
     }
-    const BpeModel model(identity_bytes(), merges);
+    const ByteBpe model(identity_bytes(), merges);
     for (const int length : {0, 1, 2, 5, 17, 95, 96, 97, 98, 300}) {
       std::string piece;
       for (int i = 0; i < length; ++i) piece += static_cast<char>('a' + random() % 3);
       std::vector<int32_t> ids, wanted;
-      std::vector<uint32_t> lengths, wanted_lengths;
-      model.encode(piece, ids, &lengths);
-      model.encode_reference(piece, wanted, &wanted_lengths);
+      std::vector<TokenSpan> spans;
+      model.encode(piece, ids, &spans);
+      model.encode_reference(piece, wanted);
       ASSERT_EQ(ids, wanted) << piece;
-      ASSERT_EQ(lengths, wanted_lengths);
+      // The spans are those of the tokens' texts.
+      uint32_t done = 0;
+      for (size_t i = 0; i < ids.size(); ++i) {
+        ASSERT_EQ(spans[i].begin, done);
+        done += static_cast<uint32_t>(tokens[static_cast<size_t>(ids[i])].size());
+        ASSERT_EQ(spans[i].end, done);
+      }
     }
   }
 }
 
-TEST(BpeModel, MergesAMillionBytesInOnePiece) {
+TEST(ByteBpe, MergesAMillionBytesInOnePiece) {
   std::vector<BpeMerge> merges;
   int32_t token = 'a';
   for (int32_t next = 256; next < 256 + 10; ++next) {
     merges.push_back({token, token, next});
     token = next;
   }
-  const BpeModel model(identity_bytes(), merges);
+  const ByteBpe model(identity_bytes(), merges);
   std::vector<int32_t> ids;
   model.encode(std::string(1 << 20, 'a'), ids, nullptr);
   EXPECT_EQ(ids, std::vector<int32_t>(1 << 10, token));

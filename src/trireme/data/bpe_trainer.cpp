@@ -11,9 +11,10 @@
 #include "trireme/base/file.h"
 #include "trireme/base/suggest.h"
 #include "trireme/data/bpe.h"
-#include "trireme/data/bpe_tokenizer.h"
-#include "trireme/data/pretokenizer.h"
+#include "trireme/data/composed_tokenizer.h"
+#include "trireme/data/known_patterns.h"
 #include "trireme/data/tokenizer_unicode.h"
+#include "trireme/data/unicode_forms.h"
 
 namespace trireme::data {
 namespace {
@@ -67,10 +68,10 @@ void count_words(std::string_view text, KnownPattern pattern, WordCounts& counts
     repaired = replace_invalid_utf8(text);
     text = repaired;
   }
-  NormalizedText normalized;
+  std::string normalized;
   if (pattern == KnownPattern::kQwen2) {
-    normalized = normalize_nfc(text);
-    text = normalized.text;
+    normalized = to_normal_form(text, NormalForm::kNfc);
+    text = normalized;
   }
   for (size_t at = 0; at < text.size();) {
     const size_t end = known_piece_end(pattern, text, at);
@@ -335,7 +336,7 @@ std::unique_ptr<Tokenizer> train_bpe_on_texts(const BpeTrainOptions& options,
     file.merges.emplace_back(file.vocab[static_cast<size_t>(merges[i].first)].first,
                              file.vocab[static_cast<size_t>(merges[i].second)].first);
   }
-  return make_bpe_tokenizer(std::move(file), "the trained tokenizer");
+  return make_composed_tokenizer(std::move(file), "the trained tokenizer");
 }
 
 std::unique_ptr<Tokenizer> train_bpe(const BpeTrainOptions& options,

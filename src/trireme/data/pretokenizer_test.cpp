@@ -6,6 +6,8 @@
 #include <random>
 
 #include "trireme/base/error.h"
+#include "trireme/data/piece_regex.h"
+#include "trireme/data/text_split.h"
 #include "trireme/data/tokenizer_unicode.h"
 
 namespace trireme::data {
@@ -25,8 +27,9 @@ std::vector<std::string> known_pieces(KnownPattern pattern, std::string_view tex
 }
 
 std::vector<std::string> regex_pieces(const std::string& pattern, std::string_view text) {
-  std::vector<TextPiece> ranges;
-  PieceRegex(pattern, "test").split(text, {0, text.size()}, true, true, ranges);
+  std::vector<TextPiece> matches, ranges;
+  PieceRegex(pattern, "test").find(text, {0, text.size()}, matches);
+  split_at_matches(matches, {0, text.size()}, SplitBehavior::kIsolated, false, ranges);
   std::vector<std::string> pieces;
   for (const auto& range : ranges)
     pieces.emplace_back(text.substr(range.begin, range.end - range.begin));
@@ -71,19 +74,21 @@ TEST(KnownPatterns, AgreeWithPcre2OnRandomText) {
   }
 }
 
-TEST(PieceRegex, KeepsMatchesAndGaps) {
-  std::vector<TextPiece> pieces;
+TEST(PieceRegex, FindsMatchesInARange) {
+  std::vector<TextPiece> matches;
   const PieceRegex regex("\\d+", "test");
   const std::string text = "ab12cd3";
-  regex.split(text, {0, text.size()}, true, false, pieces);
-  ASSERT_EQ(pieces.size(), 2u);
-  EXPECT_EQ(pieces[0].begin, 2u);
-  EXPECT_EQ(pieces[1].end, 7u);
-  pieces.clear();
-  regex.split(text, {1, 5}, false, true, pieces);
-  ASSERT_EQ(pieces.size(), 2u);
-  EXPECT_EQ(pieces[0].begin, 1u);
-  EXPECT_EQ(pieces[1].end, 5u);
+  regex.find(text, {0, text.size()}, matches);
+  ASSERT_EQ(matches.size(), 2u);
+  EXPECT_EQ(matches[0].begin, 2u);
+  EXPECT_EQ(matches[1].end, 7u);
+  matches.clear();
+  regex.find(text, {3, 5}, matches);
+  ASSERT_EQ(matches.size(), 1u);
+  EXPECT_EQ(matches[0].begin, 3u);
+  EXPECT_EQ(matches[0].end, 4u);
+  EXPECT_TRUE(PieceRegex("x*", "test").matches_empty());
+  EXPECT_FALSE(regex.matches_empty());
 }
 
 TEST(PieceRegex, SkipsEmptyMatches) {
@@ -132,43 +137,104 @@ Pretokenizer parse(const char* text) {
   return Pretokenizer(Json::parse(text), "test");
 }
 
-TEST(Pretokenizer, ReadsSequences) {
-  const auto digits = parse(R"({"type": "Sequence", "pretokenizers": [
-      {"type": "Digits", "individual_digits": true}, {"type": "ByteLevel", "add_prefix_space": false}]})");
-  EXPECT_FALSE(digits.splittable());
+std::vector<std::string> pieces_of(const char* json, const std::string& text) {
+  const auto pretokenizer = parse(json);
+  AlignedText aligned = AlignedText::without_map(text, true);
   std::vector<std::string> pieces;
-  const std::string text = "ab 12 c";
-  digits.for_each_piece(text, [&](TextPiece piece) {
-    pieces.push_back(text.substr(piece.begin, piece.end - piece.begin));
+  pretokenizer.for_each_piece(aligned, [&](TextPiece piece) {
+    pieces.emplace_back(aligned.text().substr(piece.begin, piece.end - piece.begin));
   });
-  EXPECT_THAT(pieces, ElementsAre("ab", " ", "1", "2", " c"));
+  return pieces;
+}
 
-  const auto removed = parse(R"({"type": "Sequence", "pretokenizers": [
+TEST(Pretokenizer, ReadsSequences) {
+  const char* const digits = R"({"type": "Sequence", "pretokenizers": [
+      {"type": "Digits", "individual_digits": true}, {"type": "ByteLevel", "add_prefix_space": false}]})";
+  EXPECT_THAT(pieces_of(digits, "ab 12 c"), ElementsAre("ab", " ", "1", "2", " c"));
+  EXPECT_TRUE(parse(digits).splittable());
+  EXPECT_TRUE(parse(digits).is_byte_level());
+
+  EXPECT_THAT(pieces_of(R"({"type": "Sequence", "pretokenizers": [
       {"type": "Split", "pattern": {"String": ", "}, "behavior": "Removed", "invert": false},
-      {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]})");
-  pieces.clear();
-  const std::string list = "a, b,c, ";
-  removed.for_each_piece(list, [&](TextPiece piece) {
-    pieces.push_back(list.substr(piece.begin, piece.end - piece.begin));
-  });
-  EXPECT_THAT(pieces, ElementsAre("a", "b,c"));
+      {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}]})",
+                        "a, b,c, "),
+              ElementsAre("a", "b,c"));
 
-  const auto gpt2 = parse(R"({"type": "ByteLevel", "add_prefix_space": true, "use_regex": true})");
-  EXPECT_TRUE(gpt2.add_prefix_space());
-  EXPECT_TRUE(gpt2.splittable());
-  EXPECT_EQ(gpt2.known_pattern(), KnownPattern::kGpt2);
+  const char* const gpt2 = R"({"type": "ByteLevel", "add_prefix_space": true, "use_regex": true})";
+  EXPECT_THAT(pieces_of(gpt2, "ab c"), ElementsAre(" ab", " c"));
+  EXPECT_TRUE(parse(gpt2).splittable());
+  EXPECT_EQ(parse(gpt2).known_pattern(), KnownPattern::kGpt2);
+}
+
+// The examples of the library's documentation of SplitDelimiterBehavior.
+TEST(Pretokenizer, SplitsInEveryBehavior) {
+  const std::string text = "the-final--countdown";
+  const auto split = [&](const char* behavior) {
+    const std::string json = R"({"type": "Split", "pattern": {"String": "-"}, "invert": false,
+                                 "behavior": ")" +
+                             std::string(behavior) + "\"}";
+    return pieces_of(json.c_str(), text);
+  };
+  EXPECT_THAT(split("Removed"), ElementsAre("the", "final", "countdown"));
+  EXPECT_THAT(split("Isolated"), ElementsAre("the", "-", "final", "-", "-", "countdown"));
+  EXPECT_THAT(split("MergedWithPrevious"), ElementsAre("the-", "final-", "-", "countdown"));
+  EXPECT_THAT(split("MergedWithNext"), ElementsAre("the", "-final", "-", "-countdown"));
+  EXPECT_THAT(split("Contiguous"), ElementsAre("the", "-", "final", "--", "countdown"));
+}
+
+TEST(Pretokenizer, PutsMetaspaces) {
+  const auto pieces = [](const char* scheme, bool split, const std::string& text) {
+    const std::string json =
+        R"({"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": ")" +
+        std::string(scheme) + "\", \"split\": " + (split ? "true}" : "false}");
+    return pieces_of(json.c_str(), text);
+  };
+  EXPECT_THAT(pieces("always", true, "a  b"), ElementsAre("\u2581a", "\u2581", "\u2581b"));
+  EXPECT_THAT(pieces("always", false, "a b"), ElementsAre("\u2581a\u2581b"));
+  EXPECT_THAT(pieces("first", false, " a"), ElementsAre("\u2581a"));
+  EXPECT_THAT(pieces("never", true, "a\u2581b"), ElementsAre("a", "\u2581b"));
+}
+
+TEST(Pretokenizer, KnowsWordsAndPunctuation) {
+  EXPECT_THAT(pieces_of(R"({"type": "Whitespace"})", "Hey man!!  ok"),
+              ElementsAre("Hey", "man", "!!", "ok"));
+  EXPECT_THAT(pieces_of(R"({"type": "WhitespaceSplit"})", "Hey man!!\n"),
+              ElementsAre("Hey", "man!!"));
+  EXPECT_THAT(pieces_of(R"({"type": "BertPreTokenizer"})", "Hey man!! "),
+              ElementsAre("Hey", "man", "!", "!"));
+  EXPECT_THAT(pieces_of(R"({"type": "Punctuation", "behavior": "Contiguous"})", "a!!b"),
+              ElementsAre("a", "!!", "b"));
+  EXPECT_THAT(pieces_of(R"({"type": "CharDelimiterSplit", "delimiter": "_"})", "a__b"),
+              ElementsAre("a", "b"));
+  EXPECT_THAT(pieces_of("null", "a b"), ElementsAre("a b"));
+}
+
+TEST(Pretokenizer, MayBeSplitOnlyWherePiecesEndAnyway) {
+  const std::pair<const char*, bool> cases[] = {
+      {R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true})",
+       true},
+      {R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": false})",
+       false},
+      {R"({"type": "WhitespaceSplit"})", true},
+      {R"({"type": "Punctuation"})", false},
+      {R"({"type": "Split", "pattern": {"Regex": "a b|c"}, "behavior": "Isolated"})", false},
+      {R"({"type": "Digits"})", false},
+      {"null", false},
+  };
+  for (const auto& [json, splittable] : cases)
+    EXPECT_EQ(parse(json).splittable(), splittable) << json;
 }
 
 TEST(Pretokenizer, RefusesByName) {
   const std::pair<const char*, const char*> cases[] = {
-      {R"({"type": "Whitespace"})", "Whitespace"},
-      {R"({"type": "Metaspace"})", "Metaspace"},
-      {R"({"type": "Digits"})", "no ByteLevel"},
+      {R"({"type": "UnicodeScripts"})", "UnicodeScripts"},
+      {R"({"type": "Metaspace"})", "replacement"},
+      {R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "last"})",
+       "prepend_scheme last"},
       {R"({"type": "Sequence"})", "Sequence without a list"},
       {R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Digits"}]})",
        "Digits after ByteLevel"},
-      {R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "MergedWithNext"})",
-       "MergedWithNext"},
+      {R"({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Merged"})", "behavior Merged"},
       {R"({"type": "Split", "behavior": "Isolated"})", "Split without a pattern"},
       {R"({"type": "ByteLevel", "use_regex": 1})", "use_regex = 1"},
       {R"([])", "[]"},

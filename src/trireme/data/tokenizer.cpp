@@ -6,7 +6,7 @@
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
 #include "trireme/data/bpe.h"
-#include "trireme/data/bpe_tokenizer.h"
+#include "trireme/data/composed_tokenizer.h"
 #include "trireme/data/tokenizer_json.h"
 #include "trireme/data/tokenizer_unicode.h"
 
@@ -145,6 +145,32 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) c
   return is_valid_utf8(bytes) ? bytes : replace_invalid_utf8(bytes);
 }
 
+std::unique_ptr<DecodingStream> Tokenizer::start_decoding(bool skip_special) const {
+  class Stream final : public DecodingStream {
+   public:
+    Stream(const Tokenizer& tokenizer, bool skip_special)
+        : tokenizer_(tokenizer), skip_special_(skip_special) {}
+    std::string feed(int32_t id) override {
+      if (!skip_special_ || !tokenizer_.is_special(id)) pending_ += tokenizer_.id_to_bytes(id);
+      const size_t complete = complete_utf8_prefix(pending_);
+      std::string text = replace_invalid_utf8(std::string_view(pending_).substr(0, complete));
+      pending_.erase(0, complete);
+      return text;
+    }
+    std::string finish() override {
+      std::string text = replace_invalid_utf8(pending_);
+      pending_.clear();
+      return text;
+    }
+
+   private:
+    const Tokenizer& tokenizer_;
+    bool skip_special_;
+    std::string pending_;
+  };
+  return std::make_unique<Stream>(*this, skip_special);
+}
+
 std::string Tokenizer::fingerprint() const {
   const std::string json = to_json();
   return hash_text(xxh3(std::as_bytes(std::span(json))));
@@ -162,7 +188,7 @@ std::unique_ptr<Tokenizer> parse_tokenizer(std::string_view json, const std::str
     bos = named_token(parsed, "bos_token");
     eos = named_token(parsed, "eos_token");
   }
-  return make_bpe_tokenizer(parse_tokenizer_file(json, origin), origin, bos, eos);
+  return make_composed_tokenizer(parse_tokenizer_file(json, origin), origin, bos, eos);
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& name) {
@@ -257,20 +283,14 @@ void StreamEncoder::finish(std::vector<int32_t>& ids) {
 }
 
 StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
-    : tokenizer_(tokenizer), skip_special_(skip_special) {}
+    : stream_(tokenizer.start_decoding(skip_special)) {}
 
 std::string StreamDecoder::feed(int32_t id) {
-  if (!skip_special_ || !tokenizer_.is_special(id)) pending_ += tokenizer_.id_to_bytes(id);
-  const size_t complete = complete_utf8_prefix(pending_);
-  std::string text = replace_invalid_utf8(std::string_view(pending_).substr(0, complete));
-  pending_.erase(0, complete);
-  return text;
+  return stream_->feed(id);
 }
 
 std::string StreamDecoder::finish() {
-  std::string text = replace_invalid_utf8(pending_);
-  pending_.clear();
-  return text;
+  return stream_->finish();
 }
 
 std::string tokenizer_config_json(const Tokenizer& tokenizer, int64_t max_len) {

@@ -1,7 +1,6 @@
-// Tokenizers: raw bytes (built in) and byte-level BPE in the format of Hugging Face's
-// tokenizer.json.
+// Tokenizers: raw bytes (built in) and those of Hugging Face's tokenizer.json.
 //
-// Text is UTF-8. A BPE tokenizer reads invalid UTF-8 the way Python's
+// Text is UTF-8. A tokenizer.json's tokenizer reads invalid UTF-8 the way Python's
 // bytes.decode(errors="replace") does: every maximal ill-formed subpart becomes U+FFFD. The byte
 // tokenizer keeps bytes as they are.
 #pragma once
@@ -41,6 +40,14 @@ struct Encoding {
   std::vector<CharRange> offsets;  ///< one per id; {0, 0} for tokens that the post-processor added
 };
 
+/// Decodes ids one after the other. Not thread-safe.
+class DecodingStream {
+ public:
+  virtual ~DecodingStream() = default;
+  virtual std::string feed(int32_t id) = 0;  ///< the text that became certain; may be empty
+  virtual std::string finish() = 0;          ///< the rest; ready for another sequence
+};
+
 /// Text to ids and back. Thread-safety: all methods are const and may be called from any number of
 /// threads.
 class Tokenizer {
@@ -53,7 +60,9 @@ class Tokenizer {
                                        const EncodeOptions& options = {}) const = 0;
 
   /// Valid UTF-8; bytes that form none become U+FFFD. Ids outside the vocabulary are skipped.
-  std::string decode(std::span<const int32_t> ids, bool skip_special = true) const;
+  virtual std::string decode(std::span<const int32_t> ids, bool skip_special = true) const;
+  /// The same in pieces. Keeps a reference to the tokenizer.
+  virtual std::unique_ptr<DecodingStream> start_decoding(bool skip_special = true) const;
 
   /// One more than the largest id: rows that an embedding needs at least.
   virtual int64_t vocab_size() const = 0;
@@ -61,8 +70,8 @@ class Tokenizer {
   virtual std::optional<int32_t> token_to_id(std::string_view token) const = 0;
   /// "" for an id outside the vocabulary.
   virtual std::string id_to_token(int32_t id) const = 0;
-  /// The bytes that the token stands for, which need not be valid UTF-8; "" for an id outside the
-  /// vocabulary.
+  /// The bytes that the token stands for amid others, which need not be valid UTF-8; "" for an id
+  /// outside the vocabulary.
   virtual std::string id_to_bytes(int32_t id) const = 0;
   virtual bool is_special(int32_t id) const = 0;
 
@@ -130,9 +139,7 @@ class StreamDecoder {
   std::string finish();          ///< the rest, ill-formed bytes as U+FFFD; ready for another text
 
  private:
-  const Tokenizer& tokenizer_;
-  bool skip_special_;
-  std::string pending_;
+  std::unique_ptr<DecodingStream> stream_;
 };
 
 /// Text of the tokenizer_config.json that belongs into an exported model's folder. `max_len`: the

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "trireme/data/tokenizer_unicode.h"
+#include "trireme/data/unicode_sets.h"
 
 namespace trireme::data {
 namespace {
@@ -70,9 +71,10 @@ bool AddedTokenMatcher::extend(std::string_view text, Match& match) {
   const AddedToken& token = *match.token;
   if (token.single_word) {
     if (match.begin > 0 &&
-        is_word_character(code_point_at(text, previous_character(text, match.begin))))
+        word_characters().contains(code_point_at(text, previous_character(text, match.begin))))
       return false;
-    if (match.end < text.size() && is_word_character(code_point_at(text, match.end))) return false;
+    if (match.end < text.size() && word_characters().contains(code_point_at(text, match.end)))
+      return false;
   }
   const auto& classes = CharClassTable::instance();
   while (token.lstrip && match.begin > 0) {

@@ -41,9 +41,10 @@ class AddedTokenMatcher {
       at = match.end;
       const AddedToken& token = *match.token;
       if ((skip_special && token.special) || !extend(text, match)) continue;
-      const size_t begin = match.begin > done ? match.begin : done;
+      // Only lstrip minds what the token before took along: so it is in the `tokenizers` library.
+      const size_t begin = token.lstrip && match.begin < done ? done : match.begin;
       if (done < begin) visit(static_cast<const AddedToken*>(nullptr), done, begin);
-      visit(&token, begin, match.end);
+      if (begin < match.end) visit(&token, begin, match.end);
       done = match.end;
     }
     if (done < text.size()) visit(static_cast<const AddedToken*>(nullptr), done, text.size());

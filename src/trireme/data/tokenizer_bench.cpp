@@ -2,7 +2,8 @@
 #include <benchmark/benchmark.h>
 
 #include "trireme/data/bpe_trainer.h"
-#include "trireme/data/pretokenizer.h"
+#include "trireme/data/known_patterns.h"
+#include "trireme/data/piece_regex.h"
 #include "trireme/data/tokenizer.h"
 
 namespace trireme::data {
@@ -58,7 +59,7 @@ void BM_CutIntoPiecesReference(benchmark::State& state) {
                          "bench");
   for (auto _ : state) {
     std::vector<TextPiece> pieces;
-    regex.split(sample_text(), {0, sample_text().size()}, true, true, pieces);
+    regex.find(sample_text(), {0, sample_text().size()}, pieces);
     benchmark::DoNotOptimize(pieces.size());
   }
   set_bytes(state);

@@ -18,7 +18,7 @@ namespace trireme::data {
 struct PostStep {
   enum class Kind {
     kTrimOffsets,  ///< ByteLevel: offsets leave out the white space at a token's ends
-    kTemplate      ///< TemplateProcessing: ids around the text
+    kTemplate      ///< TemplateProcessing and its older forms: ids around the text
   };
   Kind kind = Kind::kTrimOffsets;
   bool add_prefix_space =
@@ -27,21 +27,27 @@ struct PostStep {
   std::vector<int32_t> after;
 };
 
+enum class ModelKind { kBpe, kUnigram, kWordPiece };
+
 struct TokenizerFile {
+  ModelKind model = ModelKind::kBpe;
   std::vector<std::pair<std::string, int32_t>> vocab;  ///< token as spelled in the file, id; by id
-  std::vector<std::pair<std::string, std::string>> merges;
-  bool ignore_merges = false;
-  bool has_unknown_token =
-      false;  ///< the file names one; never used if all bytes are in the vocabulary
-  std::vector<AddedToken> added_tokens;  ///< by id
-  bool nfc = false;
-  Json pre_tokenizer;
+  std::vector<std::pair<std::string, std::string>> merges;  ///< of BPE
+  std::vector<double> scores;                               ///< of Unigram, by id
+  std::optional<std::string> unknown_token;                 ///< of BPE and WordPiece
+  std::optional<int32_t> unknown_id;                        ///< of Unigram
+  bool fuse_unknown = false;                                ///< of BPE
+  bool byte_fallback = false;                               ///< of BPE and Unigram
+  bool ignore_merges = false;                               ///< of BPE
+  std::string continuing_prefix;                            ///< of WordPiece
+  int64_t max_word_characters = 0;                          ///< of WordPiece
+  std::vector<AddedToken> added_tokens;                     ///< by id
   std::vector<PostStep> post_steps;
-  // Small sections, kept to be written as they were read.
+  // Sections as they were read; what they mean is for those to say who use them.
   Json normalizer;
+  Json pre_tokenizer;
   Json post_processor;
   Json decoder;
-  Json model_options;  ///< of "model", without vocab and merges
 };
 
 /// Error{kData} naming `origin` and what is wrong or not supported.

@@ -1,7 +1,6 @@
-// What tokenizers need to know of Unicode: UTF-8, character classes, and NFC with its way back to
-// the source.
+// What tokenizers need to know of Unicode: UTF-8 and character classes.
 //
-// Classes and NFC agree with the `tokenizers` library on every code point
+// Classes agree with the `tokenizers` library on every code point
 // (tests/goldens/make_unicode_ranges.py).
 #pragma once
 
@@ -16,6 +15,9 @@ struct CodePointRange {
   uint32_t first;
   uint32_t last;  ///< inclusive
 };
+
+/// The first byte at or after `at` that is not ASCII, or the end.
+size_t skip_ascii(std::string_view text, size_t at);
 
 bool is_valid_utf8(std::string_view text);
 
@@ -70,22 +72,13 @@ class CharClassTable {
   std::vector<uint8_t> blocks_;
 };
 
-/// \w of Unicode regular expressions (UTS #18, annex C).
-bool is_word_character(uint32_t code_point);
+/// True for combining marks that the library's normalization forms, of Unicode 13, do not know.
+bool is_late_mark(uint32_t code_point);
 
 /// Code points with property L ('L') or N ('N') that are not in Unicode 14, as the inside of a
 /// PCRE2 character class.
 const std::string& late_class_members(char property);
 /// White_Space as the inside of a PCRE2 character class.
 const std::string& space_class_members();
-
-/// Text in NFC and, for every character of it, the character of the source that it stems from.
-struct NormalizedText {
-  std::string text;
-  std::vector<int64_t> source;  ///< empty: the text did not change
-};
-
-/// Normalization Form C (Unicode annex #15) of valid UTF-8.
-NormalizedText normalize_nfc(std::string_view text);
 
 }  // namespace trireme::data

@@ -65,49 +65,5 @@ TEST(CharClass, KnowsLettersNumbersAndSpaces) {
   EXPECT_EQ(table[0x10FFFF], kOtherChar);
 }
 
-TEST(WordCharacter, FollowsUts18) {
-  for (const uint32_t c :
-       {uint32_t{'a'}, uint32_t{'_'}, uint32_t{'5'}, 0x0301u, 0x200Du, 0x24B6u, 0x203Fu}) {
-    EXPECT_TRUE(is_word_character(c)) << c;
-  }
-  for (const uint32_t c : {uint32_t{'-'}, uint32_t{' '}, 0x00BDu, 0x1F600u})
-    EXPECT_FALSE(is_word_character(c)) << c;
-}
-
-struct NfcCase {
-  const char* source;
-  const char* wanted;
-};
-
-TEST(Nfc, ComposesAsAnnex15Says) {
-  const NfcCase cases[] = {
-      {"plain", "plain"},
-      {"e\u0301", "\u00e9"},
-      {"\u212b", "\u00c5"},              // singleton: ANGSTROM SIGN
-      {"\u1e9b\u0323", "\u1e9b\u0323"},  // annex 15, figure 6
-      {"s\u0323\u0307", "\u1e69"},       // figure 5: both orders give one character
-      {"s\u0307\u0323", "\u1e69"},
-      {"\u1e0b\u0323", "\u1e0d\u0307"},  // figure 5: d with dot above, dot below
-      {"\u0958", "\u0915\u093c"},        // composition exclusion
-      {"\u1112\u1161\u11ab", "\ud55c"},  // Hangul
-      {"\uac00\u11a8", "\uac01"},
-      {"\u304b\u3099", "\u304c"},
-      {"x\u0301y", "x\u0301y"},           // no composite exists
-      {"a\u0334\u0301", "\u00e1\u0334"},  // a mark of lower class does not block
-      {"a\u0301\u0301", "\u00e1\u0301"},
-  };
-  for (const auto& test : cases)
-    EXPECT_EQ(normalize_nfc(test.source).text, test.wanted) << test.source;
-}
-
-TEST(Nfc, MapsCharactersToTheSource) {
-  EXPECT_TRUE(normalize_nfc("unchanged \u00e9").source.empty());
-  const auto result = normalize_nfc("xe\u0301y");
-  EXPECT_EQ(result.text, "x\u00e9y");
-  EXPECT_EQ(result.source, (std::vector<int64_t>{0, 1, 3}));
-  // One character becomes two: both stem from it.
-  EXPECT_EQ(normalize_nfc("a\u0958z").source, (std::vector<int64_t>{0, 1, 1, 2}));
-}
-
 }  // namespace
 }  // namespace trireme::data
