@@ -363,14 +363,14 @@ def _(folder):
     return folder.train("--set", "optim.lr=0.5", "--set", "schedule.steps=5")
 
 
-@case("another-model-for-the-checkpoint", DATA, "another shape")
+@case("another-model-for-the-checkpoint", CONFIG, "config differs", "intermediate_size")
 def _(folder):
     folder.trained()
     folder.write("config.json", json.dumps({**TINY, "intermediate_size": 64}))
     return folder.train()
 
 
-@case("another-text-for-the-checkpoint", DATA, "data.train is not what this run was trained on")
+@case("another-text-for-the-checkpoint", DATA, "data.train", "is not what this run was trained on")
 def _(folder):
     folder.trained()
     folder.write("text.txt", "something else altogether, and longer. " * 80)

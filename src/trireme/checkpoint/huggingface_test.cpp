@@ -317,22 +317,30 @@ TEST(HuggingFaceTest, ReplacesOnlyWhenTold) {
   write_directory(folder / "hf", kLlamaConfig, make_tensors(kLlamaShapes));
   const HuggingFaceModel model = open_huggingface(folder / "hf");
   fs::create_directories(folder / "there");
-  write_file_atomically(folder / "there" / "precious", "1");
+  write_file_atomically(folder / "there" / "config.json", "1");
   EXPECT_THROW(export_huggingface(folder / "there", model.spec, model.parameters, model.texts),
                Error);
   EXPECT_THROW(import_huggingface(folder / "hf", folder / "there"), Error);
-  EXPECT_EQ(read_file(folder / "there" / "precious"), "1");
+  EXPECT_EQ(read_file(folder / "there" / "config.json"), "1");
+
+  // What is more than a model is its owner's, whatever one says.
+  fs::create_directories(folder / "home" / "letters");
+  EXPECT_THROW(export_huggingface(folder / "home", model.spec, model.parameters, model.texts,
+                                  {.replace = true}),
+               Error);
+  EXPECT_THROW(import_huggingface(folder / "hf", folder / "home", true), Error);
+  EXPECT_TRUE(fs::exists(folder / "home" / "letters"));
 
   FaultyStorage full;
   full.full_after_bytes = 1000;
   EXPECT_THROW(export_huggingface(folder / "there", model.spec, model.parameters, model.texts,
                                   {.replace = true, .storage = &full}),
                Error);
-  EXPECT_EQ(read_file(folder / "there" / "precious"), "1");
+  EXPECT_EQ(read_file(folder / "there" / "config.json"), "1");
 
   export_huggingface(folder / "there", model.spec, model.parameters, model.texts,
                      {.replace = true});
-  EXPECT_FALSE(fs::exists(folder / "there" / "precious"));
+  EXPECT_NE(read_file(folder / "there" / "config.json"), "1");
   EXPECT_EQ(problem_of(folder / "there"), "");
 }
 

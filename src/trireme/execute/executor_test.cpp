@@ -380,13 +380,14 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
   optim::OptimizerConfig config;
   config.kind = memory.optimizer;
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
+  strategy.optimizer_workspace_bytes.assign(spec.parts.size(), 0);
   for (const model::ParameterSpec& parameter : spec.parameters) {
     strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
         4 * optim::state_floats(config, parameter) * parameter.numel();
     if (config.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
-      strategy.optimizer_workspace_bytes =
-          std::max(strategy.optimizer_workspace_bytes,
-                   optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+      int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
+      workspace =
+          std::max(workspace, optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
     }
   }
   strategy.precision = memory.precision;

@@ -370,10 +370,8 @@ class Builder {
     std::vector<int> steps;
     for (int part = 0; part < num_parts_; ++part) {
       Instruction& step = begin(OpKind::kOptimizerStep, part, kNone, kNone);
-      const model::PartKind kind = spec_.parts[static_cast<size_t>(part)].kind;
-      if (kind == model::PartKind::kAttention || kind == model::PartKind::kMlp) {
-        step.workspace_bytes = program_.strategy.optimizer_workspace_bytes;
-      }
+      const std::vector<int64_t>& workspace = program_.strategy.optimizer_workspace_bytes;
+      if (!workspace.empty()) step.workspace_bytes = workspace[static_cast<size_t>(part)];
       depend(norm);
       read(gradients_[static_cast<size_t>(part)][0]);
       free(gradients_[static_cast<size_t>(part)][0]);

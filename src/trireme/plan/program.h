@@ -30,8 +30,8 @@ struct Strategy {
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
-  /// What an optimizer step of a block's part holds beside its buffers (Muon's products).
-  int64_t optimizer_workspace_bytes = 0;
+  /// What the optimizer step of each part holds beside its buffers (Muon's products); empty: nothing.
+  std::vector<int64_t> optimizer_workspace_bytes;
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }

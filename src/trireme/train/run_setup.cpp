@@ -86,13 +86,14 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.kernels = execute::kernel_workspace();
   const optim::OptimizerConfig optimizer = optimizer_of(run);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
+  strategy.optimizer_workspace_bytes.assign(spec.parts.size(), 0);
   for (const model::ParameterSpec& parameter : spec.parameters) {
     strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
         4 * optim::state_floats(optimizer, parameter) * parameter.numel();
     if (optimizer.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
-      strategy.optimizer_workspace_bytes =
-          std::max(strategy.optimizer_workspace_bytes,
-                   optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+      int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
+      workspace =
+          std::max(workspace, optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
     }
   }
   return strategy;

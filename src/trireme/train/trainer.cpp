@@ -1,6 +1,7 @@
 #include "trireme/train/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
