@@ -69,7 +69,8 @@ struct AttentionSpec {
   double scale = 0.0;     ///< softmax scale, 1/sqrt(head_dim) as a rule
   int64_t window = 0;     ///< keys that a query sees, its own included; 0: all before it
   double softcap = 0.0;   ///< scores become softcap * tanh(score / softcap); 0: no
-  bool sinks = false;     ///< a learned logit a head takes part in the softmax without a value (gpt_oss)
+  bool sinks =
+      false;  ///< a learned logit a head takes part in the softmax without a value (gpt_oss)
   std::optional<RotarySpec> rotary;
   std::optional<LatentSpec> latent;
 };
@@ -92,17 +93,20 @@ struct MoeSpec {
   /// (up + 1) * gate * sigmoid(1.702 * gate). 0: the usual gated activation.
   double clamp_limit = 0.0;
   ScoreFunction score = ScoreFunction::kSoftmax;
-  bool softmax_after_top_k = false;  ///< over the chosen logits only (mixtral's renormalised probabilities, gpt_oss)
-  bool normalize = false;            ///< the chosen probabilities are divided by their sum
+  bool softmax_after_top_k =
+      false;  ///< over the chosen logits only (mixtral's renormalised probabilities, gpt_oss)
+  bool normalize = false;  ///< the chosen probabilities are divided by their sum
   double scaling = 1.0;
-  int64_t num_groups = 1;  ///< experts lie in groups; only the best `top_groups` groups are chosen from
+  int64_t num_groups =
+      1;  ///< experts lie in groups; only the best `top_groups` groups are chosen from
   int64_t top_groups = 1;
   /// A group's score is the sum of its two best (v3, with the selection bias) or its best (v2).
   bool group_score_top2 = false;
-  bool selection_bias = false;  ///< a bias an expert that takes part in the choice only, moved by the load
-  bool router_bias = false;     ///< of the router's product
-  int64_t shared_hidden = 0;    ///< width of the shared expert's MLP; 0: none
-  bool shared_gate = false;     ///< its output is multiplied with sigmoid(w x) (qwen2_moe)
+  bool selection_bias =
+      false;  ///< a bias an expert that takes part in the choice only, moved by the load
+  bool router_bias = false;   ///< of the router's product
+  int64_t shared_hidden = 0;  ///< width of the shared expert's MLP; 0: none
+  bool shared_gate = false;   ///< its output is multiplied with sigmoid(w x) (qwen2_moe)
   // Balancing (training only).
   double aux_loss = 0.0;  ///< coefficient of the load-balancing loss, as the config gives it
   double z_loss = 0.0;
@@ -164,8 +168,8 @@ enum class PartKind {
   kExperts,   ///< the routed experts' products
   kCombine,   ///< back to the tokens, plus the shared expert and the residual
   kMtpInput,  ///< multi-token prediction: norms of hidden state and next token's embedding, and their projection
-  kMtpHead,   ///< its norm, the shared head and its loss
-  kHead       ///< final norm, head and loss
+  kMtpHead,  ///< its norm, the shared head and its loss
+  kHead      ///< final norm, head and loss
 };
 struct PartSpec {
   PartKind kind;
@@ -206,8 +210,9 @@ struct ModelSpec {
   bool tied_embeddings = false;    ///< the head multiplies with the token embedding
   bool learned_positions = false;  ///< gpt2's wpe
   double initializer_range = 0.02;
-  double embedding_scale = 1.0;  ///< multiplies the embeddings (gemma: sqrt(hidden), rounded to bfloat16)
-  double logit_softcap = 0.0;    ///< logits become softcap * tanh(logit / softcap); 0: no (gemma2)
+  double embedding_scale =
+      1.0;  ///< multiplies the embeddings (gemma: sqrt(hidden), rounded to bfloat16)
+  double logit_softcap = 0.0;  ///< logits become softcap * tanh(logit / softcap); 0: no (gemma2)
   /// The blocks; the last `num_mtp_layers` of them predict further tokens and lie after the head (deepseek_v3).
   std::vector<LayerSpec> layers;
   int num_mtp_layers = 0;
