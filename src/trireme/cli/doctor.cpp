@@ -3,11 +3,13 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
 #include "trireme/device/machine.h"
+#include "trireme/kernels/ops.h"
 
 namespace trireme::cli {
 
@@ -114,7 +116,10 @@ void add_doctor(CLI::App& app, GlobalOptions& options) {
   command->callback([folder, &options] {
     const device::Machine machine = device::read_machine();
     log::info("measuring for about 5 seconds ...");
-    const device::MachineRates rates = device::measure_machine(*folder);
+    const auto product = [](const at::Tensor& x, const at::Tensor& w, at::Tensor& y) {
+      kernels::linear(x, w, std::nullopt, std::nullopt, y);
+    };
+    const device::MachineRates rates = device::measure_machine(*folder, 5.0, product);
     const std::vector<Finding> findings = device::diagnose(machine, rates);
     if (options.json) {
       print_document(machine, rates, findings);

@@ -151,7 +151,7 @@ OrderedJson to_json(const Machine& machine) {
           {"devices", std::move(devices)}};
 }
 
-MachineRates measure_machine(const fs::path& folder, double budget_s) {
+MachineRates measure_machine(const fs::path& folder, double budget_s, const Product& product) {
   MachineRates rates;
   rates.gemm_fp32 = measure_gemm(c10::kFloat, 1024, 1024, 1024, budget_s * 0.25);
   rates.gemm_bf16 = measure_gemm(c10::kBFloat16, 1024, 1024, 1024, budget_s * 0.25);
@@ -161,8 +161,8 @@ MachineRates measure_machine(const fs::path& folder, double budget_s) {
   } catch (const Error& error) {
     rates.disk_error = error.what();
   }
-  rates.rows_fp32 = find_row_dependence(c10::kFloat);
-  rates.rows_bf16 = find_row_dependence(c10::kBFloat16);
+  rates.rows_fp32 = find_row_dependence(c10::kFloat, product);
+  rates.rows_bf16 = find_row_dependence(c10::kBFloat16, product);
   return rates;
 }
 

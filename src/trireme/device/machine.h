@@ -56,8 +56,10 @@ struct MachineRates {
   std::vector<RowDependence> rows_bf16;
 };
 
-/// Measures for about `budget_s` seconds in all; writes a probe file into `folder`.
-MachineRates measure_machine(const std::filesystem::path& folder, double budget_s = 5.0);
+/// Measures for about `budget_s` seconds in all; writes a probe file into `folder`. `product` is the one whose rows are
+/// compared: the one that training uses, where the caller knows it.
+MachineRates measure_machine(const std::filesystem::path& folder, double budget_s = 5.0,
+                             const Product& product = aten_product);
 
 struct Finding {
   enum class Level { kNote, kWarning, kProblem };

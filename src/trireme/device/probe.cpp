@@ -107,17 +107,23 @@ Rate measure_disk_write(const std::filesystem::path& folder, int64_t file_bytes,
   return repeat(static_cast<double>(blocks << 20) * 1e-6, budget_s, 1, write_once);
 }
 
-std::vector<RowDependence> find_row_dependence(c10::ScalarType dtype,
+void aten_product(const at::Tensor& x, const at::Tensor& w, at::Tensor& y) {
+  at::mm_out(y, x, w.t());
+}
+
+std::vector<RowDependence> find_row_dependence(c10::ScalarType dtype, const Product& product,
                                                const std::vector<int64_t>& inners) {
   const c10::AutoGradMode no_grad(false);
   std::vector<RowDependence> result;
   for (const int64_t inner : inners) {
     const at::Tensor x = random_matrix(kReferenceRows, inner, dtype);
-    const at::Tensor w = random_matrix(kReferenceCols, inner, dtype).t();
-    const at::Tensor whole = at::mm(x, w);
+    const at::Tensor w = random_matrix(kReferenceCols, inner, dtype);
+    at::Tensor whole = at::empty({kReferenceRows, kReferenceCols}, x.options());
+    product(x, w, whole);
     RowDependence dependence{inner, {}};
     for (const int64_t rows : tested_row_counts()) {
-      const at::Tensor part = at::mm(x.narrow(0, 0, rows), w);
+      at::Tensor part = at::empty({rows, kReferenceCols}, x.options());
+      product(x.narrow(0, 0, rows), w, part);
       const auto bytes = static_cast<size_t>(rows * kReferenceCols) * part.element_size();
       if (std::memcmp(part.const_data_ptr(), whole.const_data_ptr(), bytes) != 0) {
         dependence.row_counts.push_back(rows);

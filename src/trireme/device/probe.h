@@ -7,10 +7,11 @@
 // figures.
 #pragma once
 
-#include <c10/core/ScalarType.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <vector>
 
 namespace trireme::device {
@@ -43,9 +44,15 @@ struct RowDependence {
   std::vector<int64_t> row_counts;  ///< M in 1..64 and some above that differ; empty: independent
 };
 
+/// y [M, N] = x [M, K] w [N, K]^T.
+using Product = std::function<void(const at::Tensor& x, const at::Tensor& w, at::Tensor& y)>;
+/// The one of ATen.
+void aten_product(const at::Tensor& x, const at::Tensor& w, at::Tensor& y);
+
 /// For each K: compares the rows of x[:M] w^T (x [512, K], w [768, K]) with those of x w^T for M = 1..65 and ten
 /// counts up to 511. Generation, expert parallelism and the exact reduction lean on equality.
 std::vector<RowDependence> find_row_dependence(c10::ScalarType dtype,
+                                               const Product& product = aten_product,
                                                const std::vector<int64_t>& inners = {64, 384, 768,
                                                                                      1024, 2048});
 

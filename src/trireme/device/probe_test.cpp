@@ -44,7 +44,7 @@ TEST(ProbeTest, RowsOfManyRowsAreIndependent) {
   // A product of 255 rows of 256 uses the same paths; what lies below is the machine's own
   // business.
   for (const c10::ScalarType dtype : {c10::kFloat, c10::kBFloat16}) {
-    const auto dependences = find_row_dependence(dtype, {64, 96});
+    const auto dependences = find_row_dependence(dtype, aten_product, {64, 96});
     ASSERT_EQ(dependences.size(), 2u);
     EXPECT_EQ(dependences[0].inner, 64);
     for (const RowDependence& dependence : dependences) {
