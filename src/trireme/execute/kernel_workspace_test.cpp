@@ -34,12 +34,16 @@ TEST(KernelWorkspace, AgreesWithTheKernels) {
         const int64_t kv_heads = pick(4);
         const int64_t batch = pick(4);
         for (const bool backward : {false, true}) {
-          EXPECT_NEAR(static_cast<double>(workspace.attention(
-                          batch, rows, kv_heads * group, kv_heads, width, precision, backward)),
-                      static_cast<double>(kernels::attention_workspace_bytes(
-                          batch, rows, kv_heads * group, kv_heads, width, dtype, backward,
-                          workspace.threads)),
-                      64);
+          model::AttentionSpec spec;
+          spec.num_heads = kv_heads * group;
+          spec.num_kv_heads = kv_heads;
+          spec.head_dim = width;
+          EXPECT_NEAR(
+              static_cast<double>(workspace.attention(batch, rows, spec, precision, backward)),
+              static_cast<double>(kernels::attention_workspace_bytes(
+                  {batch, rows, kv_heads * group, kv_heads, width, width}, dtype, backward,
+                  workspace.threads)),
+              64);
         }
         // The kernels state a bound for every way; widening to float32 is the way that reaches it.
         const int64_t bound = kernels::product_workspace_bytes(rows, vocab, width, dtype);

@@ -145,15 +145,14 @@ void time_attention(const TimedLayer& layer, Stopwatch& watch) {
   at::Tensor dq = empty(q.sizes(), layer.dtype);
   at::Tensor dk = empty(k.sizes(), layer.dtype);
   at::Tensor dv = empty(v.sizes(), layer.dtype);
-  const double scale = 0.125;
+  AttentionOptions options;
+  options.scale = 0.125;
   // Two products of the causal half of seq_len x seq_len forward, five backward (one makes the scores again).
   const double product =
       static_cast<double>(layer.rows * layer.seq_len) * static_cast<double>(layer.hidden);
-  watch.flops("attention", 2 * product,
-              [&] { attention(q, k, v, scale, nullptr, out, logsumexp); });
-  watch.flops("attention_backward", 5 * product, [&] {
-    attention_backward(dout, q, k, v, out, logsumexp, scale, nullptr, dq, dk, dv);
-  });
+  watch.flops("attention", 2 * product, [&] { attention(q, k, v, options, out, logsumexp); });
+  watch.flops("attention_backward", 5 * product,
+              [&] { attention_backward(dout, q, k, v, out, logsumexp, options, dq, dk, dv); });
 }
 
 void time_head(const TimedLayer& layer, Stopwatch& watch) {

@@ -47,21 +47,21 @@ struct AttentionBench {
       parts.push_back(qkv.narrow(2, i * h * d, h * d).view({b, t, h, d}));
       grads.push_back(grad.narrow(2, i * h * d, h * d).view({b, t, h, d}));
     }
-    scale = 1.0 / std::sqrt(static_cast<double>(d));
+    options.scale = 1.0 / std::sqrt(static_cast<double>(d));
     // Two products forward, five backward, half of each under the causal mask.
     forward_flops = 2.0 * 2.0 * static_cast<double>(b * h * d) * static_cast<double>(t) *
                     static_cast<double>(t) / 2;
   }
   at::Tensor qkv, dout, out, grad, logsumexp;
   std::vector<at::Tensor> parts, grads;
-  double scale = 1.0;
+  AttentionOptions options;
   double forward_flops = 0.0;
 };
 
 void attention_forward_ours(benchmark::State& state) {
   AttentionBench bench(state);
   for (auto _ : state) {
-    attention(bench.parts[0], bench.parts[1], bench.parts[2], bench.scale, nullptr, bench.out,
+    attention(bench.parts[0], bench.parts[1], bench.parts[2], bench.options, bench.out,
               bench.logsumexp);
   }
   rate(state, bench.forward_flops);
@@ -79,11 +79,11 @@ void attention_forward_aten(benchmark::State& state) {
 
 void attention_backward_ours(benchmark::State& state) {
   AttentionBench bench(state);
-  attention(bench.parts[0], bench.parts[1], bench.parts[2], bench.scale, nullptr, bench.out,
+  attention(bench.parts[0], bench.parts[1], bench.parts[2], bench.options, bench.out,
             bench.logsumexp);
   for (auto _ : state) {
     attention_backward(bench.dout, bench.parts[0], bench.parts[1], bench.parts[2], bench.out,
-                       bench.logsumexp, bench.scale, nullptr, bench.grads[0], bench.grads[1],
+                       bench.logsumexp, bench.options, bench.grads[0], bench.grads[1],
                        bench.grads[2]);
   }
   rate(state, 2.5 * bench.forward_flops);

@@ -145,24 +145,41 @@ void embedding_backward(const at::Tensor& tokens, const at::Tensor& dy, at::Tens
 /// (nn::BatchTensors::segments).
 using Segments = std::vector<std::vector<int32_t>>;
 
-/// out = softmax(scale q k^T + causal mask) v, grouped-query: query head h uses kv head h / (Hq /
-/// Hkv). q [B, Tq, Hq, D], k and v [B, Tk, Hkv, D], Tq <= Tk: query i sees keys j <= i + Tk - Tq.
-/// out [B, Tq, Hq, D]. All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv) D]) with
-/// a contiguous last dimension. logsumexp [B, Hq, Tq] float32 contiguous, undefined when no
-/// backward follows. With `segments` (Tq = Tk) a query sees only keys of its own segment. Dao et
-/// al. 2022 (blocked softmax). Workspace: attention_workspace_bytes.
-void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
-               const Segments* segments, at::Tensor& out, at::Tensor logsumexp);
+struct AttentionOptions {
+  double scale = 0.0;                  ///< of the scores; > 0
+  const Segments* segments = nullptr;  ///< a query sees only keys of its own segment; needs Tq = Tk
+  int64_t window = 0;    ///< keys that a query sees, its own and those right before it; 0: all
+  double softcap = 0.0;  ///< logits are softcap * tanh(scale q k^T / softcap); 0: no cap
+  at::Tensor sinks;      ///< float32 [Hq], contiguous: a logit without a value, or undefined
+};
+
+/// out = softmax(logits + causal mask) v, grouped-query: query head h uses kv head h / (Hq / Hkv).
+/// q [B, Tq, Hq, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, Dv], Tq <= Tk: query i sees keys j <= i + Tk
+/// - Tq. out [B, Tq, Hq, Dv]. All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv)
+/// D]) with a contiguous last dimension. logsumexp [B, Hq, Tq] float32 contiguous, the sink
+/// included; undefined when no backward follows. Dao et al. 2022 (blocked softmax). Workspace:
+/// attention_workspace_bytes.
+void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+               const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp);
 
 /// Gradients into dq, dk, dv: strided views of one fused gradient buffer; overwritten. Tq = Tk.
+/// d_sinks float32 [Hq], overwritten; undefined without sinks.
 void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
                         const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
-                        double scale, const Segments* segments, at::Tensor& dq, at::Tensor& dk,
-                        at::Tensor& dv);
+                        const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk,
+                        at::Tensor& dv, at::Tensor d_sinks = {});
+
+struct AttentionShape {
+  int64_t batch;
+  int64_t seq_len;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t value_dim;
+};
 
 /// Workspace of attention (backward false) and attention_backward (true) with `threads` threads.
-int64_t attention_workspace_bytes(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
-                                  int64_t head_dim, at::ScalarType dtype, bool backward,
+int64_t attention_workspace_bytes(const AttentionShape& shape, at::ScalarType dtype, bool backward,
                                   int threads);
 
 // --- Output head with loss ----------------------------------------------------------------------

@@ -59,8 +59,8 @@ class AttentionPart::Graph final : public PartGraph {
       Projected d = part_.split(d_qkv_, {}, rows, length);
       const std::vector<int64_t> shape = {rows, length, spec.num_heads, spec.head_dim};
       kernels::attention_backward(d_attended.view(shape), in.q, in.k, in.v,
-                                  saved_.attended.view(shape), saved_.logsumexp, spec.scale,
-                                  segments_of(batch_), d.q, d.k, d.v);
+                                  saved_.attended.view(shape), saved_.logsumexp,
+                                  part_.options(segments_of(batch_)), d.q, d.k, d.v);
     }
     d_attended.reset();
     saved_.logsumexp.reset();
@@ -206,7 +206,7 @@ void AttentionPart::make_saved(const at::Tensor& x, const BatchTensors& batch, b
   }
   const Projected in = split(saved.qkv, saved.qk, rows, length);
   at::Tensor out = saved.attended.view({rows, length, attention_.num_heads, attention_.head_dim});
-  kernels::attention(in.q, in.k, in.v, attention_.scale, segments_of(batch), out, saved.logsumexp);
+  kernels::attention(in.q, in.k, in.v, options(segments_of(batch)), out, saved.logsumexp);
   if (!keep_normed) saved.qk.reset();
   if (!keep_qkv) saved.qkv.reset();
 }
@@ -237,10 +237,17 @@ AttentionPart::Projected AttentionPart::project(const at::Tensor& hidden,
   return split(qkv, qk, hidden.size(0), hidden.size(1));
 }
 
+kernels::AttentionOptions AttentionPart::options(const kernels::Segments* segments) const {
+  kernels::AttentionOptions options;
+  options.scale = attention_.scale;
+  options.segments = segments;
+  return options;
+}
+
 at::Tensor AttentionPart::attend(const at::Tensor& q, const at::Tensor& k,
                                  const at::Tensor& v) const {
   at::Tensor out = at::empty(q.sizes(), q.options());
-  kernels::attention(q, k, v, attention_.scale, nullptr, out, {});
+  kernels::attention(q, k, v, options(nullptr), out, {});
   return out;
 }
 

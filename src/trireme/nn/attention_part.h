@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 
+#include "trireme/kernels/ops.h"
 #include "trireme/nn/linear.h"
 #include "trireme/nn/norm.h"
 #include "trireme/nn/parameter_store.h"
@@ -49,6 +50,7 @@ class AttentionPart final : public Part {
   class Graph;
   struct Saved;
 
+  kernels::AttentionOptions options(const kernels::Segments* segments) const;
   bool has_qk_norm() const { return attention_.qk_norm; }
   at::Tensor heads(const at::Tensor& rows, int64_t first, int64_t count) const;
   void rotate(at::Tensor& qk, const at::Tensor& positions, bool inverse) const;

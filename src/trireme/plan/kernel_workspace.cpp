@@ -7,11 +7,11 @@ namespace trireme::plan {
 namespace {
 
 // Constants of kernels/cpu: rows of a widened panel, fewest rows of a product, rows of the head's
-// widened panel, keys and queries of an attention block, rows and number of reduction blocks.
+// widened panel, stride of attention's scores, rows and number of reduction blocks.
 constexpr int64_t kPanelRows = 512;
 constexpr int64_t kMinRows = 16;
 constexpr int64_t kVocabPanel = 2048;
-constexpr int64_t kKeyBlock = 1024;
+constexpr int64_t kScoreStride = 1040;
 constexpr int64_t kRowsPerBlock = 64;
 constexpr int64_t kMaxBlocks = 64;
 // Of packed panels: tokens of a block, their multiple, columns of a panel.
@@ -21,10 +21,6 @@ constexpr int64_t kTile = 64;
 
 int64_t floats(int64_t count) {
   return tensor_bytes(4 * count);
-}
-
-int64_t query_block(int64_t queries) {
-  return queries <= 512 ? 64 : 128;
 }
 
 int64_t reduction_blocks(int64_t rows) {
@@ -75,16 +71,36 @@ int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
          (float32 == FloatProduct::kPanels ? floats(packed_block(panel, in)) : 0);
 }
 
-int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
-                                   int64_t head_dim, Precision precision, bool backward) const {
-  const bool widened = precision == Precision::kBf16;
-  const int64_t block = query_block(seq_len);
-  const int64_t scores = block * std::min(seq_len, kKeyBlock);
-  const int64_t tasks = batch * (backward ? kv_heads : heads);
-  const int64_t slices = widened ? (backward ? 7 : 3) * seq_len * head_dim : 0;
-  const int64_t scratch =
-      backward ? 2 * scores + block + slices : scores + block * head_dim + 2 * block + slices;
-  return floats(std::min<int64_t>(threads, tasks) * scratch);
+int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
+                                   Precision precision, bool backward) const {
+  const int64_t d = spec.head_dim;
+  const int64_t value_d = spec.head_dim;
+  const bool low = precision == Precision::kBf16;
+  // What the products multiply: bfloat16 as it is, or float32.
+  const bool native = low && bfloat16 == Bf16Product::kPanels && d % 2 == 0 && value_d % 2 == 0;
+  const auto elements = [&](int64_t count) { return tensor_bytes((native ? 2 : 4) * count); };
+  const int64_t columns = round_up(d, kTile);
+  const int64_t value_columns = round_up(value_d, kTile);
+  const int64_t inner = round_up(d, 2);
+  const int64_t padded = round_up(seq_len, kTile);
+  const int64_t rows = floats(seq_len * d) + floats(seq_len * value_d);
+  int64_t scratch = 0;
+  if (backward) {
+    scratch = elements(padded * columns) + elements(kTile * inner) +
+              elements(kTile * round_up(value_d, 2)) + elements(kTile * columns) +
+              elements(kTile * value_columns) + 2 * floats(kTile * kTile) +
+              elements(kTile * kTile) + floats(kTile);
+    if (native) scratch += 2 * elements(kTile * kTile);
+    if (low) scratch += floats(kTile * d) + rows;
+    if (low && !native) scratch += 2 * rows;
+  } else {
+    scratch = elements(padded * inner) + elements(padded * value_columns) +
+              floats(kTile * kScoreStride) + floats(kTile * value_columns) + 2 * floats(kTile);
+    if (native) scratch += elements(kTile * kScoreStride);
+    if (low && !native) scratch += floats(seq_len * d) + rows;
+  }
+  return std::min<int64_t>(threads, batch * (backward ? spec.num_kv_heads : spec.num_heads)) *
+         scratch;
 }
 
 int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,

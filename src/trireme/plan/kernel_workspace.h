@@ -29,8 +29,8 @@ struct KernelWorkspace {
   int64_t product(int64_t rows, int64_t cols, int64_t inner, Precision precision) const;
   /// dW [out, in] of `rows` rows.
   int64_t weight_product(int64_t rows, int64_t out, int64_t in, Precision precision) const;
-  int64_t attention(int64_t batch, int64_t seq_len, int64_t heads, int64_t kv_heads,
-                    int64_t head_dim, Precision precision, bool backward) const;
+  int64_t attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
+                    Precision precision, bool backward) const;
   /// Loss and both gradients, `chunk_rows` rows of logits at once.
   int64_t cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                         Precision precision) const;

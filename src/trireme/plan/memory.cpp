@@ -92,8 +92,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
       norm_gradients(where.attention_norm, spec.hidden) +
       (attention.qk_norm ? 2 * tensor_bytes(4 * attention.head_dim) : 0);
   const auto kernel = [&](bool backward) {
-    return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention.num_heads,
-                                   attention.num_kv_heads, attention.head_dim, sizes.precision,
+    return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
                                    backward);
   };
 

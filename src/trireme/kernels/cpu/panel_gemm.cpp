@@ -2,9 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
-#include <fbgemm/Utils.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,18 +11,27 @@
 #include <new>
 #include <type_traits>
 
+#if defined(__x86_64__)
+#include <ATen/native/CPUBlas.h>
+#include <fbgemm/Utils.h>
+#endif
+
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/flat.h"
+#include "trireme/kernels/cpu/mkl_gemm.h"
 #include "trireme/kernels/cpu/processor.h"
 
 namespace trireme::kernels::cpu {
 namespace {
 
-constexpr int64_t kTile = 64;         ///< rows of A and columns of B of one micro-kernel call
-constexpr int64_t kInnerBlock = 768;  ///< inner dimension of a panel of B: with its tile of A it stays in L2
-constexpr int64_t kChunkRows = 512;   ///< rows whose float32 sums wait for the next inner block
-constexpr int64_t kWeightBlock = 512;  ///< inner dimension (tokens) of a packed block when A is transposed
-constexpr int64_t kInnerMultiple = 32;  ///< transposed A is padded with zeros to it: few distinct micro-kernels
+constexpr int64_t kTile = kPanelColumns;  ///< also the rows of A of one micro-kernel call
+constexpr int64_t kInnerBlock =
+    768;  ///< inner dimension of a panel of B: with its tile of A it stays in L2
+constexpr int64_t kChunkRows = 512;  ///< rows whose float32 sums wait for the next inner block
+constexpr int64_t kWeightBlock =
+    512;  ///< inner dimension (tokens) of a packed block when A is transposed
+constexpr int64_t kInnerMultiple =
+    32;  ///< transposed A is padded with zeros to it: few distinct micro-kernels
 
 int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
@@ -68,50 +75,23 @@ struct Operand {
   bool transposed;  ///< stored [n, k]
 };
 
-/// Rows [k0, k0 + kb) and columns [n0, n0 + nb) of B as the micro-kernel reads them: kTile columns side by side;
-/// bfloat16 in pairs of rows (VNNI). kp >= kb rows are written, the rest of them zero. Columns past nb are not read.
-void pack(const Operand<float>& b, int64_t k0, int64_t kb, int64_t kp, int64_t n0, int64_t nb, float* to) {
-  if (b.transposed) {
-    fbgemm::transpose_simd<float>(nb, kb, b.data + n0 * b.stride + k0, b.stride, to, kTile);
-  } else {
-    for (int64_t k = 0; k < kb; ++k) {
-      std::memcpy(to + k * kTile, b.data + (k0 + k) * b.stride + n0, sizeof(float) * static_cast<size_t>(nb));
-    }
-  }
-  if (kp > kb) std::memset(to + kb * kTile, 0, sizeof(float) * static_cast<size_t>((kp - kb) * kTile));
+/// Rows [k0, k0 + kb) and columns [n0, n0 + nb) of B.
+template <class T>
+void pack(const Operand<T>& b, int64_t k0, int64_t kb, int64_t kp, int64_t n0, int64_t nb, T* to) {
+  const T* corner = b.transposed ? b.data + n0 * b.stride + k0 : b.data + k0 * b.stride + n0;
+  pack_panel(corner, b.stride, b.transposed, kb, kp, nb, to);
 }
 
-void pack(const Operand<at::BFloat16>& b, int64_t k0, int64_t kb, int64_t kp, int64_t n0, int64_t nb,
-          at::BFloat16* to) {
-  const int64_t pairs = kb / 2;
-  if (b.transposed && b.stride % 2 == 0 && k0 % 2 == 0 && reinterpret_cast<uintptr_t>(b.data) % 4 == 0) {
-    // A pair is one 32-bit word: moved, never computed with.
-    fbgemm::transpose_simd<float>(nb, pairs, reinterpret_cast<const float*>(b.data + n0 * b.stride + k0),
-                                  b.stride / 2, reinterpret_cast<float*>(to), kTile);
-  } else if (b.transposed) {
-    for (int64_t j = 0; j < nb; ++j) {
-      const at::BFloat16* from = b.data + (n0 + j) * b.stride + k0;
-      for (int64_t k = 0; k < 2 * pairs; ++k) to[(k / 2) * 2 * kTile + 2 * j + k % 2] = from[k];
-    }
-  } else {
-    for (int64_t p = 0; p < pairs; ++p) {
-      const at::BFloat16* row = b.data + (k0 + 2 * p) * b.stride + n0;
-      interleave_rows(row, row + b.stride, static_cast<size_t>(nb), to + p * 2 * kTile);
-    }
+template <class Word>
+void transpose_words(const Word* a, int64_t lda, int64_t rows, int64_t cols, Word* to,
+                     int64_t ldt) {
+#if defined(__x86_64__)
+  fbgemm::transpose_simd<Word>(rows, cols, a, lda, to, ldt);
+#else
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) to[c * ldt + r] = a[r * lda + c];
   }
-  if (kb % 2 != 0) {
-    const int64_t k = kb - 1;
-    at::BFloat16* last = to + k * kTile;
-    for (int64_t j = 0; j < nb; ++j) {
-      last[2 * j] = b.transposed ? b.data[(n0 + j) * b.stride + k0 + k] : b.data[(k0 + k) * b.stride + n0 + j];
-      last[2 * j + 1] = at::BFloat16(0.0f);
-    }
-  }
-  const int64_t written = round_up(kb, 2);
-  if (kp > written) {
-    std::memset(static_cast<void*>(to + written * kTile), 0,
-                sizeof(at::BFloat16) * static_cast<size_t>((kp - written) * kTile));
-  }
+#endif
 }
 
 /// to[rows, kp] = rows of A, zero past kb.
@@ -126,26 +106,28 @@ void copy_rows(const T* a, int64_t lda, int64_t rows, int64_t kb, int64_t kp, T*
 /// to[cols, kp] = the transpose of a[kb, cols], zero past kb.
 template <class T>
 void transpose_rows(const T* a, int64_t lda, int64_t kb, int64_t cols, int64_t kp, T* to) {
-  using Word = std::conditional_t<std::is_same_v<T, float>, float, uint16_t>;
-  fbgemm::transpose_simd<Word>(kb, cols, reinterpret_cast<const Word*>(a), lda, reinterpret_cast<Word*>(to), kp);
+  transpose(a, lda, kb, cols, to, kp);
   if (kp == kb) return;
   for (int64_t r = 0; r < cols; ++r)
     std::memset(static_cast<void*>(to + r * kp + kb), 0, sizeof(T) * static_cast<size_t>(kp - kb));
 }
 
-/// C[rows, nb] (= or +=) A[rows, kp] panel. Fewer rows than a tile go in powers of two, since oneDNN compiles a
-/// micro-kernel for every size it meets.
+/// Fewer rows than a tile go in powers of two: few distinct micro-kernels.
 template <class T>
-void multiply(int64_t rows, int64_t nb, int64_t kp, const T* a, int64_t lda, const T* panel, bool add, float* c,
-              int64_t ldc) {
+void multiply_tiles(int64_t rows, int64_t nb, int64_t inner, const T* a, int64_t lda,
+                    const T* panel, bool add, float* c, int64_t ldc) {
+#if defined(__x86_64__)
   int64_t first = 0;
   for (int64_t size = kTile; size > 0; size /= 2) {
     while (rows - first >= size) {
-      at::native::cpublas::brgemm(size, nb, kp, lda, kTile, ldc, add, a + first * lda, panel, c + first * ldc,
-                                  std::is_same_v<T, at::BFloat16>);
+      at::native::cpublas::brgemm(size, nb, inner, lda, kTile, ldc, add, a + first * lda, panel,
+                                  c + first * ldc, std::is_same_v<T, at::BFloat16>);
       first += size;
     }
   }
+#else
+  TRIREME_CHECK(false, "no micro-kernels on this processor");
+#endif
 }
 
 /// Pieces that `units` units of rows are cut into so that `panels` panels give every thread work.
@@ -162,10 +144,12 @@ struct FloatSink {
   static constexpr bool kInPlace = true;
   float* tile(float* /*sums*/, int64_t r, int64_t n0) const { return c + r * ldc + n0; }
   int64_t stride() const { return ldc; }
-  bool begin(float* /*tile*/, int64_t /*r*/, int64_t /*n0*/, int64_t /*rows*/, int64_t /*nb*/) const {
+  bool begin(float* /*tile*/, int64_t /*r*/, int64_t /*n0*/, int64_t /*rows*/,
+             int64_t /*nb*/) const {
     return accumulate;
   }
-  void end(const float* /*tile*/, int64_t /*r*/, int64_t /*n0*/, int64_t /*rows*/, int64_t /*nb*/) const {}
+  void end(const float* /*tile*/, int64_t /*r*/, int64_t /*n0*/, int64_t /*rows*/,
+           int64_t /*nb*/) const {}
 };
 
 /// Bfloat16 result: sums are float32 in scratch until the last inner block.
@@ -179,9 +163,10 @@ struct Bf16Sink {
   bool begin(float* tile, int64_t r, int64_t n0, int64_t rows, int64_t nb) const {
     if (start.bias == nullptr && start.residual == nullptr) return false;
     flat_kernels(at::BFloat16{})
-        .start_rows(start.bias == nullptr ? nullptr : start.bias + n0,
-                    start.residual == nullptr ? nullptr : start.residual + r * start.residual_stride + n0,
-                    start.residual_stride, tile, kTile, static_cast<size_t>(rows), static_cast<size_t>(nb));
+        .start_rows(
+            start.bias == nullptr ? nullptr : start.bias + n0,
+            start.residual == nullptr ? nullptr : start.residual + r * start.residual_stride + n0,
+            start.residual_stride, tile, kTile, static_cast<size_t>(rows), static_cast<size_t>(nb));
     return true;
   }
   void end(const float* tile, int64_t r, int64_t n0, int64_t rows, int64_t nb) const {
@@ -191,7 +176,8 @@ struct Bf16Sink {
 
 /// A as it lies, B packed panel by panel on the thread that uses it: a task is a panel of columns times a piece of rows.
 template <class T, class Sink>
-void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const Operand<T>& b, const Sink& sink) {
+void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const Operand<T>& b,
+             const Sink& sink) {
   const int64_t panels = ceil_div(n, kTile);
   const int64_t pieces = row_pieces(panels, m / (2 * kTile));
   const int64_t piece = round_up(ceil_div(m, pieces), kTile);
@@ -225,7 +211,7 @@ void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const Ope
               from = mine.rows<T>();
               stride = inner;
             }
-            multiply(rows, nb, inner, from, stride, panel, add, tile, sink.stride());
+            multiply_panel(rows, nb, inner, from, stride, panel, add, tile, sink.stride());
             if (k0 + kb >= k) sink.end(tile, r, n0, rows, nb);
           }
         }
@@ -236,8 +222,8 @@ void product(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const Ope
 
 /// A transposed: a block of B is packed once for all threads, a tile of A^T by the thread that uses it.
 template <class T>
-void product_transposed_a(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const Operand<T>& b,
-                          bool accumulate, float* c, int64_t ldc) {
+void product_transposed_a(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda,
+                          const Operand<T>& b, bool accumulate, float* c, int64_t ldc) {
   const int64_t panels = ceil_div(n, kTile);
   const int64_t tiles = ceil_div(m, kTile);
   const int64_t pieces = row_pieces(tiles, panels);
@@ -260,9 +246,11 @@ void product_transposed_a(int64_t m, int64_t n, int64_t k, const T* a, int64_t l
         const int64_t rows = std::min(kTile, m - r);
         if (tile != have) transpose_rows(a + k0 * lda + r, lda, kb, rows, kp, rows_of_a);
         have = tile;
-        for (int64_t p = panels * (task % pieces) / pieces; p < panels * (task % pieces + 1) / pieces; ++p) {
-          multiply(rows, std::min(kTile, n - p * kTile), kp, rows_of_a, kp, blocks + p * kp * kTile,
-                   k0 > 0 || accumulate, c + r * ldc + p * kTile, ldc);
+        for (int64_t p = panels * (task % pieces) / pieces;
+             p < panels * (task % pieces + 1) / pieces; ++p) {
+          multiply_panel(rows, std::min(kTile, n - p * kTile), kp, rows_of_a, kp,
+                         blocks + p * kp * kTile, k0 > 0 || accumulate, c + r * ldc + p * kTile,
+                         ldc);
         }
       }
     });
@@ -270,11 +258,12 @@ void product_transposed_a(int64_t m, int64_t n, int64_t k, const T* a, int64_t l
 }
 
 template <class T>
-void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
-          int64_t ldb, bool accumulate, float* c, int64_t ldc) {
+void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const T* a,
+          int64_t lda, const T* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   if (k == 0) {
-    for (int64_t r = 0; r < m && !accumulate; ++r) std::memset(c + r * ldc, 0, sizeof(float) * static_cast<size_t>(n));
+    for (int64_t r = 0; r < m && !accumulate; ++r)
+      std::memset(c + r * ldc, 0, sizeof(float) * static_cast<size_t>(n));
     return;
   }
   const Operand<T> operand{b, ldb, transpose_b};
@@ -287,6 +276,71 @@ void gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, c
 
 }  // namespace
 
+void transpose(const float* a, int64_t lda, int64_t rows, int64_t cols, float* to, int64_t ldt) {
+  transpose_words(a, lda, rows, cols, to, ldt);
+}
+void transpose(const at::BFloat16* a, int64_t lda, int64_t rows, int64_t cols, at::BFloat16* to,
+               int64_t ldt) {
+  transpose_words(reinterpret_cast<const uint16_t*>(a), lda, rows, cols,
+                  reinterpret_cast<uint16_t*>(to), ldt);
+}
+
+void pack_panel(const float* b, int64_t ldb, bool transposed, int64_t kb, int64_t kp, int64_t nb,
+                float* panel) {
+  if (transposed) {
+    transpose(b, ldb, nb, kb, panel, kTile);
+  } else {
+    for (int64_t k = 0; k < kb; ++k)
+      std::memcpy(panel + k * kTile, b + k * ldb, sizeof(float) * static_cast<size_t>(nb));
+  }
+  if (kp > kb)
+    std::memset(panel + kb * kTile, 0, sizeof(float) * static_cast<size_t>((kp - kb) * kTile));
+}
+
+void pack_panel(const at::BFloat16* b, int64_t ldb, bool transposed, int64_t kb, int64_t kp,
+                int64_t nb, at::BFloat16* panel) {
+  const int64_t pairs = kb / 2;
+  if (transposed && ldb % 2 == 0 && reinterpret_cast<uintptr_t>(b) % 4 == 0) {
+    // A pair is one 32-bit word: moved, never computed with.
+    transpose_words(reinterpret_cast<const float*>(b), ldb / 2, nb, pairs,
+                    reinterpret_cast<float*>(panel), kTile);
+  } else if (transposed) {
+    for (int64_t j = 0; j < nb; ++j) {
+      const at::BFloat16* from = b + j * ldb;
+      for (int64_t k = 0; k < 2 * pairs; ++k) panel[(k / 2) * 2 * kTile + 2 * j + k % 2] = from[k];
+    }
+  } else {
+    for (int64_t p = 0; p < pairs; ++p) {
+      const at::BFloat16* row = b + 2 * p * ldb;
+      interleave_rows(row, row + ldb, static_cast<size_t>(nb), panel + p * 2 * kTile);
+    }
+  }
+  if (kb % 2 != 0) {
+    const int64_t k = kb - 1;
+    at::BFloat16* last = panel + k * kTile;
+    for (int64_t j = 0; j < nb; ++j) {
+      last[2 * j] = transposed ? b[j * ldb + k] : b[k * ldb + j];
+      last[2 * j + 1] = at::BFloat16(0.0f);
+    }
+  }
+  const int64_t written = round_up(kb, 2);
+  if (kp > written) {
+    std::memset(static_cast<void*>(panel + written * kTile), 0,
+                sizeof(at::BFloat16) * static_cast<size_t>((kp - written) * kTile));
+  }
+}
+
+void multiply_panel(int64_t rows, int64_t nb, int64_t inner, const float* a, int64_t lda,
+                    const float* panel, bool add, float* c, int64_t ldc) {
+  static const bool micro_kernels = has_float_panels();
+  if (micro_kernels) return multiply_tiles(rows, nb, inner, a, lda, panel, add, c, ldc);
+  serial_sgemm(false, false, rows, nb, inner, a, lda, panel, kTile, add, c, ldc);
+}
+void multiply_panel(int64_t rows, int64_t nb, int64_t inner, const at::BFloat16* a, int64_t lda,
+                    const at::BFloat16* panel, bool add, float* c, int64_t ldc) {
+  multiply_tiles(rows, nb, inner, a, lda, panel, add, c, ldc);
+}
+
 bool has_float_panels() {
   return processor().avx512;
 }
@@ -295,18 +349,20 @@ bool has_bf16_panels() {
   return processor().avx512 && processor().avx512_bf16;
 }
 
-void panel_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
+void panel_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
+                int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
 }
 
-void panel_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const at::BFloat16* a,
-                int64_t lda, const at::BFloat16* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
+void panel_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
+                const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
+                bool accumulate, float* c, int64_t ldc) {
   gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
 }
 
-void panel_gemm(bool transpose_b, int64_t m, int64_t n, int64_t k, const at::BFloat16* a, int64_t lda,
-                const at::BFloat16* b, int64_t ldb, const ProductStart& start, at::BFloat16* c, int64_t ldc) {
+void panel_gemm(bool transpose_b, int64_t m, int64_t n, int64_t k, const at::BFloat16* a,
+                int64_t lda, const at::BFloat16* b, int64_t ldb, const ProductStart& start,
+                at::BFloat16* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   TRIREME_CHECK(k > 0, "a product needs an inner dimension");
   product(m, n, k, a, lda, Operand<at::BFloat16>{b, ldb, transpose_b}, Bf16Sink{start, c, ldc});

@@ -27,7 +27,8 @@ void for_every_choice(Body&& body) {
   const ProductChoice kept = cpu::product_choice();
   for (const ProductChoice& choice : choices()) {
     cpu::set_product_choice(choice);
-    SCOPED_TRACE(fmt::format("{}, {}", cpu::to_string(choice.float32), cpu::to_string(choice.bfloat16)));
+    SCOPED_TRACE(
+        fmt::format("{}, {}", cpu::to_string(choice.float32), cpu::to_string(choice.bfloat16)));
     body();
   }
   cpu::set_product_choice(kept);

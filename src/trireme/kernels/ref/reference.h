@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "trireme/kernels/ops.h"
@@ -202,12 +203,17 @@ struct AttentionShape {
   int64_t heads = 1;
   int64_t kv_heads = 1;
   int64_t d = 1;
+  int64_t value_d = 0;  ///< 0: d
+  int64_t window = 0;   ///< keys that a query sees; 0: all
+  double softcap = 0;   ///< 0: none
+  int64_t value_dim() const { return value_d > 0 ? value_d : d; }
 };
 
 /// Whether query i of row b sees key j.
 inline bool sees(const AttentionShape& shape, const Segments* segments, int64_t b, int64_t i,
                  int64_t j) {
-  if (j > i + shape.keys - shape.queries) return false;
+  const int64_t own = i + shape.keys - shape.queries;
+  if (j > own || (shape.window > 0 && j <= own - shape.window)) return false;
   if (segments == nullptr) return true;
   int64_t start = 0;
   for (const int32_t s : (*segments)[index(b)]) {
@@ -218,38 +224,52 @@ inline bool sees(const AttentionShape& shape, const Segments* segments, int64_t 
 
 template <class T>
 struct AttentionResult {
-  Array<T> out;        ///< [B, Tq, Hq, D]
+  Array<T> out;        ///< [B, Tq, Hq, Dv]
   Array<T> logsumexp;  ///< [B, Hq, Tq]
 };
 
+/// The logit of a score, and its derivative.
+template <class T>
+std::pair<T, T> attention_logit(const AttentionShape& s, T score, T scale) {
+  if (s.softcap <= 0) return {scale * score, scale};
+  const T cap = s.softcap;
+  const T t = std::tanh(scale * score / cap);
+  return {cap * t, scale * (1 - t * t)};
+}
+
+/// `sinks` [Hq] or empty.
 template <class T>
 AttentionResult<T> attention(const Array<T>& q, const Array<T>& k, const Array<T>& v, T scale,
-                             const AttentionShape& s, const Segments* segments) {
-  AttentionResult<T> result{Array<T>(q.size(), T(0)),
+                             const AttentionShape& s, const Segments* segments,
+                             const Array<T>& sinks = {}) {
+  const int64_t dv = s.value_dim();
+  AttentionResult<T> result{Array<T>(index(s.batch * s.queries * s.heads * dv), T(0)),
                             Array<T>(index(s.batch * s.heads * s.queries))};
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t kh = h / (s.heads / s.kv_heads);
       for (int64_t i = 0; i < s.queries; ++i) {
         const T* qi = q.data() + ((b * s.queries + i) * s.heads + h) * s.d;
-        T* out = result.out.data() + ((b * s.queries + i) * s.heads + h) * s.d;
-        Array<T> scores(index(s.keys), T(0));
-        T maximum = -1e300;
+        T* out = result.out.data() + ((b * s.queries + i) * s.heads + h) * dv;
+        Array<T> logits(index(s.keys), T(0));
+        T maximum = sinks.empty() ? T(-1e300) : sinks[index(h)];
         for (int64_t j = 0; j < s.keys; ++j) {
           if (!sees(s, segments, b, i, j)) continue;
           const T* kj = k.data() + ((b * s.keys + j) * s.kv_heads + kh) * s.d;
-          for (int64_t c = 0; c < s.d; ++c) scores[index(j)] += scale * qi[c] * kj[c];
-          maximum = std::max(maximum, scores[index(j)]);
+          T score = 0;
+          for (int64_t c = 0; c < s.d; ++c) score += qi[c] * kj[c];
+          logits[index(j)] = attention_logit(s, score, scale).first;
+          maximum = std::max(maximum, logits[index(j)]);
         }
-        T sum = 0;
+        T sum = sinks.empty() ? T(0) : std::exp(sinks[index(h)] - maximum);
         for (int64_t j = 0; j < s.keys; ++j) {
           if (!sees(s, segments, b, i, j)) continue;
-          const T p = std::exp(scores[index(j)] - maximum);
+          const T p = std::exp(logits[index(j)] - maximum);
           sum += p;
-          const T* vj = v.data() + ((b * s.keys + j) * s.kv_heads + kh) * s.d;
-          for (int64_t c = 0; c < s.d; ++c) out[c] += p * vj[c];
+          const T* vj = v.data() + ((b * s.keys + j) * s.kv_heads + kh) * dv;
+          for (int64_t c = 0; c < dv; ++c) out[c] += p * vj[c];
         }
-        for (int64_t c = 0; c < s.d; ++c) out[c] /= sum;
+        for (int64_t c = 0; c < dv; ++c) out[c] /= sum;
         result.logsumexp[index((b * s.heads + h) * s.queries + i)] = maximum + std::log(sum);
       }
     }
@@ -262,36 +282,40 @@ struct AttentionGradient {
   Array<T> dq;
   Array<T> dk;
   Array<T> dv;
+  Array<T> d_sinks;
 };
 
 template <class T>
 AttentionGradient<T> attention_backward(const Array<T>& dout, const Array<T>& q, const Array<T>& k,
                                         const Array<T>& v, T scale, const AttentionShape& s,
-                                        const Segments* segments) {
-  const AttentionResult<T> forward = attention(q, k, v, scale, s, segments);
+                                        const Segments* segments, const Array<T>& sinks = {}) {
+  const AttentionResult<T> forward = attention(q, k, v, scale, s, segments, sinks);
+  const int64_t dv = s.value_dim();
   AttentionGradient<T> g{Array<T>(q.size(), T(0)), Array<T>(k.size(), T(0)),
-                         Array<T>(v.size(), T(0))};
+                         Array<T>(v.size(), T(0)), Array<T>(sinks.size(), T(0))};
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < s.heads; ++h) {
       const int64_t kh = h / (s.heads / s.kv_heads);
       for (int64_t i = 0; i < s.queries; ++i) {
         const int64_t qi = ((b * s.queries + i) * s.heads + h) * s.d;
+        const int64_t oi = ((b * s.queries + i) * s.heads + h) * dv;
         const T lse = forward.logsumexp[index((b * s.heads + h) * s.queries + i)];
         T delta = 0;
-        for (int64_t c = 0; c < s.d; ++c) delta += dout[index(qi + c)] * forward.out[index(qi + c)];
+        for (int64_t c = 0; c < dv; ++c) delta += dout[index(oi + c)] * forward.out[index(oi + c)];
+        if (!sinks.empty()) g.d_sinks[index(h)] -= std::exp(sinks[index(h)] - lse) * delta;
         for (int64_t j = 0; j < s.keys; ++j) {
           if (!sees(s, segments, b, i, j)) continue;
           const int64_t kj = ((b * s.keys + j) * s.kv_heads + kh) * s.d;
+          const int64_t vj = ((b * s.keys + j) * s.kv_heads + kh) * dv;
           T score = 0;
           T dp = 0;
+          for (int64_t c = 0; c < s.d; ++c) score += q[index(qi + c)] * k[index(kj + c)];
+          for (int64_t c = 0; c < dv; ++c) dp += dout[index(oi + c)] * v[index(vj + c)];
+          const auto [logit, slope] = attention_logit(s, score, scale);
+          const T p = std::exp(logit - lse);
+          const T ds = slope * p * (dp - delta);
+          for (int64_t c = 0; c < dv; ++c) g.dv[index(vj + c)] += p * dout[index(oi + c)];
           for (int64_t c = 0; c < s.d; ++c) {
-            score += scale * q[index(qi + c)] * k[index(kj + c)];
-            dp += dout[index(qi + c)] * v[index(kj + c)];
-          }
-          const T p = std::exp(score - lse);
-          const T ds = scale * p * (dp - delta);
-          for (int64_t c = 0; c < s.d; ++c) {
-            g.dv[index(kj + c)] += p * dout[index(qi + c)];
             g.dq[index(qi + c)] += ds * k[index(kj + c)];
             g.dk[index(kj + c)] += ds * q[index(qi + c)];
           }

@@ -82,23 +82,31 @@ TEST(ReferenceTest, ActivationSlopesMatchDifferences) {
 }
 
 TEST(ReferenceTest, AttentionGradientMatchesDifferences) {
-  const AttentionShape s{2, 5, 5, 4, 2, 3};
+  AttentionShape s{2, 5, 5, 4, 2, 3};
   const Segments segments = {{0, 2}, {0, 1, 4}};
-  const auto q = random_array(s.batch * s.queries * s.heads * s.d, 1);
-  const auto k = random_array(s.batch * s.keys * s.kv_heads * s.d, 2);
-  const auto v = random_array(s.batch * s.keys * s.kv_heads * s.d, 3);
-  const auto dout = random_array(s.batch * s.queries * s.heads * s.d, 4);
-  for (const Segments* documents : {static_cast<const Segments*>(nullptr), &segments}) {
-    const auto g = attention_backward(dout, q, k, v, 0.6, s, documents);
-    expect_gradient(q, g.dq, [&](const auto& a) {
-      return dot(dout, attention(a, k, v, 0.6, s, documents).out);
-    });
-    expect_gradient(k, g.dk, [&](const auto& a) {
-      return dot(dout, attention(q, a, v, 0.6, s, documents).out);
-    });
-    expect_gradient(v, g.dv, [&](const auto& a) {
-      return dot(dout, attention(q, k, a, 0.6, s, documents).out);
-    });
+  const auto sinks = random_array(s.heads, 5);
+  for (const bool options : {false, true}) {
+    if (options) {
+      s.value_d = 2;
+      s.window = 2;
+      s.softcap = 0.7;
+    }
+    const auto q = random_array(s.batch * s.queries * s.heads * s.d, 1);
+    const auto k = random_array(s.batch * s.keys * s.kv_heads * s.d, 2);
+    const auto v = random_array(s.batch * s.keys * s.kv_heads * s.value_dim(), 3);
+    const auto dout = random_array(s.batch * s.queries * s.heads * s.value_dim(), 4);
+    const auto logits = options ? sinks : Array<double>{};
+    for (const Segments* documents : {static_cast<const Segments*>(nullptr), &segments}) {
+      const auto g = attention_backward(dout, q, k, v, 0.6, s, documents, logits);
+      const auto value = [&](const auto& a, const auto& b, const auto& c, const auto& sink) {
+        return dot(dout, attention(a, b, c, 0.6, s, documents, sink).out);
+      };
+      expect_gradient(q, g.dq, [&](const auto& a) { return value(a, k, v, logits); });
+      expect_gradient(k, g.dk, [&](const auto& a) { return value(q, a, v, logits); });
+      expect_gradient(v, g.dv, [&](const auto& a) { return value(q, k, a, logits); });
+      if (options)
+        expect_gradient(sinks, g.d_sinks, [&](const auto& a) { return value(q, k, v, a); });
+    }
   }
 }
 
