@@ -4,8 +4,8 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
-#include "trireme/device/probe.h"
 #include "trireme/execute/kernel_workspace.h"
+#include "trireme/execute/product_rate.h"
 #include "trireme/optim/muon.h"
 
 namespace trireme::train {
@@ -152,28 +152,17 @@ data::DataOptions data_options_of(const RunConfig& run) {
   return options;
 }
 
-namespace {
-
-/// 10^12 operations a second of products that do not fit the caches.
-double measure_gemm_tflops(at::ScalarType type) {
-  constexpr int64_t kSize = 1024;
-  // The best of several: a neighbour's burst must not decide the precision of a run.
-  return device::measure_gemm(type, kSize, kSize, kSize, 0.25).max / 1e3;
-}
-
-}  // namespace
-
 PrecisionChoice choose_precision(const std::string& recipe) {
   PrecisionChoice choice;
   if (recipe != "auto") {
     choice.precision = recipe == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32;
-    choice.gemm_tflops = measure_gemm_tflops(recipe == "bf16" ? at::kBFloat16 : at::kFloat);
+    choice.gemm_tflops = execute::product_tflops(recipe == "bf16" ? at::kBFloat16 : at::kFloat);
     choice.reason =
         fmt::format("{} as asked for ({:.3g} TFLOP/s in products)", recipe, choice.gemm_tflops);
     return choice;
   }
-  const double fp32 = measure_gemm_tflops(at::kFloat);
-  const double bf16 = measure_gemm_tflops(at::kBFloat16);
+  const double fp32 = execute::product_tflops(at::kFloat);
+  const double bf16 = execute::product_tflops(at::kBFloat16);
   constexpr double kClearlyFaster = 1.3;
   choice.precision = bf16 > kClearlyFaster * fp32 ? plan::Precision::kBf16 : plan::Precision::kFp32;
   choice.gemm_tflops = choice.precision == plan::Precision::kBf16 ? bf16 : fp32;

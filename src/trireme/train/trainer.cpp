@@ -369,6 +369,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
   RunFolder folder(run.config.out);
+  checkpoint::clean_up_transactions(checkpoint::disk(),
+                                    run.config.out);  // of an interrupted export
   const std::optional<fs::path> path = checkpoint_to_resume(run.config.out, options.resume);
   std::optional<checkpoint::Checkpoint> from;
   std::string precision;
@@ -377,8 +379,14 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
     check_same_run(*from, run.config);
     const TrainState state = train_state_from_json(from->train_state(), path->string());
     if (run.config.precision.recipe == "auto") precision = state.precision;
-    const bool exported =
-        !run.config.hf_export.enabled || fs::exists(folder.path("export") / "config.json");
+    // An older export is one of fewer steps; copied files may look so too, and exporting again loses nothing.
+    const auto newer_than_checkpoint = [&path](const fs::path& file) {
+      std::error_code missing;
+      const auto time = fs::last_write_time(file, missing);
+      return !missing && time >= fs::last_write_time(*path / "manifest.json", missing) && !missing;
+    };
+    const bool exported = !run.config.hf_export.enabled ||
+                          newer_than_checkpoint(folder.path("export") / "config.json");
     const bool reported = !run.config.log.report || fs::exists(folder.path("report.html"));
     if (state.step >= run.config.schedule.steps && exported && reported) {
       TrainResult result;
@@ -397,7 +405,9 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
             count_text(static_cast<double>(preflight.data.train->num_tokens())),
             count_text(static_cast<double>(preflight.total_tokens)), preflight.epochs,
             bytes(preflight.peak_bytes));
-  return Run(std::move(preflight), options, folder, from).run();
+  Run training(std::move(preflight), options, folder, from);
+  from.reset();  // its files stay mapped no longer than needed
+  return training.run();
 }
 
 std::string done_line(const TrainResult& result) {

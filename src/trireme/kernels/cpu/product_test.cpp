@@ -90,7 +90,7 @@ TEST(ProductTest, MatchesTheReferenceInEveryWay) {
       expect_products(dtype, 130, 64, 96);
       expect_products(dtype, 0, 4, 6);
       expect_products(dtype, 700, 24, 40);   // more than one panel of rows
-      expect_products(dtype, 20, 800, 65);  // more than one inner block, a column past a tile
+      expect_products(dtype, 20, 800, 65);   // more than one inner block, a column past a tile
       expect_products(dtype, 600, 20, 800);  // and for the gradients
     }
   });
