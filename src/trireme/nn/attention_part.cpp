@@ -129,22 +129,22 @@ AttentionPart::AttentionPart(const ParameterStore& store, int part,
     : spec_(store.spec().parts[part]),
       attention_(store.spec().layers[spec_.layer].attention),
       parameters_(store.part_parameters(part)),
-      norm_(leading_norm(store, store.spec().layers[spec_.layer].attention_norm, parameters_)),
+      norm_(leading_norm(store, store.spec().layers[spec_.layer].attention_norm.value(),
+                         parameters_)),
       qkv_(store, parameters_, {model::Role::kQuery, model::Role::kKey, model::Role::kValue}),
       out_(store, parameters_, {model::Role::kAttentionOut}),
       rotary_(std::move(rotary)) {
   TRIREME_CHECK(attention_.rotary.has_value() == (rotary_ != nullptr), "{}: rotary table missing",
                 spec_.name);
-  for (size_t i = 0; i < parameters_.size() && attention_.qk_norm; ++i) {
+  for (size_t i = 0; i < parameters_.size() && has_qk_norm(); ++i) {
     if (store.spec().parameters[parameters_[i]].role != model::Role::kQkNorm) continue;
     sink_q_norm_ = static_cast<int>(i);
     q_norm_ = store.compute(parameters_[i]);
     k_norm_ = store.compute(parameters_.at(i + 1));
     break;
   }
-  TRIREME_CHECK(!attention_.qk_norm || k_norm_.defined(), "{}: norms of the heads missing",
-                spec_.name);
-  qk_norm_eps_ = store.spec().layers[spec_.layer].attention_norm.eps;
+  TRIREME_CHECK(!has_qk_norm() || k_norm_.defined(), "{}: norms of the heads missing", spec_.name);
+  qk_norm_eps_ = attention_.qk_norm_spec.eps;
 }
 
 at::Tensor AttentionPart::heads(const at::Tensor& rows, int64_t first, int64_t count) const {

@@ -51,7 +51,7 @@ class AttentionPart final : public Part {
   struct Saved;
 
   kernels::AttentionOptions options(const kernels::Segments* segments) const;
-  bool has_qk_norm() const { return attention_.qk_norm; }
+  bool has_qk_norm() const { return attention_.qk_norm != model::QkNorm::kNone; }
   at::Tensor heads(const at::Tensor& rows, int64_t first, int64_t count) const;
   void rotate(at::Tensor& qk, const at::Tensor& positions, bool inverse) const;
   /// With qk_norm: the normed q|k [N, (Hq + Hkv) head_dim] of raw qkv; keeps statistics where

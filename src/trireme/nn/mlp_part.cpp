@@ -108,7 +108,7 @@ MlpPart::MlpPart(const ParameterStore& store, int part)
     : spec_(store.spec().parts[part]),
       mlp_(store.spec().layers[spec_.layer].mlp),
       parameters_(store.part_parameters(part)),
-      norm_(leading_norm(store, store.spec().layers[spec_.layer].mlp_norm, parameters_)),
+      norm_(leading_norm(store, store.spec().layers[spec_.layer].mlp_norm.value(), parameters_)),
       up_(store, parameters_, {model::Role::kGate, model::Role::kUp}),
       down_(store, parameters_, {model::Role::kDown}) {}
 

@@ -1,8 +1,7 @@
 #include "trireme/plan/memory.h"
 
 #include <algorithm>
-#include <set>
-#include <tuple>
+#include <vector>
 
 #include "trireme/base/error.h"
 
@@ -81,16 +80,16 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const int64_t qkv = sizes.activations(qkv_width);
   const int64_t attended = sizes.activations(query_width);
   const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
-  const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
+  const int64_t statistics = norm_statistics(*where.attention_norm, sizes.tokens);
   // With a norm on every head, queries and keys are normed and rotated beside qkv.
-  const int64_t qk = attention.qk_norm ? sizes.activations(query_width + kv_width) : 0;
-  const int64_t qk_statistics = attention.qk_norm
+  const bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
+  const int64_t qk = has_qk_norm ? sizes.activations(query_width + kv_width) : 0;
+  const int64_t qk_statistics = has_qk_norm
                                     ? tensor_bytes(4 * sizes.tokens * attention.num_heads) +
                                           tensor_bytes(4 * sizes.tokens * attention.num_kv_heads)
                                     : 0;
-  const int64_t small_gradients =
-      norm_gradients(where.attention_norm, spec.hidden) +
-      (attention.qk_norm ? 2 * tensor_bytes(4 * attention.head_dim) : 0);
+  const int64_t small_gradients = norm_gradients(*where.attention_norm, spec.hidden) +
+                                  (has_qk_norm ? 2 * tensor_bytes(4 * attention.head_dim) : 0);
   const auto kernel = [&](bool backward) {
     return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
                                    backward);
@@ -134,7 +133,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   backward.hold(qkv);  // its gradient
   backward.pass(kernel(true));
   backward.drop(attended + logsumexp + qk);
-  if (!attention.qk_norm) {
+  if (!has_qk_norm) {
     backward.drop(qkv);
   } else {
     const NormSpec heads{NormKind::kRmsNorm, 0.0, false};
@@ -145,8 +144,8 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   }
   backward.hold(hidden);  // the gradient of the normed input, then of the input
   backward.pass(sizes.product(sizes.width, qkv_width));
-  backward.hold(norm_gradients(where.attention_norm, spec.hidden));
-  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.attention_norm));
+  backward.hold(norm_gradients(*where.attention_norm, spec.hidden));
+  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
   if (selective) backward.hold(hidden);
   bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
 
@@ -169,8 +168,8 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   const int64_t up_width = mlp.kind == MlpKind::kGated ? 2 * mlp.hidden : mlp.hidden;
   const int64_t up = sizes.activations(up_width);
   const int64_t act = sizes.activations(mlp.hidden);
-  const int64_t statistics = norm_statistics(where.mlp_norm, sizes.tokens);
-  const int64_t small_gradients = norm_gradients(where.mlp_norm, spec.hidden);
+  const int64_t statistics = norm_statistics(*where.mlp_norm, sizes.tokens);
+  const int64_t small_gradients = norm_gradients(*where.mlp_norm, spec.hidden);
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
@@ -205,7 +204,7 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   backward.hold(hidden);
   backward.pass(sizes.product(sizes.width, up_width));
   backward.hold(small_gradients);
-  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.mlp_norm));
+  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.mlp_norm));
   if (selective) backward.hold(hidden);
   bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
 
@@ -277,16 +276,13 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
   }
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
-  std::set<std::tuple<double, int64_t, int, double, double, double, int64_t>> tables;
+  std::vector<model::RotarySpec> tables;
   for (const model::LayerSpec& layer : spec.layers) {
     if (!layer.attention.rotary) continue;
     const model::RotarySpec& rotary = *layer.attention.rotary;
-    const bool fresh = tables
-                           .insert({rotary.theta, rotary.dim, static_cast<int>(rotary.scaling),
-                                    rotary.factor, rotary.low_freq_factor, rotary.high_freq_factor,
-                                    rotary.original_max_positions})
-                           .second;
-    if (fresh) bytes.tables += 2 * tensor_bytes(strategy.seq_len * rotary.dim / 2 * 4);
+    if (std::ranges::find(tables, rotary) != tables.end()) continue;
+    tables.push_back(rotary);
+    bytes.tables += 2 * tensor_bytes(strategy.seq_len * rotary.dim / 2 * 4);
   }
   return bytes;
 }

@@ -226,7 +226,7 @@ class ReferenceModel {
   at::Tensor attention(int part, const model::LayerSpec& layer, const at::Tensor& input,
                        const at::Tensor& positions, const at::Tensor& mask) const {
     const model::AttentionSpec& spec = layer.attention;
-    const at::Tensor x = norm(part, layer.attention_norm, input);
+    const at::Tensor x = norm(part, *layer.attention_norm, input);
     const int64_t rows = x.size(0), length = x.size(1);
     at::Tensor q =
         linear(part, model::Role::kQuery, x).view({rows, length, spec.num_heads, spec.head_dim});
@@ -234,10 +234,10 @@ class ReferenceModel {
         linear(part, model::Role::kKey, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
     at::Tensor v =
         linear(part, model::Role::kValue, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
-    if (spec.qk_norm) {
+    if (spec.qk_norm != model::QkNorm::kNone) {
       const std::vector<at::Tensor> weights = all_of(part, model::Role::kQkNorm);
-      q = rms(q, weights.at(0), layer.attention_norm.eps);
-      k = rms(k, weights.at(1), layer.attention_norm.eps);
+      q = rms(q, weights.at(0), spec.qk_norm_spec.eps);
+      k = rms(k, weights.at(1), spec.qk_norm_spec.eps);
     }
     if (spec.rotary) {
       q = rotate(*spec.rotary, q, positions);
@@ -252,7 +252,7 @@ class ReferenceModel {
     return linear(part, model::Role::kAttentionOut, out);
   }
   at::Tensor mlp(int part, const model::LayerSpec& layer, const at::Tensor& input) const {
-    const at::Tensor x = norm(part, layer.mlp_norm, input);
+    const at::Tensor x = norm(part, *layer.mlp_norm, input);
     at::Tensor up = linear(part, model::Role::kUp, x);
     if (layer.mlp.kind == model::MlpKind::kGated) {
       up = activate(layer.mlp.activation, linear(part, model::Role::kGate, x)) * up;
