@@ -96,6 +96,17 @@ at::Tensor advance(nn::Model& model, KeyValueCache& cache, const std::vector<int
   return hidden.select(1, batch.seq_len - 1).contiguous();
 }
 
+/// The length past which LongRoPE turns every position of a sequence otherwise, so that its keys must be computed again;
+/// 0 where there is none.
+int64_t length_of_new_keys(const model::ModelSpec& spec) {
+  for (const model::LayerSpec& layer : spec.layers) {
+    const auto& rotary = layer.attention.rotary;
+    if (rotary && rotary->scaling == model::RotaryScaling::kLongRope)
+      return rotary->original_max_positions;
+  }
+  return 0;
+}
+
 /// One prompt on its way.
 struct Sequence {
   Sequence(std::vector<int32_t> prompt, std::vector<std::string> stop)
@@ -191,24 +202,35 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
       take(static_cast<size_t>(active[r]), {data + r * vocab, vocab});
   };
 
+  // All that a sequence has so far, into an empty cache.
+  const auto read_whole = [&](size_t index) {
+    const std::vector<int32_t> ids = sequences[index].all;
+    std::vector<int32_t> positions(ids.size());
+    for (size_t t = 0; t < ids.size(); ++t) positions[t] = static_cast<int32_t>(t);
+    const std::vector<int64_t> active = {static_cast<int64_t>(index)};
+    cache.clear(active[0]);
+    rows_of(advance(model, cache, active,
+                    tokens_at(ids, positions, 1, static_cast<int64_t>(ids.size()))),
+            active);
+  };
+  const int64_t new_keys = length_of_new_keys(spec);
+
   for (size_t index = 0; index < sequences.size(); ++index) {
     if (options.max_new_tokens == 0) {
       end(index, Finish::kLength);
       continue;
     }
-    const std::vector<int32_t>& prompt = prompts[index];
-    std::vector<int32_t> positions(prompt.size());
-    for (size_t t = 0; t < prompt.size(); ++t) positions[t] = static_cast<int32_t>(t);
-    const std::vector<int64_t> active = {static_cast<int64_t>(index)};
-    rows_of(advance(model, cache, active,
-                    tokens_at(prompt, positions, 1, static_cast<int64_t>(prompt.size()))),
-            active);
+    read_whole(index);
   }
   while (true) {
     std::vector<int64_t> active;
     std::vector<int32_t> ids, positions;
     for (size_t index = 0; index < sequences.size(); ++index) {
       if (sequences[index].done) continue;
+      if (new_keys > 0 && static_cast<int64_t>(sequences[index].all.size()) == new_keys + 1) {
+        read_whole(index);
+        if (sequences[index].done) continue;
+      }
       active.push_back(static_cast<int64_t>(index));
       ids.push_back(sequences[index].all.back());
       positions.push_back(static_cast<int32_t>(sequences[index].all.size() - 1));

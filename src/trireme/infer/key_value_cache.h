@@ -24,6 +24,8 @@ class KeyValueCache {
   /// Writes k and v [1, T, kv heads, head_dim] after the positions that the sequence has. The
   /// length grows with advance(), once all layers have written.
   void write(int layer, int64_t sequence, const at::Tensor& k, const at::Tensor& v);
+  /// Forgets what is held for a sequence.
+  void clear(int64_t sequence) { lengths_[static_cast<size_t>(sequence)] = 0; }
   void advance(int64_t sequence, int64_t positions);
 
   /// Views [1, length + extra, kv heads, head_dim]; `extra` counts positions written and not yet

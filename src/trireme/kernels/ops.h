@@ -78,15 +78,15 @@ int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::S
 // which dx is not dy. Workspace of a backward: 4 d (or 8 d) bytes for each of up to 64 blocks of
 // rows.
 
-/// y = x / sqrt(mean(x^2) + eps) * weight; rstd = 1 / sqrt(mean(x^2) + eps). Zhang & Sennrich 2019.
-/// rstd may be undefined when no backward follows.
+/// y = x / sqrt(mean(x^2) + eps) * (weight + offset); rstd = 1 / sqrt(mean(x^2) + eps). Zhang & Sennrich 2019.
+/// rstd may be undefined when no backward follows. The sum with the offset is float32.
 void rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
-              at::Tensor rstd);
+              at::Tensor rstd, double offset = 0.0);
 
 /// Gradient of rms_norm. dweight [d] float32 (undefined: not computed); dx undefined: only dweight.
 void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
                        const at::Tensor& rstd, at::Tensor dx, bool add_to_dx, at::Tensor dweight,
-                       bool accumulate);
+                       bool accumulate, double offset = 0.0);
 
 /// y = (x - mean) * rstd * weight + bias; bias may be undefined. Ba, Kiros & Hinton 2016.
 void layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,
@@ -201,9 +201,10 @@ struct CrossEntropyOutputs {
 /// the unscaled sum: double, rows in order, so it does not depend on chunk_rows or threads;
 /// d_weight depends on chunk_rows in rounding alone. A target outside 0 .. V-1 is Error{kData}.
 /// Workspace: cross_entropy_workspace_bytes.
+/// softcap > 0: logits become softcap * tanh(logit / softcap) before the loss.
 double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                             const at::Tensor& targets, double scale, int64_t chunk_rows,
-                            CrossEntropyOutputs outputs);
+                            CrossEntropyOutputs outputs, double softcap = 0.0);
 
 int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                       at::ScalarType dtype, bool with_gradients);

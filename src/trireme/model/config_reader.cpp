@@ -44,6 +44,11 @@ int64_t ConfigReader::positive(const std::string& key) {
   return positive(key, 0);
 }
 
+int64_t ConfigReader::not_negative(const std::string& key, int64_t default_value) {
+  const bool zero = has(key) && object_.at(key) == 0;
+  return zero ? (known_.insert(key), 0) : positive(key, default_value);
+}
+
 int64_t ConfigReader::positive(const std::string& key, int64_t default_value) {
   const Json* value = find(key);
   if (value == nullptr) return default_value;
@@ -104,6 +109,23 @@ std::string ConfigReader::text(const std::string& key, const std::string& defaul
     fail(key, fmt::format("is {}, not a string", value->dump()), "write a string");
   }
   return value->get<std::string>();
+}
+
+std::vector<double> ConfigReader::numbers(const std::string& key) {
+  const Json* value = find(key);
+  std::vector<double> result;
+  if (value == nullptr) return result;
+  if (!value->is_array()) {
+    fail(key, fmt::format("is {}, not a list", value->dump()), "write a list of numbers");
+  }
+  for (const Json& item : *value) {
+    if (!item.is_number() || !std::isfinite(item.get<double>())) {
+      fail(key, fmt::format("holds {}, not a finite number", item.dump()),
+           "write a list of numbers");
+    }
+    result.push_back(item.get<double>());
+  }
+  return result;
 }
 
 std::vector<std::string> ConfigReader::texts(const std::string& key) {

@@ -23,14 +23,18 @@ class ConfigReader {
   ConfigReader(Json object, std::string origin, std::string path = "");
 
   bool has(const std::string& key) const;  ///< present and not null; does not mark the key as used
+  /// Present, even if null: a family's default may differ from "none".
+  bool written(const std::string& key) const { return object_.contains(key); }
   int64_t positive(const std::string& key);
   int64_t positive(const std::string& key, int64_t default_value);
+  int64_t not_negative(const std::string& key, int64_t default_value);
   int64_t layers(const std::string& key);  ///< required; a number of layers that can be meant
   double number(const std::string& key, double default_value);  ///< finite
   double positive_number(const std::string& key);               ///< finite, > 0
   double positive_number(const std::string& key, double default_value);
   bool flag(const std::string& key, bool default_value);
   std::string text(const std::string& key, const std::string& default_value);
+  std::vector<double> numbers(const std::string& key);  ///< list of finite numbers; empty if absent
   std::vector<std::string> texts(const std::string& key);  ///< list of strings; empty if absent
   /// An id or a list of ids (then the first); -1 if absent.
   int token_id(const std::string& key);
@@ -48,6 +52,7 @@ class ConfigReader {
   [[noreturn]] void fail(const std::string& key, const std::string& problem,
                          const std::string& hint) const;
   const std::string& origin() const { return origin_; }
+  const Json& json() const { return object_; }
 
  private:
   const Json* find(const std::string& key);

@@ -20,6 +20,11 @@ Json tiny(const std::string& family) {
     return {
         {"model_type", "gpt2"}, {"vocab_size", 64}, {"n_embd", 16}, {"n_layer", 2}, {"n_head", 4}};
   }
+  if (family == "gemma2" || family == "gemma3_text") {
+    return {{"model_type", family},     {"vocab_size", 64},       {"hidden_size", 16},
+            {"intermediate_size", 24},  {"num_hidden_layers", 2}, {"num_attention_heads", 4},
+            {"num_key_value_heads", 2}, {"head_dim", 8},          {"query_pre_attn_scalar", 4}};
+  }
   return {{"model_type", family},    {"vocab_size", 64},       {"hidden_size", 16},
           {"intermediate_size", 24}, {"num_hidden_layers", 2}, {"num_attention_heads", 4},
           {"num_key_value_heads", 2}};
@@ -73,9 +78,9 @@ TEST(Config, RefusesWhatIsNotCoveredByName) {
       {"llama", {{"pruned_heads", {{"0", Json::array({1})}}}}, "pruned heads", ""},
       {"llama", {{"is_encoder_decoder", true}}, "an encoder-decoder", ""},
       {"llama",
-       {{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}},
+       {{"rope_scaling", {{"type", "yarm"}, {"factor", 4.0}}}},
        "\"rope_scaling.type\"",
-       "llama3"},
+       "yarn"},
       {"llama", {{"rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}}}, "\"dynamic\"", ""},
       {"llama", {{"rope_scaling", {{"type", "linear"}}}}, "\"rope_scaling.factor\" is missing", ""},
       {"llama",
@@ -96,11 +101,25 @@ TEST(Config, RefusesWhatIsNotCoveredByName) {
       {"llama", {{"bos_token_id", "one"}}, "not a token id", ""},
       {"llama", {{"eos_token_id", Json::array()}}, "not a token id", ""},
       {"llama", {{"sliding_window", 5}, {"use_sliding_window", true}}, "sliding-window", ""},
-      {"qwen2", {{"use_sliding_window", true}}, "sliding-window attention is not covered", ""},
       {"qwen2",
        {{"layer_types", Json::array({"full_attention", "sliding_attention"})}},
        "sliding_attention",
-       "full_attention"},
+       "sliding_window"},
+      {"qwen2", {{"layer_types", Json::array({"full_attention", "chunked"})}}, "\"chunked\"", ""},
+      {"olmo2", {{"head_dim", 4}}, "\"head_dim\"", ""},
+      {"phi3", {{"partial_rotary_factor", 0.3}}, "rotates 1 of 4 dimensions", "even"},
+      {"phi3",
+       {{"rope_scaling",
+         {{"type", "longrope"}, {"short_factor", {1.0}}, {"long_factor", {2.0, 3.0}}}}},
+       "short_factor\" has 1 entries for 2 pairs",
+       ""},
+      {"phi3",
+       {{"rope_scaling", {{"type", "linear"}, {"factor", 2}, {"long_factor", 1}}}},
+       "long_factor",
+       ""},
+      {"gemma2", {{"use_bidirectional_attention", true}}, "later tokens", ""},
+      {"gemma3_text", {{"query_pre_attn_scalar", 0}}, "query_pre_attn_scalar", ""},
+      {"mistral", {{"sliding_window", -3}}, "sliding_window", ""},
       {"qwen2", {{"layer_types", Json::array({"full_attention"})}}, "1 entries for 2 layers", ""},
       {"qwen2", {{"attention_bias", true}}, "\"attention_bias\"", ""},
       {"qwen3", {{"mlp_bias", true}}, "\"mlp_bias\"", ""},
@@ -261,7 +280,7 @@ TEST(Gpt2, ReadsItsOptions) {
                                             {"n_ctx", 1024}});
   EXPECT_EQ(spec.layers[0].mlp.hidden, 40);
   EXPECT_EQ(spec.layers[0].mlp.activation, Activation::kRelu);
-  EXPECT_EQ(spec.layers[0].attention_norm.eps, 1e-3);
+  EXPECT_EQ(spec.layers[0].attention_norm->eps, 1e-3);
   EXPECT_EQ(spec.layers[0].attention.scale, 1.0);
   EXPECT_EQ(spec.layers[1].attention.scale, 0.5);
   EXPECT_FALSE(spec.tied_embeddings);
@@ -294,6 +313,173 @@ TEST(Config, SurvivesRandomDamage) {
     }
   }
   EXPECT_GT(refused, 0);
+}
+
+std::vector<int64_t> windows_of(const ModelSpec& spec) {
+  std::vector<int64_t> windows;
+  for (const LayerSpec& layer : spec.layers) windows.push_back(layer.attention.window);
+  return windows;
+}
+
+TEST(Config, WindowsFollowEachFamilysRule) {
+  using Windows = std::vector<int64_t>;
+  EXPECT_EQ(windows_of(read(tiny("mistral"))), (Windows{4096, 4096}));
+  EXPECT_EQ(windows_of(read_with("mistral", {{"sliding_window", nullptr}})), (Windows{0, 0}));
+  EXPECT_EQ(windows_of(read_with("mistral", {{"sliding_window", 8}})), (Windows{8, 8}));
+  EXPECT_EQ(windows_of(read_with("phi3", {{"sliding_window", 2047}})), (Windows{2047, 2047}));
+  EXPECT_EQ(windows_of(read(tiny("phi3"))), (Windows{0, 0}));
+  EXPECT_EQ(windows_of(read_with("qwen2", {{"sliding_window", 8}})), (Windows{0, 0}));
+  EXPECT_EQ(windows_of(read_with(
+                "qwen2",
+                {{"use_sliding_window", true}, {"sliding_window", 8}, {"max_window_layers", 1}})),
+            (Windows{0, 8}));
+  EXPECT_EQ(
+      windows_of(read_with("qwen3", {{"use_sliding_window", true}, {"max_window_layers", 0}})),
+      (Windows{4096, 4096}));
+  EXPECT_EQ(windows_of(read(tiny("gemma2"))), (Windows{4096, 0}));
+  EXPECT_EQ(
+      windows_of(read_with("gemma3_text", {{"num_hidden_layers", 7}, {"sliding_window", 512}})),
+      (Windows{512, 512, 512, 512, 512, 0, 512}));
+  EXPECT_EQ(
+      windows_of(read_with(
+          "gemma3_text", {{"layer_types", Json::array({"full_attention", "sliding_attention"})}})),
+      (Windows{0, 4096}));
+}
+
+TEST(Config, GemmaCapsScalesAndNorms) {
+  const ModelSpec gemma2 = read(tiny("gemma2"));
+  EXPECT_EQ(gemma2.logit_softcap, 30.0);
+  EXPECT_EQ(gemma2.layers[0].attention.softcap, 50.0);
+  EXPECT_EQ(gemma2.layers[0].attention.scale, 0.5);  // 4^-1/2
+  EXPECT_EQ(gemma2.embedding_scale, 4.0);            // 16^1/2
+  EXPECT_TRUE(gemma2.tied_embeddings);
+  EXPECT_TRUE(gemma2.layers[0].attention_norm->unit_offset && gemma2.final_norm.unit_offset);
+  EXPECT_TRUE(gemma2.layers[0].attention_post_norm && gemma2.layers[0].mlp_post_norm);
+  EXPECT_EQ(gemma2.layers[0].mlp.activation, Activation::kGeluTanh);
+  const ModelSpec plain = read_with(
+      "gemma2", {{"attn_logit_softcapping", nullptr}, {"final_logit_softcapping", nullptr}});
+  EXPECT_EQ(plain.logit_softcap, 0.0);
+  EXPECT_EQ(plain.layers[1].attention.softcap, 0.0);
+
+  const ModelSpec gemma3 = read_with(
+      "gemma3_text", {{"layer_types", Json::array({"full_attention", "sliding_attention"})},
+                      {"rope_scaling", {{"rope_type", "linear"}, {"factor", 8.0}}}});
+  EXPECT_EQ(gemma3.logit_softcap, 0.0);
+  EXPECT_EQ(gemma3.layers[0].attention.rotary->theta, 1e6);
+  EXPECT_EQ(gemma3.layers[0].attention.rotary->factor, 8.0);
+  EXPECT_EQ(gemma3.layers[1].attention.rotary->theta, 1e4);
+  EXPECT_EQ(gemma3.layers[1].attention.rotary->scaling, RotaryScaling::kNone);
+  EXPECT_EQ(gemma3.layers[0].attention.qk_norm, QkNorm::kHead);
+  // The same in transformers 5's words.
+  const ModelSpec newer = read_with(
+      "gemma3_text",
+      {{"layer_types", Json::array({"full_attention", "sliding_attention"})},
+       {"rope_parameters",
+        {{"full_attention", {{"rope_type", "linear"}, {"factor", 8.0}, {"rope_theta", 1e6}}},
+         {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 1e4}}}}}});
+  for (size_t i = 0; i < 2; ++i)
+    EXPECT_EQ(*newer.layers[i].attention.rotary, *gemma3.layers[i].attention.rotary);
+}
+
+TEST(Config, YarnAndLongRopeHaveTheirPapersFactors) {
+  const ModelSpec yarn = read_with(
+      "qwen2", {{"rope_scaling",
+                 {{"type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 512}}}});
+  const RotarySpec& rotary = *yarn.layers[0].attention.rotary;
+  EXPECT_EQ(rotary.scaling, RotaryScaling::kYarn);
+  EXPECT_NEAR(rotary.attention_factor, 0.1 * std::log(4.0) + 1.0, 1e-15);
+  EXPECT_EQ(rotary.original_max_positions, 512);
+  EXPECT_EQ(rotary.beta_fast, 32.0);
+  const ModelSpec phi3 = read_with(
+      "phi3", {{"max_position_embeddings", 4096},
+               {"original_max_position_embeddings", 512},
+               {"rope_scaling",
+                {{"type", "su"}, {"short_factor", {1.0, 1.5}}, {"long_factor", {2.0, 3.0}}}}});
+  const RotarySpec& long_rope = *phi3.layers[0].attention.rotary;
+  EXPECT_EQ(long_rope.scaling, RotaryScaling::kLongRope);
+  EXPECT_EQ(long_rope.factor, 8.0);
+  EXPECT_NEAR(long_rope.attention_factor, std::sqrt(1.0 + std::log(8.0) / std::log(512.0)), 1e-15);
+  EXPECT_EQ(long_rope.long_factor, (std::vector<double>{2.0, 3.0}));
+}
+
+TEST(Config, NamesNormsWhereTheFamilyPutsThem) {
+  const auto names = [](const ModelSpec& spec, int part) {
+    std::vector<std::string> found;
+    for (const ParameterSpec& parameter : spec.parameters) {
+      const bool norm = parameter.role == Role::kNormWeight;
+      if (parameter.part == part && norm) found.push_back(parameter.name);
+    }
+    return found;
+  };
+  const std::string layer = "model.layers.0.";
+  using Names = std::vector<std::string>;
+  const ModelSpec olmo2 = read(tiny("olmo2"));
+  EXPECT_EQ(names(olmo2, 1), (Names{layer + "post_attention_layernorm.weight"}));
+  EXPECT_EQ(names(olmo2, 2), (Names{layer + "post_feedforward_layernorm.weight"}));
+  const int q_norm = olmo2.parameter_index(layer + "self_attn.q_norm.weight");
+  EXPECT_EQ(olmo2.parameters.at(static_cast<size_t>(q_norm)).shape, (std::vector<int64_t>{16}));
+  const ModelSpec gemma2 = read(tiny("gemma2"));
+  EXPECT_EQ(names(gemma2, 1),
+            (Names{layer + "input_layernorm.weight", layer + "post_attention_layernorm.weight"}));
+  EXPECT_EQ(names(gemma2, 2), (Names{layer + "pre_feedforward_layernorm.weight",
+                                     layer + "post_feedforward_layernorm.weight"}));
+}
+
+/// Totals that the publishers state, of configs as they are published.
+TEST(Config, PublishedModelsHaveTheirPublishedSizes) {
+  const auto billions = [](const Json& config) {
+    return static_cast<double>(read(config).num_parameters()) / 1e9;
+  };
+  EXPECT_NEAR(billions({{"model_type", "mistral"},
+                        {"vocab_size", 32000},
+                        {"hidden_size", 4096},
+                        {"intermediate_size", 14336},
+                        {"num_hidden_layers", 32},
+                        {"num_attention_heads", 32},
+                        {"num_key_value_heads", 8}}),
+              7.24, 0.005);
+  EXPECT_NEAR(billions({{"model_type", "gemma2"},
+                        {"vocab_size", 256000},
+                        {"hidden_size", 3584},
+                        {"intermediate_size", 14336},
+                        {"num_hidden_layers", 42},
+                        {"num_attention_heads", 16},
+                        {"num_key_value_heads", 8},
+                        {"head_dim", 256}}),
+              9.24, 0.005);
+  EXPECT_NEAR(billions({{"model_type", "gemma2"},
+                        {"vocab_size", 256000},
+                        {"hidden_size", 4608},
+                        {"intermediate_size", 36864},
+                        {"num_hidden_layers", 46},
+                        {"num_attention_heads", 32},
+                        {"num_key_value_heads", 16},
+                        {"head_dim", 128},
+                        {"query_pre_attn_scalar", 144}}),
+              27.2, 0.05);
+  EXPECT_NEAR(billions({{"model_type", "gemma3_text"},
+                        {"vocab_size", 262144},
+                        {"hidden_size", 1152},
+                        {"intermediate_size", 6912},
+                        {"num_hidden_layers", 26},
+                        {"num_attention_heads", 4},
+                        {"num_key_value_heads", 1},
+                        {"head_dim", 256}}),
+              1.0, 0.005);
+  EXPECT_NEAR(billions({{"model_type", "phi3"},
+                        {"vocab_size", 32064},
+                        {"hidden_size", 3072},
+                        {"intermediate_size", 8192},
+                        {"num_hidden_layers", 32},
+                        {"num_attention_heads", 32}}),
+              3.82, 0.005);
+  EXPECT_NEAR(billions({{"model_type", "olmo2"},
+                        {"vocab_size", 100352},
+                        {"hidden_size", 4096},
+                        {"intermediate_size", 11008},
+                        {"num_hidden_layers", 32},
+                        {"num_attention_heads", 32}}),
+              7.30, 0.005);
 }
 
 }  // namespace

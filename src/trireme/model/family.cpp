@@ -9,8 +9,13 @@ namespace trireme::model {
 
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
+      {"gemma2", "Gemma2ForCausalLM", "Gemma2Model", read_gemma2},
+      {"gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel", read_gemma3},
       {"gpt2", "GPT2LMHeadModel", "GPT2Model", read_gpt2},
       {"llama", "LlamaForCausalLM", "LlamaModel", read_llama},
+      {"mistral", "MistralForCausalLM", "MistralModel", read_mistral},
+      {"olmo2", "Olmo2ForCausalLM", "Olmo2Model", read_olmo2},
+      {"phi3", "Phi3ForCausalLM", "Phi3Model", read_phi3},
       {"qwen2", "Qwen2ForCausalLM", "Qwen2Model", read_qwen2},
       {"qwen3", "Qwen3ForCausalLM", "Qwen3Model", read_qwen3},
   };
@@ -53,7 +58,8 @@ ParameterSpec& ParameterTable::vector(const std::string& name, Role role, int64_
 }
 
 void ParameterTable::norm(const std::string& name, const NormSpec& norm, int64_t size) {
-  vector(name + ".weight", Role::kNormWeight, size);
+  ParameterSpec& weight = vector(name + ".weight", Role::kNormWeight, size);
+  if (norm.unit_offset) weight.init.kind = InitKind::kZeros;
   if (norm.bias) vector(name + ".bias", Role::kNormBias, size);
 }
 
@@ -75,91 +81,194 @@ Activation read_activation(ConfigReader& config, const std::string& key,
               suggestion(name, names));
 }
 
-RotarySpec read_rotary(ConfigReader& config, int64_t head_dim, int64_t max_positions) {
-  constexpr double kDefaultTheta = 10000.0;
-  RotarySpec rotary;
-  rotary.dim = head_dim;
-  if (head_dim % 2 != 0) {
-    config.fail("head_dim",
-                fmt::format("gives heads of {} dimensions: rotary positions turn pairs", head_dim),
-                "choose an even head dimension");
-  }
-  rotary.theta = config.positive_number("rope_theta", kDefaultTheta);
-  config.require("partial_rotary_factor", 1.0, "rotating only a part of each head");
-  const int64_t outer_original = config.positive("original_max_position_embeddings", max_positions);
-  const bool outer_original_given = config.has("original_max_position_embeddings");
+namespace {
 
-  const bool both = config.has("rope_scaling") && config.has("rope_parameters");
-  if (both) {
+/// YaRN's factor on the attention's logits, through cosines and sines (Peng et al. 2023, arXiv 2309.00071).
+double yarn_magnitude(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+void read_yarn(ConfigReader& rope, const RotaryDefaults& defaults, RotarySpec& rotary) {
+  rotary.scaling = RotaryScaling::kYarn;
+  rotary.factor = rope.has("factor") ? rope.positive_number("factor")
+                                     : static_cast<double>(defaults.max_positions) /
+                                           static_cast<double>(rotary.original_max_positions);
+  rotary.beta_fast = rope.positive_number("beta_fast", 32.0);
+  rotary.beta_slow = rope.positive_number("beta_slow", 1.0);
+  rotary.truncate = rope.flag("truncate", true);
+  const double mscale = rope.number("mscale", 0.0);
+  const double all_dims = rope.number("mscale_all_dim", 0.0);
+  rotary.attention_factor =
+      mscale != 0.0 && all_dims != 0.0
+          ? yarn_magnitude(rotary.factor, mscale) / yarn_magnitude(rotary.factor, all_dims)
+          : yarn_magnitude(rotary.factor, 1.0);
+  rotary.attention_factor = rope.positive_number("attention_factor", rotary.attention_factor);
+}
+
+/// LongRoPE (Ding et al. 2024, arXiv 2402.13753).
+void read_long_rope(ConfigReader& rope, const RotaryDefaults& defaults, RotarySpec& rotary) {
+  rotary.scaling = RotaryScaling::kLongRope;
+  const double original = static_cast<double>(rotary.original_max_positions);
+  rotary.factor =
+      rope.positive_number("factor", static_cast<double>(defaults.max_positions) / original);
+  rotary.attention_factor =
+      rotary.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(rotary.factor) / std::log(original));
+  rotary.attention_factor = rope.positive_number("attention_factor", rotary.attention_factor);
+  for (auto* factors : {&rotary.short_factor, &rotary.long_factor}) {
+    const char* key = factors == &rotary.short_factor ? "short_factor" : "long_factor";
+    *factors = rope.numbers(key);
+    if (static_cast<int64_t>(factors->size()) != rotary.dim / 2) {
+      rope.fail(
+          key,
+          fmt::format("has {} entries for {} pairs of dimensions", factors->size(), rotary.dim / 2),
+          "write one factor per pair");
+    }
+    for (const double factor : *factors) {
+      if (factor <= 0.0) rope.fail(key, fmt::format("holds {}", factor), "factors are above zero");
+    }
+  }
+}
+
+}  // namespace
+
+RotarySpec read_rotary_parameters(ConfigReader& rope, const RotaryDefaults& defaults,
+                                  int64_t outer_original) {
+  RotarySpec rotary;
+  rotary.theta = rope.positive_number("rope_theta", defaults.theta);
+  rotary.dim = defaults.head_dim;
+  if (defaults.partial) {
+    const double part = rope.positive_number("partial_rotary_factor", 1.0);
+    rotary.dim = static_cast<int64_t>(static_cast<double>(defaults.head_dim) * part);
+    if (part > 1.0 || rotary.dim < 2 || rotary.dim % 2 != 0) {
+      rope.fail(
+          "partial_rotary_factor",
+          fmt::format("= {} rotates {} of {} dimensions", part, rotary.dim, defaults.head_dim),
+          "an even number of a head's dimensions can be rotated");
+    }
+  } else {
+    rope.require("partial_rotary_factor", 1.0, "rotating only a part of each head");
+  }
+  const std::string type_key = rope.has("rope_type") ? "rope_type" : "type";
+  const std::string type = rope.text(type_key, "default");
+  rope.ignore({"rope_type", "type"});
+  const int64_t inner_original =
+      rope.positive("original_max_position_embeddings", defaults.max_positions);
+  const int64_t original = outer_original > 0 ? outer_original : inner_original;
+  if (defaults.long_rope && (type == "longrope" || type == "su" || type == "yarn")) {
+    rotary.original_max_positions = original;
+    read_long_rope(rope, defaults, rotary);
+  } else if (type == "default") {
+    rope.ignore({"factor"});  // an inactive scaling may still carry its numbers
+  } else if (type == "linear") {
+    rotary.scaling = RotaryScaling::kLinear;
+    rotary.factor = rope.positive_number("factor");
+  } else if (type == "yarn") {
+    rotary.original_max_positions = original;
+    read_yarn(rope, defaults, rotary);
+  } else if (type == "llama3") {
+    rotary.scaling = RotaryScaling::kLlama3;
+    rotary.factor = rope.positive_number("factor");
+    rotary.low_freq_factor = rope.positive_number("low_freq_factor");
+    rotary.high_freq_factor = rope.positive_number("high_freq_factor");
+    rotary.original_max_positions = original;
+    if (rotary.high_freq_factor <= rotary.low_freq_factor) {
+      rope.fail("high_freq_factor", "is not above \"low_freq_factor\"", "exchange the two");
+    }
+  } else {
+    rope.fail(type_key, fmt::format("is \"{}\", a rotary scaling that is not covered", type),
+              suggestion(type, {"default", "linear", "llama3", "yarn"}));
+  }
+  rope.finish();
+  return rotary;
+}
+
+RotarySpec read_rotary(ConfigReader& config, const RotaryDefaults& given) {
+  RotaryDefaults defaults = given;
+  if (defaults.head_dim % 2 != 0) {
+    config.fail(
+        "head_dim",
+        fmt::format("gives heads of {} dimensions: rotary positions turn pairs", defaults.head_dim),
+        "choose an even head dimension");
+  }
+  defaults.theta = config.positive_number("rope_theta", defaults.theta);
+  const bool original_given = config.has("original_max_position_embeddings");
+  const int64_t original = config.positive("original_max_position_embeddings", given.max_positions);
+  if (config.has("rope_scaling") && config.has("rope_parameters")) {
     config.fail("rope_scaling", "stands beside \"rope_parameters\", its successor",
                 "keep one of the two");
   }
   const std::string key = config.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   config.ignore({"rope_scaling", "rope_parameters"});
+  // A factor beside the object counts where the object has none.
+  const double part = defaults.partial ? config.positive_number("partial_rotary_factor", 1.0) : 1.0;
+  if (!defaults.partial)
+    config.require("partial_rotary_factor", 1.0, "rotating only a part of each head");
   auto rope = config.object(key);
-  if (!rope) return rotary;
-
-  rotary.theta = rope->positive_number("rope_theta", rotary.theta);
-  rope->require("partial_rotary_factor", 1.0, "rotating only a part of each head");
-  const std::string type_key = rope->has("rope_type") ? "rope_type" : "type";
-  const std::string type = rope->text(type_key, "default");
-  rope->ignore({"rope_type", "type"});
-  if (type == "default") {
-    // An inactive scaling may still carry its numbers.
-    rope->ignore({"factor", "original_max_position_embeddings"});
-  } else if (type == "linear") {
-    rotary.scaling = RotaryScaling::kLinear;
-    rotary.factor = rope->positive_number("factor");
-    rope->ignore({"original_max_position_embeddings"});
-  } else if (type == "llama3") {
-    rotary.scaling = RotaryScaling::kLlama3;
-    rotary.factor = rope->positive_number("factor");
-    rotary.low_freq_factor = rope->positive_number("low_freq_factor");
-    rotary.high_freq_factor = rope->positive_number("high_freq_factor");
-    const int64_t inner_original =
-        rope->positive("original_max_position_embeddings", max_positions);
-    rotary.original_max_positions = outer_original_given ? outer_original : inner_original;
-    if (rotary.high_freq_factor <= rotary.low_freq_factor) {
-      rope->fail("high_freq_factor", "is not above \"low_freq_factor\"", "exchange the two");
-    }
-  } else {
-    rope->fail(type_key, fmt::format("is \"{}\", a rotary scaling that is not covered", type),
-               suggestion(type, {"default", "linear", "llama3"}));
-  }
-  rope->finish();
-  return rotary;
+  if (rope && (part == 1.0 || rope->has("partial_rotary_factor")))
+    return read_rotary_parameters(*rope, defaults, original_given ? original : 0);
+  Json object = rope ? rope->json() : Json::object();
+  if (part != 1.0) object["partial_rotary_factor"] = part;
+  ConfigReader complete(object, config.origin(), key);
+  return read_rotary_parameters(complete, defaults, original_given ? original : 0);
 }
 
-void refuse_sliding_window(ConfigReader& config, int64_t num_layers) {
-  config.require("use_sliding_window", false, "sliding-window attention");
-  // Without use_sliding_window these two have no effect (transformers sets the window to null).
-  config.ignore({"sliding_window", "max_window_layers"});
+std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOptions& options,
+                                  int64_t num_layers) {
+  const auto layers = static_cast<size_t>(num_layers);
+  std::vector<int64_t> windows(layers, 0);
+  bool on = true;
+  int64_t window = 0;
+  if (options.windows == WindowRule::kRefused) {
+    config.require("use_sliding_window", false, "sliding-window attention");
+    // Without use_sliding_window these two have no effect (transformers sets the window to null).
+    config.ignore({"sliding_window", "max_window_layers"});
+  } else {
+    if (options.windows == WindowRule::kFromLayer) on = config.flag("use_sliding_window", false);
+    config.ignore({"sliding_window"});
+    window = config.written("sliding_window") && !config.has("sliding_window")
+                 ? 0
+                 : config.positive("sliding_window", std::max<int64_t>(options.window, 1));
+    if (!config.written("sliding_window")) window = options.window;
+    if (!on) window = 0;
+  }
+  const int64_t from =
+      options.windows == WindowRule::kFromLayer ? config.not_negative("max_window_layers", 28) : 0;
   const std::vector<std::string> types = config.texts("layer_types");
-  if (types.empty()) return;
-  if (static_cast<int64_t>(types.size()) != num_layers) {
+  if (!types.empty() && types.size() != layers) {
     config.fail("layer_types",
                 fmt::format("has {} entries for {} layers", types.size(), num_layers),
                 "write one entry per layer or leave it out");
   }
-  for (const std::string& type : types) {
-    if (type != "full_attention") {
-      config.fail("layer_types", fmt::format("holds \"{}\", which is not covered", type),
-                  "every layer must be \"full_attention\"");
+  for (size_t i = 0; i < layers; ++i) {
+    const auto at = static_cast<int64_t>(i);
+    bool sliding = window > 0 && at >= from;
+    if (options.windows == WindowRule::kPeriodic) sliding = (at + 1) % options.window_period != 0;
+    if (!types.empty()) {
+      sliding = types[i] == "sliding_attention";
+      if ((!sliding && types[i] != "full_attention") || (sliding && window == 0)) {
+        config.fail("layer_types", fmt::format("holds \"{}\", which is not covered", types[i]),
+                    sliding ? "sliding layers need a sliding_window"
+                            : "every layer must be \"full_attention\" or \"sliding_attention\"");
+      }
     }
+    if (sliding) windows[i] = window;
   }
+  return windows;
 }
 
 void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec) {
   spec.vocab_size = config.positive("vocab_size");
   spec.hidden = config.positive("hidden_size");
-  spec.max_positions = config.positive("max_position_embeddings", 2048);
-  spec.tied_embeddings = config.flag("tie_word_embeddings", false);
+  spec.max_positions = config.positive("max_position_embeddings", options.max_positions);
+  spec.tied_embeddings = config.flag("tie_word_embeddings", options.tied);
   spec.initializer_range = config.number("initializer_range", 0.02);
   const int64_t num_layers = config.layers("num_hidden_layers");
 
   LayerSpec layer;
-  layer.attention_norm = {NormKind::kRmsNorm, config.positive_number("rms_norm_eps", 1e-6), false};
-  layer.mlp_norm = layer.attention_norm;
+  const NormSpec norm{NormKind::kRmsNorm, config.positive_number("rms_norm_eps", options.eps),
+                      false, options.unit_offset};
+  if (options.pre_norms) layer.attention_norm = layer.mlp_norm = norm;
+  if (options.post_norms) layer.attention_post_norm = layer.mlp_post_norm = norm;
   AttentionSpec& attention = layer.attention;
   attention.num_heads = config.positive("num_attention_heads");
   attention.num_kv_heads = config.positive("num_key_value_heads", attention.num_heads);
@@ -169,70 +278,121 @@ void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options
                             attention.num_heads),
                 "every key-value head serves the same number of query heads");
   }
-  if (!config.has("head_dim") && options.head_dim == 0 && spec.hidden % attention.num_heads != 0) {
+  const bool head_dim_given = options.head_dim_key && config.has("head_dim");
+  if (!head_dim_given && options.head_dim == 0 && spec.hidden % attention.num_heads != 0) {
     config.fail("hidden_size",
                 fmt::format("= {} is not a multiple of num_attention_heads = {}", spec.hidden,
                             attention.num_heads),
-                "change one of them or set head_dim");
+                options.head_dim_key ? "change one of them or set head_dim" : "change one of them");
   }
-  attention.head_dim = config.positive(
-      "head_dim", options.head_dim > 0 ? options.head_dim : spec.hidden / attention.num_heads);
+  attention.head_dim = options.head_dim > 0 ? options.head_dim : spec.hidden / attention.num_heads;
+  if (options.head_dim_key)
+    attention.head_dim = config.positive("head_dim", std::max<int64_t>(attention.head_dim, 1));
+  attention.value_dim = attention.head_dim;
   attention.qkv_bias = options.qkv_bias;
   attention.out_bias = options.out_bias;
   attention.qk_norm = options.qk_norm;
+  attention.qk_norm_spec = norm;
   attention.scale = 1.0 / std::sqrt(static_cast<double>(attention.head_dim));
-  attention.rotary = read_rotary(config, attention.head_dim, spec.max_positions);
+  RotaryDefaults rotary;
+  rotary.head_dim = attention.head_dim;
+  rotary.max_positions = spec.max_positions;
+  rotary.partial = options.partial_rotary;
+  rotary.long_rope = options.long_rope;
+  if (!options.own_rotary) attention.rotary = read_rotary(config, rotary);
   layer.mlp.kind = MlpKind::kGated;
-  layer.mlp.activation = read_activation(config, "hidden_act", "silu");
+  layer.mlp.activation = read_activation(config, options.activation_key, options.activation);
   layer.mlp.hidden = config.positive("intermediate_size");
   layer.mlp.bias = options.mlp_bias;
 
   spec.layers.assign(static_cast<size_t>(num_layers), layer);
-  spec.final_norm = layer.attention_norm;
+  const std::vector<int64_t> windows = read_windows(config, options, num_layers);
+  for (size_t i = 0; i < windows.size(); ++i) spec.layers[i].attention.window = windows[i];
+  spec.final_norm = norm;
   config.ignore({"attention_dropout"});  // pre-training here has no dropout
-  refuse_sliding_window(config, num_layers);
-  add_rotary_family_parameters(spec);
+  add_rotary_family_parameters(spec, options.packed);
 }
 
-void add_rotary_family_parameters(ModelSpec& spec) {
+namespace {
+
+void add_attention(ParameterTable& table, const LayerSpec& layer, const std::string& prefix,
+                   int64_t hidden, bool packed) {
+  const AttentionSpec& attention = layer.attention;
+  const int64_t query_size = attention.num_heads * attention.head_dim;
+  const int64_t kv_size = attention.num_kv_heads * attention.head_dim;
+  const std::string attn = prefix + "self_attn.";
+  if (layer.attention_norm) table.norm(prefix + "input_layernorm", *layer.attention_norm, hidden);
+  struct Projection {
+    const char* name;
+    const char* packed_name;
+    Role role;
+    int64_t size;
+  };
+  const Projection projections[] = {{"q_proj", "query", Role::kQuery, query_size},
+                                    {"k_proj", "key", Role::kKey, kv_size},
+                                    {"v_proj", "value", Role::kValue, kv_size}};
+  for (const Projection& p : projections) {
+    const std::string name = packed ? fmt::format("{}qkv_proj.{}.weight", attn, p.packed_name)
+                                    : fmt::format("{}{}.weight", attn, p.name);
+    ParameterSpec& weight = table.matrix(name, p.role, p.size, hidden);
+    if (packed) weight.packed_on_disk = attn + "qkv_proj.weight";
+  }
+  for (const Projection& p : projections) {
+    if (attention.qkv_bias)
+      table.vector(fmt::format("{}{}.bias", attn, p.name), Role::kBias, p.size);
+  }
+  if (attention.qk_norm != QkNorm::kNone) {
+    const bool all = attention.qk_norm == QkNorm::kAllHeads;
+    for (const auto& [name, size] : {std::pair{"q_norm", query_size}, {"k_norm", kv_size}}) {
+      ParameterSpec& weight = table.vector(fmt::format("{}{}.weight", attn, name), Role::kQkNorm,
+                                           all ? size : attention.head_dim);
+      if (attention.qk_norm_spec.unit_offset) weight.init.kind = InitKind::kZeros;
+    }
+  }
+  table.matrix(attn + "o_proj.weight", Role::kAttentionOut, hidden, query_size, true);
+  if (attention.out_bias) table.vector(attn + "o_proj.bias", Role::kBias, hidden);
+  if (layer.attention_post_norm)
+    table.norm(prefix + "post_attention_layernorm", *layer.attention_post_norm, hidden);
+}
+
+void add_mlp(ParameterTable& table, const LayerSpec& layer, const std::string& prefix,
+             int64_t hidden, bool packed) {
+  if (layer.mlp_norm) {
+    // With post norms the name "post_attention" is taken by attention's own.
+    table.norm(prefix + (layer.attention_post_norm ? "pre_feedforward_layernorm"
+                                                   : "post_attention_layernorm"),
+               *layer.mlp_norm, hidden);
+  }
+  const std::string mlp = prefix + "mlp.";
+  for (const auto& [name, role] : {std::pair{"gate", Role::kGate}, {"up", Role::kUp}}) {
+    const std::string full = packed ? fmt::format("{}gate_up_proj.{}.weight", mlp, name)
+                                    : fmt::format("{}{}_proj.weight", mlp, name);
+    ParameterSpec& weight = table.matrix(full, role, layer.mlp.hidden, hidden);
+    if (packed) weight.packed_on_disk = mlp + "gate_up_proj.weight";
+  }
+  if (layer.mlp.bias) {
+    table.vector(mlp + "gate_proj.bias", Role::kBias, layer.mlp.hidden);
+    table.vector(mlp + "up_proj.bias", Role::kBias, layer.mlp.hidden);
+  }
+  table.matrix(mlp + "down_proj.weight", Role::kDown, hidden, layer.mlp.hidden, true);
+  if (layer.mlp.bias) table.vector(mlp + "down_proj.bias", Role::kBias, hidden);
+  if (layer.mlp_post_norm)
+    table.norm(prefix + "post_feedforward_layernorm", *layer.mlp_post_norm, hidden);
+}
+
+}  // namespace
+
+void add_rotary_family_parameters(ModelSpec& spec, bool packed) {
   ParameterTable table(spec);
   const int64_t hidden = spec.hidden;
   table.begin_part(PartKind::kEmbedding, -1);
   table.matrix("model.embed_tokens.weight", Role::kTokenEmbedding, spec.vocab_size, hidden);
   for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const LayerSpec& layer = spec.layers[i];
-    const AttentionSpec& attention = layer.attention;
     const std::string prefix = fmt::format("model.layers.{}.", i);
-    const int64_t query_size = attention.num_heads * attention.head_dim;
-    const int64_t kv_size = attention.num_kv_heads * attention.head_dim;
-
     table.begin_part(PartKind::kAttention, static_cast<int>(i));
-    table.norm(prefix + "input_layernorm", layer.attention_norm, hidden);
-    table.matrix(prefix + "self_attn.q_proj.weight", Role::kQuery, query_size, hidden);
-    table.matrix(prefix + "self_attn.k_proj.weight", Role::kKey, kv_size, hidden);
-    table.matrix(prefix + "self_attn.v_proj.weight", Role::kValue, kv_size, hidden);
-    if (attention.qkv_bias) {
-      table.vector(prefix + "self_attn.q_proj.bias", Role::kBias, query_size);
-      table.vector(prefix + "self_attn.k_proj.bias", Role::kBias, kv_size);
-      table.vector(prefix + "self_attn.v_proj.bias", Role::kBias, kv_size);
-    }
-    if (attention.qk_norm) {
-      table.vector(prefix + "self_attn.q_norm.weight", Role::kQkNorm, attention.head_dim);
-      table.vector(prefix + "self_attn.k_norm.weight", Role::kQkNorm, attention.head_dim);
-    }
-    table.matrix(prefix + "self_attn.o_proj.weight", Role::kAttentionOut, hidden, query_size, true);
-    if (attention.out_bias) table.vector(prefix + "self_attn.o_proj.bias", Role::kBias, hidden);
-
+    add_attention(table, spec.layers[i], prefix, hidden, packed);
     table.begin_part(PartKind::kMlp, static_cast<int>(i));
-    table.norm(prefix + "post_attention_layernorm", layer.mlp_norm, hidden);
-    table.matrix(prefix + "mlp.gate_proj.weight", Role::kGate, layer.mlp.hidden, hidden);
-    table.matrix(prefix + "mlp.up_proj.weight", Role::kUp, layer.mlp.hidden, hidden);
-    if (layer.mlp.bias) {
-      table.vector(prefix + "mlp.gate_proj.bias", Role::kBias, layer.mlp.hidden);
-      table.vector(prefix + "mlp.up_proj.bias", Role::kBias, layer.mlp.hidden);
-    }
-    table.matrix(prefix + "mlp.down_proj.weight", Role::kDown, hidden, layer.mlp.hidden, true);
-    if (layer.mlp.bias) table.vector(prefix + "mlp.down_proj.bias", Role::kBias, hidden);
+    add_mlp(table, spec.layers[i], prefix, hidden, packed);
   }
   table.begin_part(PartKind::kHead, -1);
   table.norm("model.norm", spec.final_norm, hidden);

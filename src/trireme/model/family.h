@@ -23,36 +23,78 @@ const std::vector<Family>& families();
 
 // One per file of families/. Each fills everything of ModelSpec but what spec_from_config itself
 // knows (family, architecture, special tokens, config_json).
+void read_gemma2(ConfigReader& config, ModelSpec& spec);
+void read_gemma3(ConfigReader& config, ModelSpec& spec);
 void read_gpt2(ConfigReader& config, ModelSpec& spec);
 void read_llama(ConfigReader& config, ModelSpec& spec);
+void read_mistral(ConfigReader& config, ModelSpec& spec);
+void read_olmo2(ConfigReader& config, ModelSpec& spec);
+void read_phi3(ConfigReader& config, ModelSpec& spec);
 void read_qwen2(ConfigReader& config, ModelSpec& spec);
 void read_qwen3(ConfigReader& config, ModelSpec& spec);
 
-/// Which biases and norms a family with rotary positions and RMSNorm puts where.
+/// Which layers of a family have a sliding window, where the config has no layer_types.
+enum class WindowRule {
+  kRefused,    ///< the family has none
+  kEvery,      ///< all, if sliding_window is set
+  kFromLayer,  ///< if use_sliding_window: those from max_window_layers on
+  kPeriodic    ///< all but every `window_period`-th
+};
+
+/// What a family with rotary positions and RMSNorm puts where, and its defaults.
 struct RotaryFamilyOptions {
   bool qkv_bias = false;
   bool out_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;
+  QkNorm qk_norm = QkNorm::kNone;
   int64_t head_dim = 0;  ///< 0: hidden / heads, unless the config says
+  bool head_dim_key = true;
+  bool pre_norms = true;
+  bool post_norms = false;
+  bool unit_offset = false;  ///< of every norm
+  double eps = 1e-6;
+  bool tied = false;
+  bool partial_rotary = false;  ///< partial_rotary_factor is a key of this family
+  bool long_rope = false;       ///< its rotary scaling is longrope, also under older names
+  bool own_rotary = false;      ///< the family reads its rotary embeddings itself
+  bool packed = false;  ///< query, key and value are one tensor on disk, gate and up another
+  int64_t max_positions = 2048;
+  const char* activation_key = "hidden_act";
+  const char* activation = "silu";
+  WindowRule windows = WindowRule::kRefused;
+  int64_t window = 0;  ///< of sliding_window where the key is not written; 0: none
+  int64_t window_period = 0;
 };
 
 /// Reads the keys that llama and its descendants share (sizes, rotary, activation, tying,
 /// positions) and composes the layers.
 void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec);
 
-/// rope_theta with rope_scaling (transformers 4) or rope_parameters (transformers 5).
-RotarySpec read_rotary(ConfigReader& config, int64_t head_dim, int64_t max_positions);
+/// What reading a rotary embedding depends on.
+struct RotaryDefaults {
+  int64_t head_dim = 0;
+  int64_t max_positions = 0;
+  bool partial = false;
+  bool long_rope = false;
+  double theta = 10000.0;
+};
 
-/// Refuses sliding windows where they are switched on (use_sliding_window, layer_types).
-void refuse_sliding_window(ConfigReader& config, int64_t num_layers);
+/// rope_theta with rope_scaling (transformers 4) or rope_parameters (transformers 5).
+RotarySpec read_rotary(ConfigReader& config, const RotaryDefaults& defaults);
+/// One object of rotary parameters; finishes it. `outer_original`: original_max_position_embeddings beside it, or 0.
+RotarySpec read_rotary_parameters(ConfigReader& rope, const RotaryDefaults& defaults,
+                                  int64_t outer_original);
+
+/// The window of every layer, 0 where there is none (sliding_window, layer_types and their kin).
+std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOptions& options,
+                                  int64_t num_layers);
 
 /// hidden_act and activation_function by their names in transformers.
 Activation read_activation(ConfigReader& config, const std::string& key,
                            const std::string& default_value);
 
 /// Hugging Face names of llama and its descendants: model.layers.N.self_attn.q_proj.weight ...
-void add_rotary_family_parameters(ModelSpec& spec);
+void add_rotary_family_parameters(ModelSpec& spec, bool packed);
 
 /// Collects the parts and parameters of a spec in order.
 class ParameterTable {

@@ -16,12 +16,20 @@ int64_t part_product_parameters(const ModelSpec& spec, int part) {
   return sum;
 }
 
+/// Keys that a query sees on average: half the sequence, or less where a window cuts it.
+double average_keys(const AttentionSpec& attention, int64_t seq_len) {
+  const auto length = static_cast<double>(seq_len);
+  const auto window = static_cast<double>(attention.window);
+  if (attention.window == 0 || attention.window >= seq_len) return length / 2.0;
+  return window - window * window / (2.0 * length);
+}
+
 double attention_forward(const ModelSpec& spec, int part, int64_t seq_len) {
   const PartSpec& where = spec.parts[static_cast<size_t>(part)];
   if (where.kind != PartKind::kAttention) return 0.0;
   const AttentionSpec& attention = spec.layers[static_cast<size_t>(where.layer)].attention;
-  return 2.0 * static_cast<double>(seq_len) *
-         static_cast<double>(attention.num_heads * attention.head_dim);
+  return 2.0 * average_keys(attention, seq_len) *
+         static_cast<double>(attention.num_heads * (attention.head_dim + attention.value_dim));
 }
 
 }  // namespace
@@ -71,10 +79,11 @@ int64_t product_parameters(const ModelSpec& spec) {
 std::string flops_formula(const ModelSpec& spec, int64_t seq_len,
                           const std::vector<bool>& recomputed) {
   const TokenFlops flops = flops_per_token(spec, seq_len, recomputed);
-  int64_t width_sum = 0;
-  for (const LayerSpec& layer : spec.layers) {
-    width_sum += layer.attention.num_heads * layer.attention.head_dim;
-  }
+  double attention = 0.0;
+  bool windows = false;
+  for (size_t i = 0; i < spec.parts.size(); ++i)
+    attention += attention_forward(spec, static_cast<int>(i), seq_len);
+  for (const LayerSpec& layer : spec.layers) windows = windows || layer.attention.window > 0;
   const int64_t products = product_parameters(spec);
   const int64_t width =
       spec.layers.empty() ? 0
@@ -84,11 +93,13 @@ std::string flops_formula(const ModelSpec& spec, int64_t seq_len,
       "backward)\n"
       "  N = {} parameters of products (head included), L = {} layers, T = {} tokens, a = {} "
       "(heads x "
-      "head dimension)\n"
-      "  forward  {:.6g} = 2 x {} + 2 x {} x {}\n"
+      "head dimension)\n",
+      products, spec.layers.size(), seq_len, width);
+  if (windows) text += "  T counts as 2 W - W^2 / T in layers with a window of W < T\n";
+  text += fmt::format(
+      "  forward  {:.6g} = 2 x {} + {:.6g}\n"
       "  backward {:.6g}\n",
-      products, spec.layers.size(), seq_len, width, flops.forward, products, seq_len, width_sum,
-      flops.backward());
+      flops.forward, products, attention, flops.backward());
   if (flops.recompute > 0) {
     text += fmt::format(
         "  recompute {:.6g} (forward of the recomputed parts again, without their last product)\n",

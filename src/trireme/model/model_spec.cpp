@@ -16,6 +16,18 @@ const char* to_string(PartKind kind) {
       return "attention";
     case PartKind::kMlp:
       return "mlp";
+    case PartKind::kRouter:
+      return "router";
+    case PartKind::kDispatch:
+      return "dispatch";
+    case PartKind::kExperts:
+      return "experts";
+    case PartKind::kCombine:
+      return "combine";
+    case PartKind::kMtpInput:
+      return "mtp-input";
+    case PartKind::kMtpHead:
+      return "mtp-head";
     case PartKind::kHead:
       return "head";
   }
@@ -52,6 +64,28 @@ const char* to_string(Role role) {
       return "bias";
     case Role::kHead:
       return "head";
+    case Role::kSink:
+      return "sink";
+    case Role::kQueryDown:
+      return "query-down";
+    case Role::kKeyValueDown:
+      return "key-value-down";
+    case Role::kKeyValueUp:
+      return "key-value-up";
+    case Role::kRouter:
+      return "router";
+    case Role::kSelectionBias:
+      return "selection-bias";
+    case Role::kExpertGate:
+      return "expert-gate";
+    case Role::kExpertUp:
+      return "expert-up";
+    case Role::kExpertDown:
+      return "expert-down";
+    case Role::kSharedExpertGate:
+      return "shared-expert-gate";
+    case Role::kMtpProjection:
+      return "mtp-projection";
   }
   return "?";
 }
@@ -86,6 +120,15 @@ bool ParameterSpec::is_product() const {
     case Role::kUp:
     case Role::kDown:
     case Role::kHead:
+    case Role::kQueryDown:
+    case Role::kKeyValueDown:
+    case Role::kKeyValueUp:
+    case Role::kRouter:
+    case Role::kExpertGate:
+    case Role::kExpertUp:
+    case Role::kExpertDown:
+    case Role::kSharedExpertGate:
+    case Role::kMtpProjection:
       return true;
     default:
       return false;
@@ -99,6 +142,22 @@ bool ParameterSpec::decays() const {
 int64_t ModelSpec::num_parameters() const {
   int64_t sum = 0;
   for (const ParameterSpec& parameter : parameters) sum += parameter.numel();
+  return sum;
+}
+
+int64_t ModelSpec::num_active_parameters() const {
+  int64_t sum = 0;
+  for (const ParameterSpec& parameter : parameters) {
+    const int layer = parts[static_cast<size_t>(parameter.part)].layer;
+    const bool routed = parameter.role == Role::kExpertGate || parameter.role == Role::kExpertUp ||
+                        parameter.role == Role::kExpertDown;
+    if (!routed) {
+      sum += parameter.numel();
+      continue;
+    }
+    const MoeSpec& moe = *layers[static_cast<size_t>(layer)].moe;
+    sum += parameter.numel() / moe.num_experts * moe.top_k;
+  }
   return sum;
 }
 

@@ -15,34 +15,64 @@ namespace trireme::model {
 enum class NormKind { kRmsNorm, kLayerNorm };
 enum class MlpKind { kGated, kPlain };                     ///< gated: down(act(gate(x)) * up(x))
 enum class Activation { kSilu, kGeluTanh, kGelu, kRelu };  ///< kGeluTanh is Hugging Face's gelu_new
-enum class RotaryScaling { kNone, kLinear, kLlama3 };
+enum class RotaryScaling { kNone, kLinear, kLlama3, kYarn, kLongRope };
 
 struct NormSpec {
   NormKind kind = NormKind::kRmsNorm;
   double eps = 1e-5;
   bool bias = false;
+  bool unit_offset = false;  ///< multiplies with 1 + weight; the weight starts at zero (gemma)
 };
 
-/// Rotary position embedding, rotate-half layout (Hugging Face).
+/// Rotary position embedding. cos and sin are multiplied with `attention_factor`.
 struct RotarySpec {
   double theta = 10000.0;
-  int64_t dim = 0;  ///< rotated dimensions of a head; even
+  int64_t dim = 0;  ///< rotated dimensions of a head, its first ones; even
+  /// Pairs are (2i, 2i + 1) instead of (i, i + dim/2), Hugging Face's rotate-half layout.
+  bool interleaved = false;
   RotaryScaling scaling = RotaryScaling::kNone;
   double factor = 1.0;
+  double attention_factor = 1.0;  ///< yarn, longrope
   double low_freq_factor = 1.0;   ///< llama3
   double high_freq_factor = 4.0;  ///< llama3
+  double beta_fast = 32.0;        ///< yarn
+  double beta_slow = 1.0;         ///< yarn
+  bool truncate = true;           ///< yarn: the ramp's ends are rounded to whole dimensions
   int64_t original_max_positions = 0;
+  std::vector<double> short_factor;  ///< longrope, [dim/2]: sequences up to the original length
+  std::vector<double> long_factor;   ///< longrope, [dim/2]: longer ones
+  bool operator==(const RotarySpec&) const = default;
+};
+
+/// RMSNorm of q and k before rotary: of every head (qwen3, gemma3), or of all heads together (olmo2, olmoe).
+enum class QkNorm { kNone, kHead, kAllHeads };
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): keys and values come from one compressed vector a
+/// token, and one rotary key is shared by all heads. num_kv_heads is num_heads, head_dim is nope_dim + rope_dim.
+struct LatentSpec {
+  int64_t query_rank = 0;  ///< of the compressed query; 0: not compressed
+  int64_t kv_rank = 0;
+  int64_t nope_dim = 0;  ///< of a query or key head, without position
+  int64_t rope_dim = 0;  ///< with it; the last ones of a head
+  double norm_eps = 1e-6;
 };
 
 struct AttentionSpec {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;  ///< divides num_heads
   int64_t head_dim = 0;
+  int64_t value_dim = 0;  ///< of a value head; head_dim but for latent attention
   bool qkv_bias = false;
   bool out_bias = false;
-  bool qk_norm = false;  ///< RMSNorm over head_dim of every q and k head, before rotary (qwen3)
-  double scale = 0.0;    ///< softmax scale, 1/sqrt(head_dim) as a rule
+  QkNorm qk_norm = QkNorm::kNone;
+  NormSpec qk_norm_spec;  ///< eps and unit_offset
+  double scale = 0.0;     ///< softmax scale, 1/sqrt(head_dim) as a rule
+  int64_t window = 0;     ///< keys that a query sees, its own included; 0: all before it
+  double softcap = 0.0;   ///< scores become softcap * tanh(score / softcap); 0: no
+  bool sinks =
+      false;  ///< a learned logit a head takes part in the softmax without a value (gpt_oss)
   std::optional<RotarySpec> rotary;
+  std::optional<LatentSpec> latent;
 };
 
 struct MlpSpec {
@@ -52,12 +82,45 @@ struct MlpSpec {
   bool bias = false;
 };
 
-/// One block: x += attention(norm(x)); x += mlp(norm(x)).
+enum class ScoreFunction { kSoftmax, kSigmoid };
+
+/// Mixture of experts in place of an MLP: y = scaling * sum over the chosen of p_e expert_e(x), plus the shared expert.
+struct MoeSpec {
+  int64_t num_experts = 0;
+  int64_t top_k = 0;
+  MlpSpec expert;  ///< of one routed expert
+  /// gpt_oss: gate is clamped from above and up from both sides at the limit, and the product is
+  /// (up + 1) * gate * sigmoid(1.702 * gate). 0: the usual gated activation.
+  double clamp_limit = 0.0;
+  ScoreFunction score = ScoreFunction::kSoftmax;
+  bool softmax_after_top_k =
+      false;  ///< over the chosen logits only (mixtral's renormalised probabilities, gpt_oss)
+  bool normalize = false;  ///< the chosen probabilities are divided by their sum
+  double scaling = 1.0;
+  int64_t num_groups =
+      1;  ///< experts lie in groups; only the best `top_groups` groups are chosen from
+  int64_t top_groups = 1;
+  /// A group's score is the sum of its two best (v3, with the selection bias) or its best (v2).
+  bool group_score_top2 = false;
+  bool selection_bias =
+      false;  ///< a bias an expert that takes part in the choice only, moved by the load
+  bool router_bias = false;   ///< of the router's product
+  int64_t shared_hidden = 0;  ///< width of the shared expert's MLP; 0: none
+  bool shared_gate = false;   ///< its output is multiplied with sigmoid(w x) (qwen2_moe)
+  // Balancing (training only).
+  double aux_loss = 0.0;  ///< coefficient of the load-balancing loss, as the config gives it
+  double z_loss = 0.0;
+};
+
+/// One block: x += post(attention(pre(x))); x += post(mlp(pre(x))). Norms that are absent are left out.
 struct LayerSpec {
-  NormSpec attention_norm;
+  std::optional<NormSpec> attention_norm;
   AttentionSpec attention;
-  NormSpec mlp_norm;
+  std::optional<NormSpec> attention_post_norm;
+  std::optional<NormSpec> mlp_norm;
   MlpSpec mlp;
+  std::optional<MoeSpec> moe;  ///< instead of mlp
+  std::optional<NormSpec> mlp_post_norm;
 };
 
 /// What a parameter is for. Decides initialisation, weight decay and the choice of optimizer.
@@ -75,7 +138,18 @@ enum class Role {
   kUp,  ///< of a plain MLP the first matrix
   kDown,
   kBias,
-  kHead
+  kHead,
+  kSink,          ///< of attention, [heads]
+  kQueryDown,     ///< latent attention: to the compressed query
+  kKeyValueDown,  ///< to the compressed keys and values and the shared rotary key
+  kKeyValueUp,    ///< from there to the heads' keys and values
+  kRouter,
+  kSelectionBias,  ///< [experts]; no gradient: moved once a step by the experts' load
+  kExpertGate,     ///< [experts, hidden, d], as its neighbours below
+  kExpertUp,
+  kExpertDown,
+  kSharedExpertGate,  ///< [1, d]: the scalar gate of the shared expert
+  kMtpProjection      ///< [d, 2 d] of a multi-token-prediction block
 };
 
 enum class InitKind { kNormal, kOnes, kZeros };
@@ -85,11 +159,22 @@ struct InitSpec {
 };
 
 /// One part of the model: what a forward, backward-input or backward-weight instruction works on.
-enum class PartKind { kEmbedding, kAttention, kMlp, kHead };  ///< kHead: final norm, head and loss
+enum class PartKind {
+  kEmbedding,
+  kAttention,
+  kMlp,
+  kRouter,    ///< norm, scores, choice of experts
+  kDispatch,  ///< rows of the tokens, sorted by expert
+  kExperts,   ///< the routed experts' products
+  kCombine,   ///< back to the tokens, plus the shared expert and the residual
+  kMtpInput,  ///< multi-token prediction: norms of hidden state and next token's embedding, and their projection
+  kMtpHead,  ///< its norm, the shared head and its loss
+  kHead      ///< final norm, head and loss
+};
 struct PartSpec {
   PartKind kind;
   int layer = -1;    ///< block number; -1 for embedding and head
-  std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "head"
+  std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "layer.3.router", "head"
 };
 
 /// One trainable tensor. The order in ModelSpec::parameters is part order, then the order in which
@@ -125,7 +210,13 @@ struct ModelSpec {
   bool tied_embeddings = false;    ///< the head multiplies with the token embedding
   bool learned_positions = false;  ///< gpt2's wpe
   double initializer_range = 0.02;
+  double embedding_scale =
+      1.0;  ///< multiplies the embeddings (gemma: sqrt(hidden), rounded to bfloat16)
+  double logit_softcap = 0.0;  ///< logits become softcap * tanh(logit / softcap); 0: no (gemma2)
+  /// The blocks; the last `num_mtp_layers` of them predict further tokens and lie after the head (deepseek_v3).
   std::vector<LayerSpec> layers;
+  int num_mtp_layers = 0;
+  double mtp_loss_weight = 0.1;
   NormSpec final_norm;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
@@ -135,6 +226,8 @@ struct ModelSpec {
   int eos_token_id = -1;
 
   int64_t num_parameters() const;
+  /// Those that one token's forward pass multiplies with: of the routed experts top_k of num_experts.
+  int64_t num_active_parameters() const;
   int parameter_index(const std::string& name) const;  ///< -1 if absent
 };
 

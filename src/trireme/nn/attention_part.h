@@ -1,4 +1,4 @@
-// The attention part: x + out(attention(rotary(qk_norm(qkv(norm(x)))))).
+// The attention part: x + after(out(attention(rotary(qk_norm(qkv(norm(x))))))), with the norms that the family has.
 //
 // What each SaveMode holds between forward and backward (N tokens, W = (Hq + 2 Hkv) head_dim):
 //   kAll        norm statistics, normed input [N, d], qkv [N, W] after rotary, attention output,
@@ -51,9 +51,13 @@ class AttentionPart final : public Part {
   struct Saved;
 
   kernels::AttentionOptions options(const kernels::Segments* segments) const;
-  bool has_qk_norm() const { return attention_.qk_norm; }
+  bool has_qk_norm() const { return attention_.qk_norm != model::QkNorm::kNone; }
   at::Tensor heads(const at::Tensor& rows, int64_t first, int64_t count) const;
-  void rotate(at::Tensor& qk, const at::Tensor& positions, bool inverse) const;
+  /// The same heads as rows of their norm: [N, count, head_dim], or [N, 1, count head_dim] of all heads together.
+  at::Tensor normed_heads(const at::Tensor& rows, int64_t first, int64_t count) const;
+  double qk_norm_offset() const { return attention_.qk_norm_spec.unit_offset ? 1.0 : 0.0; }
+  /// `length`: tokens of the sequences that the positions belong to.
+  void rotate(at::Tensor& qk, const at::Tensor& positions, int64_t length, bool inverse) const;
   /// With qk_norm: the normed q|k [N, (Hq + Hkv) head_dim] of raw qkv; keeps statistics where
   /// asked.
   at::Tensor normed_qk(const at::Tensor& qkv, bool keep, at::Tensor& q_rstd,
@@ -66,7 +70,7 @@ class AttentionPart final : public Part {
   model::PartSpec spec_;
   model::AttentionSpec attention_;
   std::vector<int> parameters_;
-  Norm norm_;
+  PartNorms norms_;
   Linear qkv_;
   Linear out_;
   at::Tensor q_norm_;  ///< [head_dim] or undefined

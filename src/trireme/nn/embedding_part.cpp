@@ -9,8 +9,10 @@ namespace trireme::nn {
 
 class EmbeddingPart::Graph final : public PartGraph {
  public:
-  explicit Graph(const BatchTensors& batch, bool learned_positions)
-      : tokens_(batch.tokens), positions_(learned_positions ? batch.positions : at::Tensor()) {}
+  Graph(const BatchTensors& batch, bool learned_positions, double scale)
+      : tokens_(batch.tokens),
+        positions_(learned_positions ? batch.positions : at::Tensor()),
+        scale_(scale) {}
 
   void recompute() override {}
 
@@ -20,7 +22,8 @@ class EmbeddingPart::Graph final : public PartGraph {
   }
 
   void backward_weight(GradientSink& sink) override {
-    const at::Tensor dy = grad_output_.flatten(0, 1);
+    at::Tensor dy = grad_output_.flatten(0, 1);
+    if (scale_ != 1.0) dy.mul_(scale_);
     kernels::embedding_backward(tokens_.flatten(), dy, sink.gradients[0], sink.accumulate[0] != 0);
     if (positions_.defined()) {
       kernels::embedding_backward(positions_.flatten(), dy, sink.gradients[1],
@@ -32,6 +35,7 @@ class EmbeddingPart::Graph final : public PartGraph {
  private:
   at::Tensor tokens_;
   at::Tensor positions_;
+  double scale_;
   at::Tensor grad_output_;
 };
 
@@ -47,6 +51,10 @@ EmbeddingPart::EmbeddingPart(const ParameterStore& store, int part)
       positions_ = store.compute(index);
     }
   }
+  scale_ = store.spec().embedding_scale;
+  // The factor has the precision of what it multiplies.
+  if (tokens_.scalar_type() == at::kBFloat16)
+    scale_ = static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(scale_))));
   TRIREME_CHECK(tokens_.defined() &&
                     store.spec().parameters[parameters_[0]].role == model::Role::kTokenEmbedding,
                 "the embedding part starts with the token table");
@@ -59,8 +67,9 @@ ForwardResult EmbeddingPart::forward(const at::Tensor&, const BatchTensors& batc
   const int64_t length = batch.tokens.size(1);
   at::Tensor out = at::empty({rows * length, tokens_.size(1)}, tokens_.options());
   kernels::embedding(batch.tokens.flatten(), tokens_, batch.positions.flatten(), positions_, out);
+  if (scale_ != 1.0) out.mul_(scale_);
   result.output = out.view({rows, length, tokens_.size(1)});
-  if (with_graph) result.graph = std::make_unique<Graph>(batch, positions_.defined());
+  if (with_graph) result.graph = std::make_unique<Graph>(batch, positions_.defined(), scale_);
   return result;
 }
 

@@ -21,6 +21,7 @@ class EmbeddingPart final : public Part {
   std::vector<int> parameters_;
   at::Tensor tokens_;     ///< [V, d]
   at::Tensor positions_;  ///< [P, d] or undefined
+  double scale_ = 1.0;    ///< of the embeddings, rounded to the compute dtype
 };
 
 }  // namespace trireme::nn

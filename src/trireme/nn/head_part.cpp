@@ -12,7 +12,8 @@ namespace trireme::nn {
 HeadPart::HeadPart(const ParameterStore& store, int part)
     : spec_(store.spec().parts[part]),
       parameters_(store.part_parameters(part)),
-      norm_(leading_norm(store, store.spec().final_norm, parameters_)) {
+      norm_(*PartNorms(store, store.spec().final_norm, std::nullopt, parameters_).before),
+      softcap_(store.spec().logit_softcap) {
   sink_weight_ = norm_.num_parameters();
   if (store.spec().tied_embeddings) {
     const auto& embedding = store.part_parameters(0);
@@ -48,7 +49,7 @@ LossResult HeadPart::loss(const at::Tensor& hidden, const BatchTensors& batch,
   }
   result.loss_sum =
       kernels::linear_cross_entropy(normed, weight_, batch.targets.flatten(), gradient_scale,
-                                    std::min(chunk_rows, rows), outputs);
+                                    std::min(chunk_rows, rows), outputs, softcap_);
   if (keep_token_losses)
     result.token_losses = outputs.losses.view({hidden.size(0), hidden.size(1)});
   if (sink) {
@@ -65,6 +66,7 @@ at::Tensor HeadPart::logits(const at::Tensor& hidden) const {
   const at::Tensor normed = norm_.forward(hidden, false, unused);
   at::Tensor y = at::empty({hidden.size(0), weight_.size(0)}, hidden.options().dtype(at::kFloat));
   kernels::linear(normed, weight_, std::nullopt, std::nullopt, y);
+  if (softcap_ > 0.0) y.div_(softcap_).tanh_().mul_(softcap_);
   return y;
 }
 

@@ -33,7 +33,8 @@ class HeadPart final : public Part {
   model::PartSpec spec_;
   std::vector<int> parameters_;
   Norm norm_;
-  at::Tensor weight_;  ///< [V, d]
+  at::Tensor weight_;     ///< [V, d]
+  double softcap_ = 0.0;  ///< of the logits; 0: none
   int sink_weight_;
 };
 

@@ -30,6 +30,8 @@ struct MlpPart::Saved {
   at::Tensor normed;
   at::Tensor up;  ///< gate|up or up, before the activation
   at::Tensor act;
+  at::Tensor projected;  ///< [N, d], what the norm after the MLP reads; undefined without one
+  NormStatistics after_statistics;
 };
 
 class MlpPart::Graph final : public PartGraph {
@@ -44,13 +46,22 @@ class MlpPart::Graph final : public PartGraph {
   }
 
   void recompute() override {
-    if (!saved_.up.defined()) part_.make_saved(x_.flatten(0, 1), true, true, saved_);
+    if (saved_.up.defined()) return;
+    part_.make_saved(x_.flatten(0, 1), true, true, saved_);
+    if (part_.norms_.after) part_.project(true, saved_);
   }
 
   at::Tensor backward_input(at::Tensor grad_output) override {
     TRIREME_CHECK(saved_.up.defined(), "{}: backward before recompute", part_.spec_.name);
     const at::Tensor x = x_.flatten(0, 1);
-    grad_output_ = grad_output.flatten(0, 1);
+    const at::Tensor residual = grad_output.flatten(0, 1);
+    grad_output_ = residual;
+    if (part_.norms_.after) {
+      grad_output_ = part_.norms_.after->backward(residual.clone(), saved_.projected,
+                                                  saved_.after_statistics, {}, after_gradients_);
+      saved_.projected.reset();
+      saved_.after_statistics = {};
+    }
     const auto act = to_kernel(part_.mlp_.activation);
     at::Tensor dact = part_.down_.backward_input(grad_output_);
     if (part_.mlp_.kind == model::MlpKind::kGated) {
@@ -72,11 +83,14 @@ class MlpPart::Graph final : public PartGraph {
     }
     dact.reset();
     saved_.up.reset();
-    at::Tensor dx = part_.norm_.backward(part_.up_.backward_input(d_up_), x, saved_.statistics,
-                                         grad_output_, norm_gradients_);
-    if (!saved_.normed.defined()) {
+    at::Tensor dx = part_.up_.backward_input(d_up_);
+    if (part_.norms_.before) {
+      dx = part_.norms_.before->backward(dx, x, saved_.statistics, residual, norm_gradients_);
       NormStatistics unused;
-      saved_.normed = part_.norm_.forward(x, false, unused);
+      if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
+    } else {
+      dx.add_(residual);
+      saved_.normed = x;
     }
     saved_.statistics = {};
     const std::vector<int64_t> sizes = x_.sizes().vec();
@@ -91,8 +105,10 @@ class MlpPart::Graph final : public PartGraph {
     part_.up_.backward_weight(d_up_, saved_.normed, sink);
     d_up_.reset();
     saved_.normed.reset();
-    part_.norm_.add_gradients(norm_gradients_, sink, 0);
-    norm_gradients_ = {};
+    if (part_.norms_.before) part_.norms_.before->add_gradients(norm_gradients_, sink, 0);
+    if (part_.norms_.after)
+      part_.norms_.after->add_gradients(after_gradients_, sink, part_.norms_.after_place);
+    norm_gradients_ = after_gradients_ = {};
   }
 
  private:
@@ -102,13 +118,15 @@ class MlpPart::Graph final : public PartGraph {
   at::Tensor grad_output_;
   at::Tensor d_up_;
   NormGradients norm_gradients_;
+  NormGradients after_gradients_;
 };
 
 MlpPart::MlpPart(const ParameterStore& store, int part)
     : spec_(store.spec().parts[part]),
       mlp_(store.spec().layers[spec_.layer].mlp),
       parameters_(store.part_parameters(part)),
-      norm_(leading_norm(store, store.spec().layers[spec_.layer].mlp_norm, parameters_)),
+      norms_(store, store.spec().layers[spec_.layer].mlp_norm,
+             store.spec().layers[spec_.layer].mlp_post_norm, parameters_),
       up_(store, parameters_, {model::Role::kGate, model::Role::kUp}),
       down_(store, parameters_, {model::Role::kDown}) {}
 
@@ -125,10 +143,16 @@ at::Tensor MlpPart::activate(const at::Tensor& up) const {
 
 void MlpPart::make_saved(const at::Tensor& x, bool keep_statistics, bool keep_normed,
                          Saved& saved) const {
-  saved.normed = norm_.forward(x, keep_statistics, saved.statistics);
+  saved.normed = norms_.before ? norms_.before->forward(x, keep_statistics, saved.statistics) : x;
   saved.up = up_.forward(saved.normed);
-  if (!keep_normed) saved.normed.reset();
+  if (!keep_normed || !norms_.before) saved.normed.reset();
   saved.act = activate(saved.up);
+}
+
+void MlpPart::project(bool keep_statistics, Saved& saved) const {
+  saved.projected = down_.forward(saved.act);
+  if (!keep_statistics) return;
+  norms_.after->forward(saved.projected, true, saved.after_statistics);
 }
 
 ForwardResult MlpPart::forward(const at::Tensor& hidden, const BatchTensors&, bool with_graph,
@@ -139,7 +163,13 @@ ForwardResult MlpPart::forward(const at::Tensor& hidden, const BatchTensors&, bo
   make_saved(x, keep, with_graph && mode == SaveMode::kAll, saved);
   if (!keep) saved.up.reset();
   ForwardResult result;
-  result.output = down_.forward(saved.act, x).view(hidden.sizes());
+  if (norms_.after) {
+    saved.projected = down_.forward(saved.act);
+    result.output = norms_.after->forward(saved.projected, keep, saved.after_statistics);
+    result.output = result.output.add_(x).view(hidden.sizes());
+  } else {
+    result.output = down_.forward(saved.act, x).view(hidden.sizes());
+  }
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, std::move(saved), mode);
   return result;
 }

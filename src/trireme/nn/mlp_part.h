@@ -1,4 +1,5 @@
-// The MLP part: x + down(act(gate(norm(x))) * up(norm(x))), or x + down(act(up(norm(x)))).
+// The MLP part: x + after(down(act(gate(norm(x))) * up(norm(x)))), or x + after(down(act(up(norm(x))))), with either norm
+// where the family has it.
 //
 // What each SaveMode holds between forward and backward (N tokens, F hidden units):
 //   kAll        norm statistics, normed input [N, d], gate|up [N, 2F] (plain: [N, F]), activation
@@ -27,11 +28,13 @@ class MlpPart final : public Part {
   struct Saved;
   at::Tensor activate(const at::Tensor& up) const;
   void make_saved(const at::Tensor& x, bool keep_statistics, bool keep_normed, Saved& saved) const;
+  /// What the norm after the MLP reads, and its statistics.
+  void project(bool keep_statistics, Saved& saved) const;
 
   model::PartSpec spec_;
   model::MlpSpec mlp_;
   std::vector<int> parameters_;
-  Norm norm_;
+  PartNorms norms_;
   Linear up_;  ///< gate and up as one product where the MLP is gated
   Linear down_;
 };

@@ -5,23 +5,13 @@
 #include "trireme/base/error.h"
 
 namespace trireme::nn {
-namespace {
-
-bool same(const model::RotarySpec& a, const model::RotarySpec& b) {
-  return a.theta == b.theta && a.dim == b.dim && a.scaling == b.scaling && a.factor == b.factor &&
-         a.low_freq_factor == b.low_freq_factor && a.high_freq_factor == b.high_freq_factor &&
-         a.original_max_positions == b.original_max_positions;
-}
-
-}  // namespace
-
 Model::Model(const ParameterStore& store) : store_(store) {
   std::vector<std::shared_ptr<RotaryTable>> tables;
   const auto table_for =
       [&tables](const std::optional<model::RotarySpec>& spec) -> std::shared_ptr<RotaryTable> {
     if (!spec) return nullptr;
     for (const auto& table : tables) {
-      if (same(table->spec(), *spec)) return table;
+      if (table->spec() == *spec) return table;
     }
     tables.push_back(std::make_shared<RotaryTable>(*spec));
     return tables.back();
@@ -49,6 +39,8 @@ Model::Model(const ParameterStore& store) : store_(store) {
       case model::PartKind::kHead:
         head_ = add(std::make_unique<HeadPart>(store, i));
         break;
+      default:
+        TRIREME_CHECK(false, "{}: no such part", part.name);
     }
   }
   TRIREME_CHECK(embedding_ && head_, "a model needs an embedding and a head");

@@ -21,7 +21,7 @@ at::Tensor Norm::forward(const at::Tensor& x, bool keep_statistics,
   NormStatistics kept;
   if (keep_statistics) kept.rstd = at::empty({x.size(0)}, floats);
   if (spec_.kind == model::NormKind::kRmsNorm) {
-    kernels::rms_norm(x, weight_, spec_.eps, y, kept.rstd);
+    kernels::rms_norm(x, weight_, spec_.eps, y, kept.rstd, spec_.unit_offset ? 1.0 : 0.0);
   } else {
     if (keep_statistics) kept.mean = at::empty({x.size(0)}, floats);
     kernels::layer_norm(x, weight_, bias_, spec_.eps, y, kept.mean, kept.rstd);
@@ -35,7 +35,8 @@ at::Tensor Norm::backward(at::Tensor dy, const at::Tensor& x, const NormStatisti
   const auto floats = x.options().dtype(at::kFloat);
   gradients.weight = at::empty({x.size(1)}, floats);
   if (spec_.kind == model::NormKind::kRmsNorm) {
-    kernels::rms_norm_backward(dy, x, weight_, statistics.rstd, dy, false, gradients.weight, false);
+    kernels::rms_norm_backward(dy, x, weight_, statistics.rstd, dy, false, gradients.weight, false,
+                               spec_.unit_offset ? 1.0 : 0.0);
   } else {
     if (bias_.defined()) gradients.bias = at::empty({x.size(1)}, floats);
     kernels::layer_norm_backward(dy, x, weight_, statistics.mean, statistics.rstd, dy, false,
@@ -50,13 +51,21 @@ void Norm::add_gradients(const NormGradients& gradients, GradientSink& sink, int
   if (bias_.defined()) add_to_sink(sink, first + 1, gradients.bias);
 }
 
-Norm leading_norm(const ParameterStore& store, const model::NormSpec& spec,
-                  const std::vector<int>& parameters) {
-  TRIREME_CHECK(!parameters.empty() &&
-                    store.spec().parameters[parameters[0]].role == model::Role::kNormWeight,
-                "the part does not start with its norm");
-  return Norm(spec, store.compute(parameters[0]),
-              spec.bias ? store.compute(parameters.at(1)) : at::Tensor());
+PartNorms::PartNorms(const ParameterStore& store, const std::optional<model::NormSpec>& before,
+                     const std::optional<model::NormSpec>& after,
+                     const std::vector<int>& parameters) {
+  const auto make = [&](const model::NormSpec& spec, size_t place) {
+    TRIREME_CHECK(store.spec().parameters[parameters.at(place)].role == model::Role::kNormWeight,
+                  "no norm at place {} of the part of {}", place,
+                  store.spec().parameters[parameters[0]].name);
+    return Norm(spec, store.compute(parameters[place]),
+                spec.bias ? store.compute(parameters.at(place + 1)) : at::Tensor());
+  };
+  if (before) this->before = make(*before, 0);
+  if (after) {
+    after_place = static_cast<int>(parameters.size()) - (after->bias ? 2 : 1);
+    this->after = make(*after, static_cast<size_t>(after_place));
+  }
 }
 
 void add_to_sink(GradientSink& sink, int index, const at::Tensor& value) {

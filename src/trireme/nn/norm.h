@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "trireme/model/model_spec.h"
@@ -47,9 +48,15 @@ class Norm {
   at::Tensor bias_;
 };
 
-/// The norm that a part's first parameters are.
-Norm leading_norm(const ParameterStore& store, const model::NormSpec& spec,
-                  const std::vector<int>& parameters);
+/// The norms around a part's work, which a family has or has not: before it, whose parameters are the part's first, and
+/// after it, whose parameters are its last.
+struct PartNorms {
+  PartNorms(const ParameterStore& store, const std::optional<model::NormSpec>& before,
+            const std::optional<model::NormSpec>& after, const std::vector<int>& parameters);
+  std::optional<Norm> before;
+  std::optional<Norm> after;
+  int after_place = -1;  ///< of its first parameter among the part's
+};
 
 /// sink[index] = value, or += value. Float32, same shape.
 void add_to_sink(GradientSink& sink, int index, const at::Tensor& value);

@@ -136,14 +136,28 @@ TEST(Rotary, TheTableGrowsAndKeepsItsRows) {
   model::RotarySpec spec;
   spec.dim = 4;
   RotaryTable table(spec);
-  table.reserve(10);
-  EXPECT_EQ(table.cos().size(0), 10);
-  const at::Tensor first = table.sin().clone();
-  table.reserve(5);
-  EXPECT_EQ(table.cos().size(0), 10);
-  table.reserve(11);
-  EXPECT_GE(table.cos().size(0), 11);
-  EXPECT_TRUE(at::equal(table.sin().narrow(0, 0, 10), first));
+  EXPECT_EQ(table.rows(10).cos.size(0), 10);
+  const at::Tensor first = table.rows(10).sin.clone();
+  EXPECT_EQ(table.rows(5).cos.size(0), 10);
+  EXPECT_GE(table.rows(11).cos.size(0), 11);
+  EXPECT_TRUE(at::equal(table.rows(10).sin.narrow(0, 0, 10), first));
+}
+
+TEST(Rotary, LongSequencesTurnByTheirOwnFactors) {
+  model::RotarySpec spec;
+  spec.dim = 4;
+  spec.scaling = model::RotaryScaling::kLongRope;
+  spec.original_max_positions = 8;
+  spec.short_factor = {1.0, 2.0};
+  spec.long_factor = {4.0, 8.0};
+  spec.attention_factor = 1.5;
+  RotaryTable table(spec);
+  // Position 1 of pair 0, whose plain frequency is 1; both lengths may be asked for in turn.
+  for (int round = 0; round < 2; ++round) {
+    EXPECT_NEAR(table.rows(8).cos[1][0].item<double>(), 1.5 * std::cos(1.0), 1e-6);
+    EXPECT_NEAR(table.rows(9).cos[1][0].item<double>(), 1.5 * std::cos(0.25), 1e-6);
+    EXPECT_NEAR(table.rows(9).sin[1][1].item<double>(), 1.5 * std::sin(0.01 / 8.0), 1e-6);
+  }
 }
 
 }  // namespace

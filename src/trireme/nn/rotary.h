@@ -1,5 +1,5 @@
-// Cosine and sine tables of rotary position embedding (Su et al. 2021), with Llama-3's frequency
-// scaling.
+// Cosine and sine tables of rotary position embedding (Su et al. 2021) with the scalings that stretch it to longer
+// contexts: linear, Llama-3's, YaRN (Peng et al. 2023) and LongRoPE (Ding et al. 2024).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,26 +10,30 @@
 
 namespace trireme::nn {
 
-/// Inverse frequencies, one per pair of dimensions, as Hugging Face computes them (rope_type
-/// default, linear, llama3): float32 arithmetic in the same order.
-std::vector<float> rotary_inverse_frequencies(const model::RotarySpec& spec);
+/// Inverse frequencies, one per pair of dimensions, as Hugging Face computes them: float32 arithmetic in the same order.
+/// `long_sequence`: LongRoPE's second set, for sequences past the original context.
+std::vector<float> rotary_inverse_frequencies(const model::RotarySpec& spec,
+                                              bool long_sequence = false);
 
 /// Tables that grow to the largest position asked for; shared by all layers with the same
 /// RotarySpec. Thread-safety: one thread at a time.
 class RotaryTable {
  public:
-  explicit RotaryTable(const model::RotarySpec& spec);
-  /// Makes rows 0 .. positions - 1 exist.
-  void reserve(int64_t positions);
+  struct Rows {
+    at::Tensor cos;  ///< float32 [positions, dim / 2]
+    at::Tensor sin;
+  };
+
+  explicit RotaryTable(const model::RotarySpec& spec) : spec_(spec) {}
+  /// At least rows 0 .. length - 1, for positions of a sequence of `length` tokens: LongRoPE turns all positions of a long
+  /// sequence otherwise.
+  const Rows& rows(int64_t length);
   const model::RotarySpec& spec() const { return spec_; }
-  const at::Tensor& cos() const { return cos_; }  ///< float32 [positions, dim / 2]
-  const at::Tensor& sin() const { return sin_; }
 
  private:
   model::RotarySpec spec_;
-  std::vector<float> inverse_frequencies_;
-  at::Tensor cos_;
-  at::Tensor sin_;
+  Rows usual_;
+  Rows long_;  ///< LongRoPE only
 };
 
 }  // namespace trireme::nn

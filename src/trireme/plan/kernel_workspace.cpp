@@ -74,7 +74,7 @@ int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
 int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
                                    Precision precision, bool backward) const {
   const int64_t d = spec.head_dim;
-  const int64_t value_d = spec.head_dim;
+  const int64_t value_d = spec.value_dim;
   const bool low = precision == Precision::kBf16;
   // What the products multiply: bfloat16 as it is, or float32.
   const bool native = low && bfloat16 == Bf16Product::kPanels && d % 2 == 0 && value_d % 2 == 0;

@@ -1,8 +1,8 @@
 #include "trireme/plan/memory.h"
 
 #include <algorithm>
-#include <set>
-#include <tuple>
+#include <optional>
+#include <vector>
 
 #include "trireme/base/error.h"
 
@@ -41,6 +41,14 @@ int64_t norm_gradients(const NormSpec& norm, int64_t size) {
   return tensor_bytes(4 * size) * (norm.bias ? 2 : 1);
 }
 
+int64_t norm_statistics(const std::optional<NormSpec>& norm, int64_t tokens) {
+  return norm ? norm_statistics(*norm, tokens) : 0;
+}
+
+int64_t norm_gradients(const std::optional<NormSpec>& norm, int64_t size) {
+  return norm ? norm_gradients(*norm, size) : 0;
+}
+
 // Sizes that both kinds of parts share.
 struct Sizes {
   Sizes(const model::ModelSpec& spec, const Strategy& strategy)
@@ -75,6 +83,8 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const model::AttentionSpec& attention = where.attention;
   const Sizes sizes(spec, strategy);
   const int64_t hidden = sizes.hidden;
+  const int64_t normed = where.attention_norm ? hidden : 0;
+  const int64_t projected = where.attention_post_norm ? hidden : 0;
   const int64_t query_width = attention.num_heads * attention.head_dim;
   const int64_t kv_width = attention.num_kv_heads * attention.head_dim;
   const int64_t qkv_width = query_width + 2 * kv_width;
@@ -82,15 +92,23 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const int64_t attended = sizes.activations(query_width);
   const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
   const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
-  // With a norm on every head, queries and keys are normed and rotated beside qkv.
-  const int64_t qk = attention.qk_norm ? sizes.activations(query_width + kv_width) : 0;
-  const int64_t qk_statistics = attention.qk_norm
-                                    ? tensor_bytes(4 * sizes.tokens * attention.num_heads) +
-                                          tensor_bytes(4 * sizes.tokens * attention.num_kv_heads)
-                                    : 0;
+  const int64_t after_statistics = norm_statistics(where.attention_post_norm, sizes.tokens);
+  const int64_t after_gradients = norm_gradients(where.attention_post_norm, spec.hidden);
+  // With a norm on every head, or on all together, queries and keys are normed and rotated beside qkv.
+  const bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
+  const bool all_heads = attention.qk_norm == model::QkNorm::kAllHeads;
+  const int64_t qk = has_qk_norm ? sizes.activations(query_width + kv_width) : 0;
+  const int64_t q_rows = all_heads ? 1 : attention.num_heads;
+  const int64_t k_rows = all_heads ? 1 : attention.num_kv_heads;
+  const int64_t qk_statistics = has_qk_norm ? tensor_bytes(4 * sizes.tokens * q_rows) +
+                                                  tensor_bytes(4 * sizes.tokens * k_rows)
+                                            : 0;
+  const int64_t q_norm_width = all_heads ? query_width : attention.head_dim;
+  const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
+  const int64_t qk_norm_gradients =
+      has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
   const int64_t small_gradients =
-      norm_gradients(where.attention_norm, spec.hidden) +
-      (attention.qk_norm ? 2 * tensor_bytes(4 * attention.head_dim) : 0);
+      norm_gradients(where.attention_norm, spec.hidden) + after_gradients + qk_norm_gradients;
   const auto kernel = [&](bool backward) {
     return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
                                    backward);
@@ -98,17 +116,19 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = statistics + qkv + qk_statistics + logsumexp + (selective ? 0 : qk);
-  bytes.saved_weight = attended + (selective ? 0 : hidden);
-  bytes.delayed = qkv + small_gradients + (selective ? hidden : 0);
+  bytes.saved_input = statistics + qkv + qk_statistics + logsumexp + (selective ? 0 : qk) +
+                      projected + after_statistics;
+  bytes.saved_weight = attended + (selective ? 0 : normed);
+  // With a norm after it the gradient that the output's product reads is another than the part's.
+  bytes.delayed = qkv + small_gradients + (selective ? normed : 0) + projected;
 
   // The way from the input to attention's output, keeping what the mode says.
   const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed,
                               bool keep_qkv) {
-    water.hold(hidden + (keep_statistics ? statistics : 0));
+    water.hold(normed + (keep_statistics ? statistics : 0));
     water.hold(qkv);
     water.pass(sizes.product(qkv_width, sizes.width));
-    if (!keep_normed) water.drop(hidden);
+    if (!keep_normed) water.drop(normed);
     water.hold(qk + (keep_statistics ? qk_statistics : 0));
     water.hold(attended + (keep_statistics ? logsumexp : 0));
     water.pass(kernel(false));
@@ -118,36 +138,49 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const bool kept = mode != Recompute::kFull;
   HighWater forward;
   make_saved(forward, kept, mode == Recompute::kNone, kept);
-  forward.hold(hidden);
+  forward.hold(projected);
+  forward.hold(hidden + (kept ? after_statistics : 0));
   forward.pass(sizes.product(sizes.width, query_width));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
   HighWater recompute;
   make_saved(recompute, true, true, true);
+  recompute.hold(projected);
+  recompute.pass(projected +
+                 after_statistics);  // the norm's result, of which only statistics are kept
+  recompute.hold(after_statistics);
   bytes.recompute_workspace = recompute.above(bytes.saved_input + bytes.saved_weight);
 
   HighWater backward;
+  if (where.attention_post_norm) {
+    backward.hold(projected);  // the gradient's copy
+    backward.hold(after_gradients);
+    backward.pass(
+        sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_post_norm));
+    backward.drop(projected + after_statistics);
+  }
   backward.hold(attended);  // its gradient
   backward.pass(sizes.product(query_width, sizes.width));
   if (selective) backward.hold(qk);
   backward.hold(qkv);  // its gradient
   backward.pass(kernel(true));
   backward.drop(attended + logsumexp + qk);
-  if (!attention.qk_norm) {
+  if (!has_qk_norm) {
     backward.drop(qkv);
   } else {
     const NormSpec heads{NormKind::kRmsNorm, 0.0, false};
-    backward.hold(2 * tensor_bytes(4 * attention.head_dim));
-    backward.pass(
-        sizes.kernels.norm_backward(sizes.tokens * attention.num_heads, attention.head_dim, heads));
+    backward.hold(qk_norm_gradients);
+    backward.pass(sizes.kernels.norm_backward(sizes.tokens * q_rows, q_norm_width, heads));
     backward.drop(qkv + qk_statistics);
   }
   backward.hold(hidden);  // the gradient of the normed input, then of the input
   backward.pass(sizes.product(sizes.width, qkv_width));
-  backward.hold(norm_gradients(where.attention_norm, spec.hidden));
-  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.attention_norm));
-  if (selective) backward.hold(hidden);
+  if (where.attention_norm) {
+    backward.hold(norm_gradients(where.attention_norm, spec.hidden));
+    backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
+  }
+  if (selective) backward.hold(normed);
   bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
 
   // The larger of the two products; the second starts when the first has freed what it read.
@@ -166,47 +199,63 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   const model::MlpSpec& mlp = where.mlp;
   const Sizes sizes(spec, strategy);
   const int64_t hidden = sizes.hidden;
+  const int64_t normed = where.mlp_norm ? hidden : 0;
+  const int64_t projected = where.mlp_post_norm ? hidden : 0;
   const int64_t up_width = mlp.kind == MlpKind::kGated ? 2 * mlp.hidden : mlp.hidden;
   const int64_t up = sizes.activations(up_width);
   const int64_t act = sizes.activations(mlp.hidden);
   const int64_t statistics = norm_statistics(where.mlp_norm, sizes.tokens);
-  const int64_t small_gradients = norm_gradients(where.mlp_norm, spec.hidden);
+  const int64_t after_statistics = norm_statistics(where.mlp_post_norm, sizes.tokens);
+  const int64_t before_gradients = norm_gradients(where.mlp_norm, spec.hidden);
+  const int64_t after_gradients = norm_gradients(where.mlp_post_norm, spec.hidden);
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = statistics;
-  bytes.saved_weight = up + (selective ? 0 : hidden + act);
-  bytes.delayed = small_gradients + (selective ? act + hidden : 0);
+  bytes.saved_input = statistics + projected + after_statistics;
+  bytes.saved_weight = up + (selective ? 0 : normed + act);
+  bytes.delayed = before_gradients + after_gradients + projected + (selective ? act + normed : 0);
 
   const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed) {
-    water.hold(hidden + (keep_statistics ? statistics : 0));
+    water.hold(normed + (keep_statistics ? statistics : 0));
     water.hold(up);
     water.pass(sizes.product(up_width, sizes.width));
-    if (!keep_normed) water.drop(hidden);
+    if (!keep_normed) water.drop(normed);
     water.hold(act);
   };
   const bool kept = mode != Recompute::kFull;
   HighWater forward;
   make_saved(forward, kept, mode == Recompute::kNone);
   if (!kept) forward.drop(up);
-  forward.hold(hidden);
+  forward.hold(projected);
+  forward.hold(hidden + (kept ? after_statistics : 0));
   forward.pass(sizes.product(sizes.width, mlp.hidden));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
   HighWater recompute;
   make_saved(recompute, true, true);
+  recompute.hold(projected);
+  recompute.pass(projected + after_statistics);
+  recompute.hold(after_statistics);
   bytes.recompute_workspace = recompute.above(bytes.saved_input + bytes.saved_weight);
 
   HighWater backward;
+  if (where.mlp_post_norm) {
+    backward.hold(projected);  // the gradient's copy
+    backward.hold(after_gradients);
+    backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.mlp_post_norm));
+    backward.drop(projected + after_statistics);
+  }
   backward.hold(act);  // its gradient; without a kept activation it takes that one's place
   backward.pass(sizes.product(mlp.hidden, sizes.width));
   if (!selective) backward.drop(act);
   backward.hold(hidden);
   backward.pass(sizes.product(sizes.width, up_width));
-  backward.hold(small_gradients);
-  backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, where.mlp_norm));
-  if (selective) backward.hold(hidden);
+  if (where.mlp_norm) {
+    backward.hold(before_gradients);
+    backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.mlp_norm));
+  }
+  if (selective) backward.hold(normed);
   bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
 
   HighWater weight;
@@ -277,16 +326,13 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
   }
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
-  std::set<std::tuple<double, int64_t, int, double, double, double, int64_t>> tables;
+  std::vector<model::RotarySpec> tables;
   for (const model::LayerSpec& layer : spec.layers) {
     if (!layer.attention.rotary) continue;
     const model::RotarySpec& rotary = *layer.attention.rotary;
-    const bool fresh = tables
-                           .insert({rotary.theta, rotary.dim, static_cast<int>(rotary.scaling),
-                                    rotary.factor, rotary.low_freq_factor, rotary.high_freq_factor,
-                                    rotary.original_max_positions})
-                           .second;
-    if (fresh) bytes.tables += 2 * tensor_bytes(strategy.seq_len * rotary.dim / 2 * 4);
+    if (std::ranges::find(tables, rotary) != tables.end()) continue;
+    tables.push_back(rotary);
+    bytes.tables += 2 * tensor_bytes(strategy.seq_len * rotary.dim / 2 * 4);
   }
   return bytes;
 }

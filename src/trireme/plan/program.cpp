@@ -131,6 +131,16 @@ class Builder {
   }
 
  private:
+  /// Without a norm before it a part's products read its input itself.
+  bool reads_input_for_weights(int part) const {
+    const model::PartSpec& where = spec_.parts[static_cast<size_t>(part)];
+    if (where.layer < 0) return false;
+    const model::LayerSpec& layer = spec_.layers[static_cast<size_t>(where.layer)];
+    return where.kind == model::PartKind::kAttention
+               ? !layer.attention_norm
+               : where.kind == model::PartKind::kMlp && !layer.mlp_norm;
+  }
+
   Recompute recompute(int part) const {
     return program_.strategy.recompute[static_cast<size_t>(part)];
   }
@@ -310,7 +320,7 @@ class Builder {
     make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
              hidden_bytes(spec_, program_.strategy));
     make_for(micro, micro.delayed, part, BufferKind::kDelayed, bytes_[at].delayed);
-    free(micro.hidden[at - 1]);
+    if (!reads_input_for_weights(part)) free(micro.hidden[at - 1]);
     free(micro.saved_input[at]);
     end();
   }
@@ -325,6 +335,10 @@ class Builder {
          {micro.hidden_gradient[at], micro.saved_weight[at], micro.delayed[at]}) {
       read(buffer);
       free(buffer);
+    }
+    if (reads_input_for_weights(part)) {
+      read(micro.hidden[at - 1]);
+      free(micro.hidden[at - 1]);
     }
     accumulate(micro, part);
     end();

@@ -26,15 +26,6 @@ HWY_INLINE float max_of(const float* x, size_t n) {
   return result;
 }
 
-/// tanh from one exponential; exact at the ends, where exp overflows.
-template <class D>
-HWY_INLINE hn::Vec<D> tanh_of(D d, hn::Vec<D> x) {
-  const auto one = hn::Set(d, 1.0f);
-  const auto limited = hn::Min(hn::Max(x, hn::Set(d, -20.0f)), hn::Set(d, 20.0f));
-  const auto e = hn::Exp(d, hn::Add(limited, limited));
-  return hn::Add(hn::Div(hn::Sub(e, one), hn::Add(e, one)), hn::Sub(x, x));
-}
-
 HWY_INLINE void fill_zero(float* x, size_t n) {
   for_lanes(n, [&](auto tag, size_t i) HWY_ATTR { hn::StoreU(hn::Zero(tag), tag, x + i); });
 }

@@ -46,6 +46,30 @@ double cross_entropy_row(float* logits, size_t n, size_t target, float scale, bo
   return static_cast<double>(maximum) + std::log(sum) - static_cast<double>(at_target);
 }
 
+/// The same for logits that become softcap * tanh(logit / softcap) first; the gradient is the raw logits'.
+double capped_cross_entropy_row(float* logits, size_t n, size_t target, float scale,
+                                bool with_gradient, float softcap) {
+  for_lanes(n, [&](auto tag, size_t i) HWY_ATTR {
+    const auto raw = hn::LoadU(tag, logits + i);
+    const auto t = tanh_of(tag, hn::Mul(raw, hn::Set(tag, 1.0f / softcap)));
+    hn::StoreU(hn::Mul(t, hn::Set(tag, softcap)), tag, logits + i);
+  });
+  if (!with_gradient) return cross_entropy_row(logits, n, target, scale, false);
+  const double loss = cross_entropy_row(logits, n, target, scale, false);
+  const float lse = static_cast<float>(loss + static_cast<double>(logits[target]));
+  const float at_target = logits[target];
+  for_lanes(n, [&](auto tag, size_t i) HWY_ATTR {
+    const auto capped = hn::LoadU(tag, logits + i);
+    const auto p = shifted_exp(tag, capped, 1.0f, lse);
+    const auto t = hn::Mul(capped, hn::Set(tag, 1.0f / softcap));
+    const auto slope = hn::NegMulAdd(t, t, hn::Set(tag, 1.0f));
+    hn::StoreU(hn::Mul(hn::Mul(p, slope), hn::Set(tag, scale)), tag, logits + i);
+  });
+  const float t = at_target / softcap;
+  logits[target] -= scale * (1.0f - t * t);
+  return loss;
+}
+
 }  // namespace trireme::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -66,6 +90,7 @@ HWY_AFTER_NAMESPACE();
 
 namespace trireme::kernels {
 HWY_EXPORT(cross_entropy_row);
+HWY_EXPORT(capped_cross_entropy_row);
 
 namespace {
 
@@ -248,7 +273,7 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t vocab) {
 
 double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                             const at::Tensor& targets, double scale, int64_t chunk_rows,
-                            CrossEntropyOutputs outputs) {
+                            CrossEntropyOutputs outputs, double softcap) {
   TRIREME_CHECK(hidden.dim() == 2 && weight.dim() == 2 && hidden.is_contiguous() &&
                     weight.is_contiguous() && hidden.size(1) == weight.size(1) &&
                     hidden.scalar_type() == weight.scalar_type(),
@@ -280,7 +305,9 @@ double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
   float* logits = buffer.data_ptr<float>();
   HeadProducts products(head, chunk, outputs);
   std::vector<double> losses(static_cast<size_t>(head.rows));
-  const auto kernel = TRIREME_KERNEL(cross_entropy_row);
+  const auto plain = TRIREME_KERNEL(cross_entropy_row);
+  const auto capped = TRIREME_KERNEL(capped_cross_entropy_row);
+  const auto softcap32 = static_cast<float>(softcap);
   const auto row_scale = static_cast<float>(scale);
   for (int64_t first = 0; first < head.rows; first += chunk) {
     const int64_t count = std::min(chunk, head.rows - first);
@@ -290,9 +317,11 @@ double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
         float* row = logits + r * head.vocab;
         const int64_t target = r < count ? ids[first + r] : kIgnoredTarget;
         if (target != kIgnoredTarget) {
+          const auto vocab = static_cast<size_t>(head.vocab);
+          const auto at = static_cast<size_t>(target);
           losses[static_cast<size_t>(first + r)] =
-              kernel(row, static_cast<size_t>(head.vocab), static_cast<size_t>(target), row_scale,
-                     gradients);
+              softcap > 0.0 ? capped(row, vocab, at, row_scale, gradients, softcap32)
+                            : plain(row, vocab, at, row_scale, gradients);
         } else if (gradients) {
           std::memset(row, 0, sizeof(float) * static_cast<size_t>(head.vocab));
         }

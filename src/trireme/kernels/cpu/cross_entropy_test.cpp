@@ -32,17 +32,18 @@ struct Result {
   CrossEntropyOutputs outputs;
 };
 
-Result run(const Inputs& in, double scale, int64_t chunk) {
+Result run(const Inputs& in, double scale, int64_t chunk, double softcap = 0.0) {
   Result result;
   result.outputs.d_hidden = garbage(in.hidden.sizes(), in.hidden.scalar_type());
   result.outputs.d_weight = garbage(in.weight.sizes(), at::kFloat);
   result.outputs.losses = garbage({in.hidden.size(0)}, at::kFloat);
   result.loss =
-      linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, result.outputs);
+      linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, result.outputs, softcap);
   return result;
 }
 
-void expect_matches(at::ScalarType dtype, int64_t n, int64_t d, int64_t vocab, int64_t chunk) {
+void expect_matches(at::ScalarType dtype, int64_t n, int64_t d, int64_t vocab, int64_t chunk,
+                    double softcap = 0.0) {
   SCOPED_TRACE(::testing::Message()
                << n << " rows in chunks of " << chunk << ", vocabulary " << vocab);
   const Inputs in = make_inputs(dtype, n, d, vocab);
@@ -50,8 +51,8 @@ void expect_matches(at::ScalarType dtype, int64_t n, int64_t d, int64_t vocab, i
   const auto targets = std::vector<int64_t>(in.targets.const_data_ptr<int64_t>(),
                                             in.targets.const_data_ptr<int64_t>() + n);
   const auto expected = ref::linear_cross_entropy(values_of(in.hidden), values_of(in.weight),
-                                                  targets, scale, d, vocab);
-  const Result got = run(in, scale, chunk);
+                                                  targets, scale, d, vocab, softcap);
+  const Result got = run(in, scale, chunk, softcap);
   EXPECT_NEAR(got.loss, expected.loss, 2e-6 * std::max(1.0, expected.loss));
   expect_close(got.outputs.losses, expected.losses, 1e-5, "losses");
   expect_close(got.outputs.d_hidden, expected.d_hidden, tolerance_of(dtype), "d_hidden");
@@ -59,11 +60,12 @@ void expect_matches(at::ScalarType dtype, int64_t n, int64_t d, int64_t vocab, i
                "d_weight");
 
   // Evaluation computes no gradient and the same loss; accumulation adds to what is there.
-  EXPECT_EQ(linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, {}), got.loss);
+  EXPECT_EQ(linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, {}, softcap),
+            got.loss);
   CrossEntropyOutputs again;
   again.d_weight = got.outputs.d_weight.clone();
   again.accumulate = true;
-  linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, again);
+  linear_cross_entropy(in.hidden, in.weight, in.targets, scale, chunk, again, softcap);
   auto twice = expected.d_weight;
   for (double& value : twice) value *= 2;
   expect_close(again.d_weight, twice, dtype == at::kBFloat16 ? 0.012 : 2e-5,
@@ -77,6 +79,8 @@ TEST(CrossEntropyTest, MatchesReferenceInEveryWay) {
     expect_matches(at::kFloat, 1, 3, 1, 1);
     expect_matches(at::kFloat, 3, 8, 40, 2);
     expect_matches(at::kFloat, 40, 16, 5000, 16);
+    expect_matches(at::kFloat, 23, 17, 61, 8, 1.5);
+    expect_matches(at::kBFloat16, 23, 17, 61, 8, 1.5);
     expect_matches(at::kBFloat16, 23, 17, 61, 8);
     expect_matches(at::kBFloat16, 3, 8, 40, 2);
     expect_matches(at::kBFloat16, 20, 16, 2100, 16);  // more than one panel of the vocabulary

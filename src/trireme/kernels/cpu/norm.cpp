@@ -14,7 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace trireme::kernels::HWY_NAMESPACE {
 
 template <class T>
-float rms_row(const T* x, const T* weight, size_t d, float eps, T* y) {
+float rms_row(const T* x, const T* weight, float offset, size_t d, float eps, T* y) {
   const float sum = sum_lanes(d, [&](auto tag, size_t i) HWY_ATTR {
     const auto v = load(tag, x + i);
     return hn::Mul(v, v);
@@ -22,19 +22,20 @@ float rms_row(const T* x, const T* weight, size_t d, float eps, T* y) {
   const float rstd = 1.0f / std::sqrt(sum / static_cast<float>(d) + eps);
   for_lanes(d, [&](auto tag, size_t i) HWY_ATTR {
     const auto v = hn::Mul(load(tag, x + i), hn::Set(tag, rstd));
-    store(tag, hn::Mul(v, load(tag, weight + i)), y + i);
+    store(tag, hn::Mul(v, hn::Add(load(tag, weight + i), hn::Set(tag, offset))), y + i);
   });
   return rstd;
 }
 
 /// dx null: only dweight; dweight null: only dx.
 template <class T>
-void rms_backward_row(const T* dy, const T* x, const T* weight, size_t d, float rstd, T* dx,
-                      bool add, float* dweight) {
+void rms_backward_row(const T* dy, const T* x, const T* weight, float offset, size_t d, float rstd,
+                      T* dx, bool add, float* dweight) {
   float dot = 0.0f;
   if (dx != nullptr) {
     dot = sum_lanes(d, [&](auto tag, size_t i) HWY_ATTR {
-      return hn::Mul(hn::Mul(load(tag, dy + i), load(tag, weight + i)), load(tag, x + i));
+      const auto w = hn::Add(load(tag, weight + i), hn::Set(tag, offset));
+      return hn::Mul(hn::Mul(load(tag, dy + i), w), load(tag, x + i));
     });
   }
   const float mean = dot * rstd / static_cast<float>(d);
@@ -44,7 +45,8 @@ void rms_backward_row(const T* dy, const T* x, const T* weight, size_t d, float 
     if (dweight != nullptr)
       hn::StoreU(hn::MulAdd(g, normed, hn::LoadU(tag, dweight + i)), tag, dweight + i);
     if (dx == nullptr) return;
-    auto v = hn::NegMulAdd(normed, hn::Set(tag, mean), hn::Mul(g, load(tag, weight + i)));
+    const auto w = hn::Add(load(tag, weight + i), hn::Set(tag, offset));
+    auto v = hn::NegMulAdd(normed, hn::Set(tag, mean), hn::Mul(g, w));
     v = hn::Mul(v, hn::Set(tag, rstd));
     if (add) v = hn::Add(v, load(tag, dx + i));
     store(tag, v, dx + i);
@@ -102,12 +104,12 @@ void layer_backward_row(const T* dy, const T* x, const T* weight, size_t d, floa
 }
 
 #define TRIREME_NORM_INSTANCES(T, S)                                                           \
-  float rms_row_##S(const T* x, const T* w, size_t d, float eps, T* y) {                       \
-    return rms_row(x, w, d, eps, y);                                                           \
+  float rms_row_##S(const T* x, const T* w, float offset, size_t d, float eps, T* y) {         \
+    return rms_row(x, w, offset, d, eps, y);                                                   \
   }                                                                                            \
-  void rms_backward_row_##S(const T* dy, const T* x, const T* w, size_t d, float rstd, T* dx,  \
-                            bool add, float* dw) {                                             \
-    rms_backward_row(dy, x, w, d, rstd, dx, add, dw);                                          \
+  void rms_backward_row_##S(const T* dy, const T* x, const T* w, float offset, size_t d,       \
+                            float rstd, T* dx, bool add, float* dw) {                          \
+    rms_backward_row(dy, x, w, offset, d, rstd, dx, add, dw);                                  \
   }                                                                                            \
   void layer_row_##S(const T* x, const T* w, const T* b, size_t d, float eps, T* y, float* m,  \
                      float* r) {                                                               \
@@ -210,7 +212,7 @@ void reduce_rows(int64_t count, int64_t width, float* partials, int64_t blocks, 
 
 template <class T>
 void rms_norm_typed(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
-                    const at::Tensor& rstd) {
+                    const at::Tensor& rstd, float offset) {
   const int64_t d = x.size(-1);
   const auto in = cpu::rows_of<T>(x, "x");
   const auto out = cpu::rows_of<T>(y, "y");
@@ -221,7 +223,7 @@ void rms_norm_typed(const at::Tensor& x, const at::Tensor& weight, double eps, a
   at::parallel_for(0, in.count, row_grain(d), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       const float value =
-          kernel(in.row(r), w, static_cast<size_t>(d), static_cast<float>(eps), out.row(r));
+          kernel(in.row(r), w, offset, static_cast<size_t>(d), static_cast<float>(eps), out.row(r));
       if (saved != nullptr) saved[r] = value;
     }
   });
@@ -230,7 +232,7 @@ void rms_norm_typed(const at::Tensor& x, const at::Tensor& weight, double eps, a
 template <class T>
 void rms_norm_backward_typed(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
                              const at::Tensor& rstd, const at::Tensor& dx, bool add,
-                             const at::Tensor& dweight, bool accumulate) {
+                             const at::Tensor& dweight, bool accumulate, float offset) {
   const int64_t d = x.size(-1);
   const auto in = cpu::rows_of<T>(x, "x");
   const auto grad = cpu::rows_of<T>(dy, "dy");
@@ -244,7 +246,7 @@ void rms_norm_backward_typed(const at::Tensor& dy, const at::Tensor& x, const at
   const float* saved = statistics_of(rstd, in.count, "rstd");
   const auto kernel = rms_backward_row_for(T{});
   const auto run = [&](int64_t r, float* sums) {
-    kernel(grad.row(r), in.row(r), w, static_cast<size_t>(d), saved[r],
+    kernel(grad.row(r), in.row(r), w, offset, static_cast<size_t>(d), saved[r],
            dx.defined() ? out.row(r) : nullptr, add, sums);
   };
   if (!dweight.defined()) {
@@ -334,20 +336,22 @@ void layer_norm_backward_typed(const at::Tensor& dy, const at::Tensor& x, const 
 }  // namespace
 
 void rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
-              at::Tensor rstd) {
+              at::Tensor rstd, double offset) {
+  const auto offset32 = static_cast<float>(offset);
   if (x.scalar_type() == at::kBFloat16)
-    return rms_norm_typed<at::BFloat16>(x, weight, eps, y, rstd);
-  rms_norm_typed<float>(x, weight, eps, y, rstd);
+    return rms_norm_typed<at::BFloat16>(x, weight, eps, y, rstd, offset32);
+  rms_norm_typed<float>(x, weight, eps, y, rstd, offset32);
 }
 
 void rms_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& weight,
                        const at::Tensor& rstd, at::Tensor dx, bool add_to_dx, at::Tensor dweight,
-                       bool accumulate) {
+                       bool accumulate, double offset) {
+  const auto offset32 = static_cast<float>(offset);
   if (x.scalar_type() == at::kBFloat16) {
     return rms_norm_backward_typed<at::BFloat16>(dy, x, weight, rstd, dx, add_to_dx, dweight,
-                                                 accumulate);
+                                                 accumulate, offset32);
   }
-  rms_norm_backward_typed<float>(dy, x, weight, rstd, dx, add_to_dx, dweight, accumulate);
+  rms_norm_backward_typed<float>(dy, x, weight, rstd, dx, add_to_dx, dweight, accumulate, offset32);
 }
 
 void layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,

@@ -36,6 +36,19 @@ TEST_P(NormTest, RmsNormMatchesReference) {
   if (d > 1) expect_close(dx, expected.dx, tolerance_of(dtype), "dx");
   expect_close(dw, expected.dweight, 2e-5, "dweight");
 
+  // With an offset the weights are larger by it.
+  at::Tensor y_offset = garbage({rows, d}, dtype);
+  rms_norm(x, w, eps, y_offset, {}, 1.0);
+  auto larger = values_of(w);
+  for (double& value : larger) value += 1.0;
+  expect_close(y_offset, ref::rms_norm(values_of(x), larger, eps, rows, d), tolerance_of(dtype),
+               "y with an offset");
+  const auto offset_expected =
+      ref::rms_norm_backward(values_of(dy), values_of(x), larger, eps, rows, d);
+  at::Tensor dx_offset = garbage({rows, d}, dtype);
+  rms_norm_backward(dy, x, w, rstd, dx_offset, false, {}, false, 1.0);
+  if (d > 1) expect_close(dx_offset, offset_expected.dx, tolerance_of(dtype), "dx with an offset");
+
   // Each gradient alone, the residual branch, and accumulation.
   at::Tensor dx_alone = garbage({rows, d}, dtype);
   rms_norm_backward(dy, x, w, rstd, dx_alone, false, {}, false);

@@ -78,6 +78,15 @@ HWY_INLINE hn::Vec<D> sigmoid(D d, hn::Vec<D> z) {
   return hn::Div(one, hn::Add(one, hn::Exp(d, hn::Min(hn::Neg(z), hn::Set(d, 88.0f)))));
 }
 
+/// tanh from one exponential; exact at the ends, where exp overflows.
+template <class D>
+HWY_INLINE hn::Vec<D> tanh_of(D d, hn::Vec<D> x) {
+  const auto one = hn::Set(d, 1.0f);
+  const auto limited = hn::Min(hn::Max(x, hn::Set(d, -20.0f)), hn::Set(d, 20.0f));
+  const auto e = hn::Exp(d, hn::Add(limited, limited));
+  return hn::Add(hn::Div(hn::Sub(e, one), hn::Add(e, one)), hn::Sub(x, x));
+}
+
 /// Sums term(tag, i) over [0, n) in two accumulators of full vectors, then lanes, then the rest: a
 /// fixed order.
 template <class Term>

@@ -339,11 +339,12 @@ struct CrossEntropyResult {
 template <class T>
 CrossEntropyResult<T> linear_cross_entropy(const Array<T>& hidden, const Array<T>& weight,
                                            const Array<int64_t>& targets, T scale, int64_t d,
-                                           int64_t vocab) {
+                                           int64_t vocab, T softcap = 0) {
   const auto rows = static_cast<int64_t>(targets.size());
   CrossEntropyResult<T> result{T(0), Array<T>(targets.size(), T(0)), Array<T>(hidden.size(), T(0)),
                                Array<T>(weight.size(), T(0))};
-  const Array<T> logits = matmul_nt(hidden, weight, rows, vocab, d);
+  Array<T> logits = matmul_nt(hidden, weight, rows, vocab, d);
+  for (T& logit : logits) logit = softcap > 0 ? softcap * std::tanh(logit / softcap) : logit;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t target = targets[index(r)];
     if (target == kIgnoredTarget) continue;
@@ -354,7 +355,8 @@ CrossEntropyResult<T> linear_cross_entropy(const Array<T>& hidden, const Array<T
     result.losses[index(r)] = maximum + std::log(sum) - row[target];
     result.loss += result.losses[index(r)];
     for (int64_t c = 0; c < vocab; ++c) {
-      const T g = scale * (std::exp(row[c] - maximum) / sum - (c == target ? 1 : 0));
+      const T slope = softcap > 0 ? 1 - row[c] / softcap * (row[c] / softcap) : T(1);
+      const T g = scale * slope * (std::exp(row[c] - maximum) / sum - (c == target ? 1 : 0));
       for (int64_t i = 0; i < d; ++i) {
         result.d_hidden[index(r * d + i)] += g * weight[index(c * d + i)];
         result.d_weight[index(c * d + i)] += g * hidden[index(r * d + i)];

@@ -116,13 +116,15 @@ TEST(ReferenceTest, CrossEntropyGradientMatchesDifferences) {
   const Array<int64_t> targets = {3, kIgnoredTarget, 6, 0};
   const auto hidden = random_array(4 * d, 1);
   const auto weight = random_array(vocab * d, 2);
-  const auto g = linear_cross_entropy(hidden, weight, targets, 0.25, d, vocab);
-  expect_gradient(hidden, g.d_hidden, [&](const auto& a) {
-    return 0.25 * linear_cross_entropy(a, weight, targets, 0.25, d, vocab).loss;
-  });
-  expect_gradient(weight, g.d_weight, [&](const auto& a) {
-    return 0.25 * linear_cross_entropy(hidden, a, targets, 0.25, d, vocab).loss;
-  });
+  for (const double softcap : {0.0, 0.8}) {
+    const auto g = linear_cross_entropy(hidden, weight, targets, 0.25, d, vocab, softcap);
+    expect_gradient(hidden, g.d_hidden, [&](const auto& a) {
+      return 0.25 * linear_cross_entropy(a, weight, targets, 0.25, d, vocab, softcap).loss;
+    });
+    expect_gradient(weight, g.d_weight, [&](const auto& a) {
+      return 0.25 * linear_cross_entropy(hidden, a, targets, 0.25, d, vocab, softcap).loss;
+    });
+  }
 }
 
 TEST(ReferenceTest, RotaryTurnsByTheAngleAndBack) {

@@ -24,7 +24,7 @@ void add_parameters(ModelSpec& spec) {
     const LayerSpec& layer = spec.layers[i];
     const std::string prefix = fmt::format("transformer.h.{}.", i);
     table.begin_part(PartKind::kAttention, static_cast<int>(i));
-    table.norm(prefix + "ln_1", layer.attention_norm, hidden);
+    table.norm(prefix + "ln_1", *layer.attention_norm, hidden);
     const std::string packed = prefix + "attn.c_attn";
     const std::vector<std::pair<std::string, Role>> thirds = {
         {".query", Role::kQuery}, {".key", Role::kKey}, {".value", Role::kValue}};
@@ -40,7 +40,7 @@ void add_parameters(ModelSpec& spec) {
     table.vector(prefix + "attn.c_proj.bias", Role::kBias, hidden);
 
     table.begin_part(PartKind::kMlp, static_cast<int>(i));
-    table.norm(prefix + "ln_2", layer.mlp_norm, hidden);
+    table.norm(prefix + "ln_2", *layer.mlp_norm, hidden);
     conv1d(table, prefix + "mlp.c_fc", Role::kUp, layer.mlp.hidden, hidden, false);
     table.vector(prefix + "mlp.c_fc.bias", Role::kBias, layer.mlp.hidden);
     conv1d(table, prefix + "mlp.c_proj", Role::kDown, hidden, layer.mlp.hidden, true);
@@ -72,11 +72,12 @@ void read_gpt2(ConfigReader& config, ModelSpec& spec) {
 
   LayerSpec layer;
   const double eps = config.positive_number("layer_norm_epsilon", 1e-5);
-  layer.attention_norm = {NormKind::kLayerNorm, eps, true};
+  layer.attention_norm = NormSpec{NormKind::kLayerNorm, eps, true};
   layer.mlp_norm = layer.attention_norm;
   layer.attention.num_heads = num_heads;
   layer.attention.num_kv_heads = num_heads;
   layer.attention.head_dim = spec.hidden / num_heads;
+  layer.attention.value_dim = layer.attention.head_dim;
   layer.attention.qkv_bias = true;
   layer.attention.out_bias = true;
   const bool scaled = config.flag("scale_attn_weights", true);
@@ -92,7 +93,7 @@ void read_gpt2(ConfigReader& config, ModelSpec& spec) {
     layer.attention.scale = by_layer ? scale / static_cast<double>(i + 1) : scale;
     spec.layers.push_back(layer);
   }
-  spec.final_norm = layer.attention_norm;
+  spec.final_norm = *layer.attention_norm;
   config.require("add_cross_attention", false, "cross-attention");
   config.ignore({
       "n_ctx",                                    // an old name of n_positions, no longer read

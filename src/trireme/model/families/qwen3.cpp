@@ -7,7 +7,9 @@ void read_qwen3(ConfigReader& config, ModelSpec& spec) {
   RotaryFamilyOptions options;
   options.qkv_bias = config.flag("attention_bias", false);
   options.out_bias = options.qkv_bias;
-  options.qk_norm = true;
+  options.qk_norm = QkNorm::kHead;
+  options.windows = WindowRule::kFromLayer;
+  options.window = 4096;
   options.head_dim = 128;
   read_rotary_family(config, options, spec);
 }

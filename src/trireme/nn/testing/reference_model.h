@@ -1,4 +1,4 @@
-// The four families written plainly with ATen in float64 and differentiated by ATen's autograd:
+// The dense families written plainly with ATen in float64 and differentiated by ATen's autograd:
 // what the parts' forward and hand-written backward are tested against. Header only, for tests.
 #pragma once
 
@@ -9,16 +9,23 @@
 #include <cmath>
 #include <map>
 #include <numbers>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "trireme/base/error.h"
+#include "trireme/base/json.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
 
 namespace trireme::nn::testing {
+
+inline Json model_json(const std::string& text) {
+  return parse_json(text, "tiny.json", ErrorCode::kInternal);
+}
 
 /// Tiny configurations of every family with all their options; `seed` draws the shapes.
 inline std::vector<std::string> tiny_configs(uint64_t seed) {
@@ -53,6 +60,41 @@ inline std::vector<std::string> tiny_configs(uint64_t seed) {
       R"("high_freq_factor":4.0,"original_max_position_embeddings":16},"rope_theta":500.0)"));
   configs.push_back(config("llama", R"("rope_scaling":{"rope_type":"linear","factor":4.0})"));
   configs.push_back(config("qwen2", R"("tie_word_embeddings":true)"));
+  configs.push_back(config("llama", R"("rope_scaling":{"rope_type":"yarn","factor":4.0,)"
+                                    R"("original_max_position_embeddings":16},"rope_theta":50.0)"));
+  configs.push_back(config("mistral", R"("sliding_window":6)"));
+  configs.push_back(
+      config("qwen3", R"("use_sliding_window":true,"sliding_window":3,"max_window_layers":1)"));
+  configs.push_back(config(
+      "gemma2", R"("sliding_window":5,"query_pre_attn_scalar":3,"attn_logit_softcapping":2.0,)"
+                R"("final_logit_softcapping":1.5)"));
+  configs.push_back(
+      config("gemma3_text",
+             R"("sliding_window":4,"query_pre_attn_scalar":9,"rope_local_base_freq":50.0,)"
+             R"("layer_types":["sliding_attention","full_attention"],"attention_bias":true)"));
+  // These two have no head_dim of their own.
+  const auto without_head_dim = [&](std::string text) {
+    const size_t begin = text.find("\"head_dim\"");
+    return text.erase(begin, text.find("\"max_position", begin) - begin);
+  };
+  configs.push_back(without_head_dim(config("olmo2", R"("attention_bias":true)")));
+  for (const char* original : {"32", "12"}) {  // rows of 17 and 19 tokens: short, and long
+    std::string text = without_head_dim(config("phi3", R"("sliding_window":7)"));
+    const auto json = model_json(text);
+    const int64_t head_dim =
+        json.at("hidden_size").get<int64_t>() / json.at("num_attention_heads").get<int64_t>();
+    std::string short_factors;
+    std::string long_factors;
+    for (int64_t i = 0; i < head_dim / 4; ++i) {
+      long_factors += fmt::format("{}{}", i > 0 ? "," : "", 2.0 + static_cast<double>(i));
+      short_factors += fmt::format("{}{}", i > 0 ? "," : "", 1.0 + 0.25 * static_cast<double>(i));
+    }
+    text.pop_back();
+    configs.push_back(fmt::format(
+        R"({},"partial_rotary_factor":0.5,"original_max_position_embeddings":{},"rope_scaling":{{"type":"longrope",)"
+        R"("short_factor":[{}],"long_factor":[{}]}}}})",
+        text, original, short_factors, long_factors));
+  }
   configs.push_back(config("qwen3", R"("tie_word_embeddings":false)"));
   configs.push_back(config("qwen3", R"("tie_word_embeddings":true,"attention_bias":true)"));
   return configs;
@@ -107,7 +149,7 @@ class ReferenceModel {
       x = x +
           by_role(0, model::Role::kPositionEmbedding).index_select(0, batch.positions.flatten());
     }
-    x = x.view({batch.rows, batch.seq_len, spec_.hidden});
+    x = x.view({batch.rows, batch.seq_len, spec_.hidden}) * spec_.embedding_scale;
     const at::Tensor mask = allowed(batch);
     for (int part = 1; part + 1 < static_cast<int>(spec_.parts.size()); ++part) {
       const model::LayerSpec& layer = spec_.layers[spec_.parts[part].layer];
@@ -119,7 +161,7 @@ class ReferenceModel {
     x = norm(head, spec_.final_norm, x);
     const at::Tensor& weight = spec_.tied_embeddings ? by_role(0, model::Role::kTokenEmbedding)
                                                      : by_role(head, model::Role::kHead);
-    return x.matmul(weight.t());
+    return cap(x.matmul(weight.t()), spec_.logit_softcap);
   }
 
   /// Sum of the losses of counted targets.
@@ -160,8 +202,16 @@ class ReferenceModel {
     const at::Tensor bias = bias_of(part, role);
     return bias.defined() ? y + bias : y;
   }
-  at::Tensor norm(int part, const model::NormSpec& spec, const at::Tensor& x) const {
-    const at::Tensor& weight = by_role(part, model::Role::kNormWeight);
+  static at::Tensor cap(const at::Tensor& x, double softcap) {
+    return softcap > 0 ? (x / softcap).tanh() * softcap : x;
+  }
+  // Norm number `place` of a part; none leaves x as it is.
+  at::Tensor norm(int part, const std::optional<model::NormSpec>& given, const at::Tensor& x,
+                  size_t place = 0) const {
+    if (!given) return x;
+    const model::NormSpec& spec = *given;
+    const at::Tensor weight =
+        all_of(part, model::Role::kNormWeight).at(place) + (spec.unit_offset ? 1.0 : 0.0);
     if (spec.kind == model::NormKind::kRmsNorm) return rms(x, weight, spec.eps);
     const at::Tensor centred = x - x.mean(-1, true);
     const at::Tensor y = centred / (centred.square().mean(-1, true) + spec.eps).sqrt() * weight;
@@ -184,9 +234,11 @@ class ReferenceModel {
     }
     return x;
   }
-  static at::Tensor rotate(const model::RotarySpec& spec, const at::Tensor& x,
+  static at::Tensor rotate(const model::RotarySpec& spec, const at::Tensor& whole,
                            const at::Tensor& positions) {
     const int64_t half = spec.dim / 2;
+    const at::Tensor x = whole.narrow(-1, 0, spec.dim);
+    const bool long_sequence = positions.size(1) > spec.original_max_positions;
     at::Tensor frequency = at::empty({half}, at::kDouble);
     for (int64_t i = 0; i < half; ++i) {
       double value =
@@ -200,14 +252,33 @@ class ReferenceModel {
             1.0);
         value = value * blend + value / spec.factor * (1.0 - blend);
       }
+      if (spec.scaling == model::RotaryScaling::kYarn) {
+        // Dimension at which a wave turns `rotations` times over the original context.
+        const auto dimension = [&](double rotations) {
+          return static_cast<double>(half) *
+                 std::log(static_cast<double>(spec.original_max_positions) /
+                          (2.0 * std::numbers::pi * rotations)) /
+                 std::log(spec.theta);
+        };
+        const double low = std::max(std::floor(dimension(spec.beta_fast)), 0.0);
+        double high =
+            std::min(std::ceil(dimension(spec.beta_slow)), static_cast<double>(spec.dim - 1));
+        if (high == low) high += 1e-3;
+        const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+        value = value * (1.0 - ramp) + value / spec.factor * ramp;
+      }
+      if (spec.scaling == model::RotaryScaling::kLongRope)
+        value /= (long_sequence ? spec.long_factor : spec.short_factor).at(static_cast<size_t>(i));
       frequency.data_ptr<double>()[i] = value;
     }
     const at::Tensor angle = positions.to(at::kDouble).unsqueeze(-1) * frequency;  // [B, T, half]
-    const at::Tensor cos = angle.cos().unsqueeze(2);
-    const at::Tensor sin = angle.sin().unsqueeze(2);
+    const at::Tensor cos = angle.cos().unsqueeze(2) * spec.attention_factor;
+    const at::Tensor sin = angle.sin().unsqueeze(2) * spec.attention_factor;
     const at::Tensor a = x.narrow(-1, 0, half);
     const at::Tensor b = x.narrow(-1, half, half);
-    return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
+    return at::cat({a * cos - b * sin, b * cos + a * sin,
+                    whole.narrow(-1, spec.dim, whole.size(-1) - spec.dim)},
+                   -1);
   }
   static at::Tensor allowed(const BatchTensors& batch) {
     at::Tensor mask = at::zeros({batch.rows, 1, batch.seq_len, batch.seq_len}, at::kBool);
@@ -234,10 +305,16 @@ class ReferenceModel {
         linear(part, model::Role::kKey, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
     at::Tensor v =
         linear(part, model::Role::kValue, x).view({rows, length, spec.num_kv_heads, spec.head_dim});
-    if (spec.qk_norm) {
+    if (spec.qk_norm != model::QkNorm::kNone) {
       const std::vector<at::Tensor> weights = all_of(part, model::Role::kQkNorm);
-      q = rms(q, weights.at(0), layer.attention_norm.eps);
-      k = rms(k, weights.at(1), layer.attention_norm.eps);
+      const double offset = spec.qk_norm_spec.unit_offset ? 1.0 : 0.0;
+      const auto normed = [&](const at::Tensor& all, const at::Tensor& weight) {
+        const bool together = spec.qk_norm == model::QkNorm::kAllHeads;
+        const at::Tensor in = together ? all.flatten(2) : all;
+        return rms(in, weight + offset, spec.qk_norm_spec.eps).view(all.sizes());
+      };
+      q = normed(q, weights.at(0));
+      k = normed(k, weights.at(1));
     }
     if (spec.rotary) {
       q = rotate(*spec.rotary, q, positions);
@@ -246,10 +323,15 @@ class ReferenceModel {
     const int64_t group = spec.num_heads / spec.num_kv_heads;
     const at::Tensor keys = k.repeat_interleave(group, 2).transpose(1, 2);
     const at::Tensor values = v.repeat_interleave(group, 2).transpose(1, 2);
-    const at::Tensor scores = q.transpose(1, 2).matmul(keys.transpose(2, 3)) * spec.scale;
-    const at::Tensor weights = scores.masked_fill(mask.logical_not(), -INFINITY).softmax(-1);
+    const at::Tensor scores =
+        cap(q.transpose(1, 2).matmul(keys.transpose(2, 3)) * spec.scale, spec.softcap);
+    at::Tensor visible = mask;
+    if (spec.window > 0)
+      visible = mask & at::ones({length, length}, at::kBool).triu(1 - spec.window);
+    const at::Tensor weights = scores.masked_fill(visible.logical_not(), -INFINITY).softmax(-1);
     const at::Tensor out = weights.matmul(values).transpose(1, 2).reshape({rows, length, -1});
-    return linear(part, model::Role::kAttentionOut, out);
+    return norm(part, layer.attention_post_norm, linear(part, model::Role::kAttentionOut, out),
+                layer.attention_norm ? 1 : 0);
   }
   at::Tensor mlp(int part, const model::LayerSpec& layer, const at::Tensor& input) const {
     const at::Tensor x = norm(part, layer.mlp_norm, input);
@@ -259,7 +341,8 @@ class ReferenceModel {
     } else {
       up = activate(layer.mlp.activation, up);
     }
-    return linear(part, model::Role::kDown, up);
+    return norm(part, layer.mlp_post_norm, linear(part, model::Role::kDown, up),
+                layer.mlp_norm ? 1 : 0);
   }
 
   model::ModelSpec spec_;
