@@ -355,9 +355,9 @@ model::ModelSpec medium(const std::string& family) {
   }
   return model::spec_from_config(
       fmt::format(R"({{"model_type":"{}","vocab_size":1000,"hidden_size":128,
-      "intermediate_size":320,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"head_dim":32,
+      "intermediate_size":320,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,{}
       "max_position_embeddings":128}})",
-                  family),
+                  family, family == "olmo2" ? "" : R"("head_dim":32,)"),
       "test");
 }
 
@@ -428,7 +428,8 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
 
 std::vector<MemoryCase> memory_cases() {
   std::vector<MemoryCase> cases;
-  for (const char* family : {"gpt2", "llama", "qwen3"}) {
+  // gemma2: norms before and after; olmo2: after only, and of all heads together.
+  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2"}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
       for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
         for (const bool delayed : {false, true})

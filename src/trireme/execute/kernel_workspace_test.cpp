@@ -38,6 +38,7 @@ TEST(KernelWorkspace, AgreesWithTheKernels) {
           spec.num_heads = kv_heads * group;
           spec.num_kv_heads = kv_heads;
           spec.head_dim = width;
+          spec.value_dim = width;
           EXPECT_NEAR(
               static_cast<double>(workspace.attention(batch, rows, spec, precision, backward)),
               static_cast<double>(kernels::attention_workspace_bytes(

@@ -27,6 +27,18 @@ const char* kQwen3 =
   "head_dim": 16, "max_position_embeddings": 400, "rms_norm_eps": 1e-6, "initializer_range": 0.4,
   "tie_word_embeddings": true})";
 
+const char* kMistral =
+    R"({"model_type": "mistral", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 400, "initializer_range": 0.4,
+  "sliding_window": 70})";
+const char* kGemma2 =
+    R"({"model_type": "gemma2", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 400,
+  "initializer_range": 0.4, "sliding_window": 65, "query_pre_attn_scalar": 8})";
+const char* kOlmo2 =
+    R"({"model_type": "olmo2", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 400, "initializer_range": 0.4})";
+
 class GeneratorTest : public testing::TestWithParam<const char*> {
  protected:
   GeneratorTest()
@@ -141,12 +153,39 @@ TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest, testing::Values(kLlama, kGpt2, kQwen3),
-                         [](const testing::TestParamInfo<const char*>& info) {
-                           return std::string(info.index == 0   ? "llama"
-                                              : info.index == 1 ? "gpt2"
-                                                                : "qwen3");
-                         });
+std::string family_name(const testing::TestParamInfo<const char*>& info) {
+  static const std::vector<std::string> names = {"llama",   "gpt2",   "qwen3",
+                                                 "mistral", "gemma2", "olmo2"};
+  return names.at(info.index);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest,
+                         testing::Values(kLlama, kGpt2, kQwen3, kMistral, kGemma2, kOlmo2),
+                         family_name);
+
+/// LongRoPE turns all positions otherwise once a sequence outgrows the original context: every token must be the one that
+/// a forward pass over the text so far prefers.
+TEST(LongRopeGenerationTest, KeysAreMadeAnewPastTheOriginalContext) {
+  nn::ParameterStore store(model::spec_from_config(
+      R"({"model_type": "phi3", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.4,
+  "original_max_position_embeddings": 12, "rope_scaling": {"type": "longrope", "short_factor": [1, 1.5, 2, 2.5],
+  "long_factor": [3, 5, 7, 9]}})",
+      "test"));
+  store.initialize(7);
+  nn::Model model(store);
+  GenerationOptions options;
+  options.max_new_tokens = 25;
+  options.sampling.temperature = 0.0;
+  std::vector<int32_t> text = {3, 14, 15, 9, 2};
+  const auto completion = generate(model, nullptr, {text, {7}}, options)[0];
+  ASSERT_EQ(completion.ids.size(), 25u);
+  for (const int32_t id : completion.ids) {
+    EXPECT_EQ(id, training_forward_arg_max(model, text).back())
+        << "after " << text.size() << " tokens";
+    text.push_back(id);
+  }
+}
 
 TEST(StopMatcherTest, ShowsNothingOfAStopStringEvenWhenItArrivesInPieces) {
   StopMatcher matcher({"END", "\n\n"});

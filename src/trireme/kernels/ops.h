@@ -74,7 +74,7 @@ int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::S
 // --- Normalisation ------------------------------------------------------------------------------
 // x, y, dy, dx: [N, d] or [N, heads, d] with any strides but a contiguous last dimension (so the q
 // heads of a fused qkv matrix are normalised where they lie). rstd and mean: float32, contiguous,
-// [N] or [N, heads]. y may be x. dx may be dy. add_to_dx: dx += gradient (the residual branch), for
+// [N] or [N, heads]. y may be x. dx may be dy or x. add_to_dx: dx += gradient (the residual branch), for
 // which dx is not dy. Workspace of a backward: 4 d (or 8 d) bytes for each of up to 64 blocks of
 // rows.
 

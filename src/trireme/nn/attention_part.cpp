@@ -55,9 +55,8 @@ class AttentionPart::Graph final : public PartGraph {
     const at::Tensor residual = grad_output.flatten(0, 1);
     grad_output_ = residual;
     if (part_.norms_.after) {
-      grad_output_ = part_.norms_.after->backward(residual.clone(), saved_.projected,
-                                                  saved_.after_statistics, {}, after_gradients_);
-      saved_.projected.reset();
+      grad_output_ = part_.norms_.after->backward_over_input(
+          residual, std::move(saved_.projected), saved_.after_statistics, after_gradients_);
       saved_.after_statistics = {};
     }
 

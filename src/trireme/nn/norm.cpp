@@ -30,20 +30,33 @@ at::Tensor Norm::forward(const at::Tensor& x, bool keep_statistics,
   return y;
 }
 
-at::Tensor Norm::backward(at::Tensor dy, const at::Tensor& x, const NormStatistics& statistics,
-                          const at::Tensor& residual, NormGradients& gradients) const {
+void Norm::gradients_into(const at::Tensor& dy, const at::Tensor& x,
+                          const NormStatistics& statistics, at::Tensor dx,
+                          NormGradients& gradients) const {
   const auto floats = x.options().dtype(at::kFloat);
   gradients.weight = at::empty({x.size(1)}, floats);
   if (spec_.kind == model::NormKind::kRmsNorm) {
-    kernels::rms_norm_backward(dy, x, weight_, statistics.rstd, dy, false, gradients.weight, false,
+    kernels::rms_norm_backward(dy, x, weight_, statistics.rstd, dx, false, gradients.weight, false,
                                spec_.unit_offset ? 1.0 : 0.0);
   } else {
     if (bias_.defined()) gradients.bias = at::empty({x.size(1)}, floats);
-    kernels::layer_norm_backward(dy, x, weight_, statistics.mean, statistics.rstd, dy, false,
+    kernels::layer_norm_backward(dy, x, weight_, statistics.mean, statistics.rstd, dx, false,
                                  gradients.weight, gradients.bias, false);
   }
+}
+
+at::Tensor Norm::backward(at::Tensor dy, const at::Tensor& x, const NormStatistics& statistics,
+                          const at::Tensor& residual, NormGradients& gradients) const {
+  gradients_into(dy, x, statistics, dy, gradients);
   if (residual.defined()) dy.add_(residual);
   return dy;
+}
+
+at::Tensor Norm::backward_over_input(const at::Tensor& dy, at::Tensor x,
+                                     const NormStatistics& statistics,
+                                     NormGradients& gradients) const {
+  gradients_into(dy, x, statistics, x, gradients);
+  return x;
 }
 
 void Norm::add_gradients(const NormGradients& gradients, GradientSink& sink, int first) const {

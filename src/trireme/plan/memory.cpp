@@ -116,11 +116,11 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = statistics + qkv + qk_statistics + logsumexp + (selective ? 0 : qk) +
-                      projected + after_statistics;
-  bytes.saved_weight = attended + (selective ? 0 : normed);
-  // With a norm after it the gradient that the output's product reads is another than the part's.
-  bytes.delayed = qkv + small_gradients + (selective ? normed : 0) + projected;
+  bytes.saved_input =
+      statistics + qkv + qk_statistics + logsumexp + (selective ? 0 : qk) + after_statistics;
+  // The gradient that a norm after attention hands on takes its input's place.
+  bytes.saved_weight = attended + (selective ? 0 : normed) + projected;
+  bytes.delayed = qkv + small_gradients + (selective ? normed : 0);
 
   // The way from the input to attention's output, keeping what the mode says.
   const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed,
@@ -154,11 +154,10 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
 
   HighWater backward;
   if (where.attention_post_norm) {
-    backward.hold(projected);  // the gradient's copy
     backward.hold(after_gradients);
     backward.pass(
         sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_post_norm));
-    backward.drop(projected + after_statistics);
+    backward.drop(after_statistics);
   }
   backward.hold(attended);  // its gradient
   backward.pass(sizes.product(query_width, sizes.width));
@@ -185,6 +184,8 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
 
   // The larger of the two products; the second starts when the first has freed what it read.
   HighWater weight;
+  weight.drop(
+      projected);  // the part's own gradient: with a norm after it the products read another
   weight.pass(sizes.weight_product(sizes.width, query_width, attention.out_bias));
   weight.drop(hidden + attended);
   weight.pass(sizes.weight_product(qkv_width, sizes.width, attention.qkv_bias));
@@ -211,9 +212,9 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
 
   PartBytes bytes;
   const bool selective = mode == Recompute::kSelective;
-  bytes.saved_input = statistics + projected + after_statistics;
-  bytes.saved_weight = up + (selective ? 0 : normed + act);
-  bytes.delayed = before_gradients + after_gradients + projected + (selective ? act + normed : 0);
+  bytes.saved_input = statistics + after_statistics;
+  bytes.saved_weight = up + (selective ? 0 : normed + act) + projected;
+  bytes.delayed = before_gradients + after_gradients + (selective ? act + normed : 0);
 
   const auto make_saved = [&](HighWater& water, bool keep_statistics, bool keep_normed) {
     water.hold(normed + (keep_statistics ? statistics : 0));
@@ -241,10 +242,9 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
 
   HighWater backward;
   if (where.mlp_post_norm) {
-    backward.hold(projected);  // the gradient's copy
     backward.hold(after_gradients);
     backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.mlp_post_norm));
-    backward.drop(projected + after_statistics);
+    backward.drop(after_statistics);
   }
   backward.hold(act);  // its gradient; without a kept activation it takes that one's place
   backward.pass(sizes.product(mlp.hidden, sizes.width));
@@ -259,6 +259,7 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   bytes.backward_input_workspace = backward.above(hidden + bytes.delayed);
 
   HighWater weight;
+  weight.drop(projected);
   weight.pass(sizes.weight_product(sizes.width, mlp.hidden, mlp.bias));
   weight.drop(hidden + act);
   weight.pass(sizes.weight_product(up_width, sizes.width, mlp.bias));
