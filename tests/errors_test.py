@@ -513,6 +513,7 @@ def _(folder):
     result = folder.train("--set", "optim.lr=1e38", "--set", "schedule.warmup=0")
     steps = [json.loads(line)["step"] for line in (folder.path / "run/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) < 4, f"metrics of steps {steps}"
+    assert (folder.path / f"run/checkpoints/step-{len(steps)}/manifest.json").exists(), "the last good step is lost"
     return result
 
 
