@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "trireme/base/clock.h"
@@ -191,8 +192,7 @@ class Executor::Step {
     const auto at_part = static_cast<size_t>(std::max(part, 0));
     switch (instruction.kind) {
       case plan::OpKind::kLoadBatch:
-        micro(instruction.micro_batch).batch =
-            to_tensors(input_.micro_batches[static_cast<size_t>(instruction.micro_batch)]);
+        load(micro(instruction.micro_batch), instruction.micro_batch);
         break;
       case plan::OpKind::kForward: {
         MicroBatch& at = micro(instruction.micro_batch);
@@ -201,6 +201,8 @@ class Executor::Step {
             model_.part(part).forward(hidden, at.batch, true, to_save_mode(instruction.recompute));
         at.hidden[at_part] = std::move(result.output);
         at.graphs[at_part] = std::move(result.graph);
+        if (model_.part(part).spec().kind == model::PartKind::kRouter)
+          count(model_.part(part).spec().layer, at.batch);
         break;
       }
       case plan::OpKind::kRecompute:
@@ -220,12 +222,14 @@ class Executor::Step {
       case plan::OpKind::kBackwardInput: {
         MicroBatch& at = micro(instruction.micro_batch);
         at.gradient.at(at_part - 1) = graph(instruction).backward_input(at.gradient[at_part]);
+        if (store_.part_parameters(part).empty()) at.graphs[at_part].reset();
         break;
       }
       case plan::OpKind::kBackwardWeight: {
         MicroBatch& at = micro(instruction.micro_batch);
         if (part == 0) graph(instruction).backward_input(std::move(at.gradient[0]));
-        at.gradient[at_part].reset();  // the graph holds it and frees it as soon as it is used
+        // The graph holds it and frees it as soon as it is used.
+        if (frees_gradient_of_its_part(instruction)) at.gradient[at_part].reset();
         nn::GradientSink sink = sink_of(model_.part(part), lane(instruction.lane));
         graph(instruction).backward_weight(sink);
         at.graphs[at_part].reset();
@@ -246,6 +250,31 @@ class Executor::Step {
     }
   }
 
+  void load(MicroBatch& at, int64_t index) {
+    at.batch = to_tensors(input_.micro_batches[static_cast<size_t>(index)]);
+    at.batch.share_of_step = 1.0 / static_cast<double>(micro_batches_.size());
+    at.batch.expert_load = input_.expert_load;
+  }
+
+  /// Adds a router's figures; micro-batches come in order, so the sums are the same each time.
+  void count(int layer, const nn::BatchTensors& batch) {
+    const nn::RouterStatistics& one = batch.moe->at(layer).statistics;
+    nn::RouterStatistics& all = result_.routers[layer];
+    all.load.resize(one.load.size());
+    for (size_t e = 0; e < one.load.size(); ++e) all.load[e] += one.load[e];
+    all.dropped += one.dropped;
+    all.balance_loss += batch.share_of_step * one.balance_loss;
+    all.z_loss += batch.share_of_step * one.z_loss;
+    all.entropy += batch.share_of_step * one.entropy;
+  }
+
+  bool frees_gradient_of_its_part(const plan::Instruction& instruction) const {
+    return std::ranges::any_of(instruction.frees, [&](int id) {
+      const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
+      return buffer.kind == plan::BufferKind::kHiddenGradient && buffer.part == instruction.part;
+    });
+  }
+
   nn::PartGraph& graph(const plan::Instruction& instruction) {
     auto& graph = micro(instruction.micro_batch).graphs.at(static_cast<size_t>(instruction.part));
     TRIREME_CHECK(graph != nullptr, "{} before its forward",
@@ -257,7 +286,11 @@ class Executor::Step {
     std::vector<double> sums;
     for (const Lane& lane : lanes_) sums.push_back(lane.loss_sum);
     result_.loss = sum_by_tree(std::move(sums)) / total_targets_;
-    result_.grad_norm = optim::gradient_norm(lane(0).gradients);
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& gradient : lane(0).gradients) {
+      if (gradient.defined()) gradients.push_back(gradient);  // some parts have no parameters
+    }
+    result_.grad_norm = optim::gradient_norm(gradients);
     result_.applied = std::isfinite(result_.loss) && std::isfinite(result_.grad_norm);
   }
 
@@ -271,6 +304,30 @@ class Executor::Step {
     params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
     params.step = input_.step + 1;
     optimizer_.step(part, buffers, params);
+    move_selection_bias(part);
+  }
+
+  /// Once a step and over the global batch: experts that took more than the mean become less attractive, the others
+  /// more (arXiv 2408.15664).
+  void move_selection_bias(int part) {
+    const model::PartSpec& where = store_.spec().parts[static_cast<size_t>(part)];
+    if (where.kind != model::PartKind::kRouter) return;
+    const model::MoeSpec& moe = store_.spec().layers[static_cast<size_t>(where.layer)].moe.value();
+    if (!moe.selection_bias) return;
+    const std::vector<int64_t>& load = result_.routers.at(where.layer).load;
+    const int64_t all = std::accumulate(load.begin(), load.end(), int64_t{0});
+    const auto experts = static_cast<int64_t>(load.size());
+    for (const int parameter : store_.part_parameters(part)) {
+      if (store_.spec().parameters[static_cast<size_t>(parameter)].role !=
+          model::Role::kSelectionBias)
+        continue;
+      auto* bias = store_.master(parameter).data_ptr<float>();
+      for (int64_t e = 0; e < experts; ++e) {
+        const int64_t excess = load[static_cast<size_t>(e)] * experts - all;
+        if (excess != 0)
+          bias[e] += static_cast<float>(excess > 0 ? -moe.bias_update_rate : moe.bias_update_rate);
+      }
+    }
   }
 
   nn::Model& model_;

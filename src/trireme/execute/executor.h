@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -26,6 +27,8 @@ struct StepInput {
   int64_t step = 0;  ///< zero-based number of the optimizer step; decides the bias correction
   double learning_rate = 0.0;
   double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
+  /// By layer: tokens of every expert in the step before, for balancing losses over the global batch; or null.
+  const std::map<int, std::vector<int64_t>>* expert_load = nullptr;
 };
 
 struct StepResult {
@@ -35,6 +38,8 @@ struct StepResult {
   int64_t tokens = 0;    ///< sequences * seq_len
   int64_t num_targets = 0;
   int64_t num_bytes = 0;
+  /// By MoE layer, over the global batch: sums of counts, means of losses.
+  std::map<int, nn::RouterStatistics> routers;
   double seconds = 0.0;
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;

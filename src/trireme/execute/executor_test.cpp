@@ -7,7 +7,10 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
+#include <numeric>
 #include <random>
+#include <stdexcept>
 
 #include "trireme/device/device.h"
 #include "trireme/execute/kernel_workspace.h"
@@ -44,6 +47,16 @@ class RecordingOptimizer final : public optim::Optimizer {
 
 model::ModelSpec tiny(size_t index, uint64_t seed = 4) {
   return model::spec_from_config(nn::testing::tiny_configs(seed).at(index), "tiny.json");
+}
+
+/// A tiny model with the experts of a variant of moe_specs.h.
+model::ModelSpec tiny_moe(const std::string& variant, uint64_t seed = 4) {
+  const auto variants = nn::testing::moe_variants();
+  for (size_t i = 0; i < variants.size(); ++i) {
+    if (variants[i].name == variant)
+      return nn::testing::tiny_spec(nn::testing::tiny_configs(seed).size() + i, seed);
+  }
+  throw std::runtime_error(variant);
 }
 
 std::vector<data::Batch> random_batches(const model::ModelSpec& spec, int64_t count, int64_t rows,
@@ -108,8 +121,11 @@ void expect_bit_equal(const Outcome& got, const Outcome& want, const std::string
   EXPECT_EQ(got.result.grad_norm, want.result.grad_norm) << what;
   ASSERT_EQ(got.gradients.size(), want.gradients.size()) << what;
   for (size_t part = 0; part < want.gradients.size(); ++part) {
+    if (!want.gradients[part].defined()) continue;  // no parameters
     EXPECT_TRUE(at::equal(got.gradients[part], want.gradients[part])) << what << ", part " << part;
   }
+  for (const auto& [layer, router] : want.result.routers)
+    EXPECT_EQ(got.result.routers.at(layer).load, router.load) << what << ", layer " << layer;
 }
 
 // One thread: the models are too small to share, and several threads would wait for one another.
@@ -126,22 +142,26 @@ class ExecutorTest : public ::testing::Test {
 };
 
 TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
-  for (const size_t config : {size_t{0}, size_t{3}, size_t{7}, size_t{9}}) {
-    nn::ParameterStore store(tiny(config));
+  for (const model::ModelSpec& spec :
+       {tiny(0), tiny(3), tiny(7), tiny(9), tiny_moe("balanced"), tiny_moe("capacity"),
+        tiny_moe("sigmoid in groups with selection bias")}) {
+    nn::ParameterStore store(spec);
     store.initialize(1);
-    const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 13, config);
+    const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 13, 7);
     const Outcome got = run(store, strategy_for(4, 2, 2, 13), batches);
 
     const nn::testing::ReferenceModel reference(store);
     at::Tensor loss;
     int64_t targets = 0;
     for (const data::Batch& batch : batches) {
-      const at::Tensor part = reference.loss_sum(to_tensors(batch));
+      nn::BatchTensors tensors = to_tensors(batch);
+      tensors.share_of_step = 0.25;
+      const at::Tensor part = reference.loss_sum(tensors);
       loss = loss.defined() ? loss + part : part;
       targets += batch.num_targets;
     }
     loss = loss / static_cast<double>(targets);
-    loss.backward();
+    (loss + reference.auxiliary()).backward();
     EXPECT_NEAR(got.result.loss, loss.item<double>(), 1e-5);
     EXPECT_EQ(got.result.num_targets, targets);
     EXPECT_EQ(got.result.num_bytes, 3 * targets);
@@ -149,6 +169,7 @@ TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
     double squares = 0.0;
     for (int i = 0; i < store.num_parameters(); ++i) {
       const auto& parameter = store.spec().parameters[static_cast<size_t>(i)];
+      if (!parameter.trainable) continue;
       const at::Tensor want = reference.leaf(parameter.name).grad();
       squares += want.square().sum().item<double>();
       const at::Tensor error =
@@ -162,38 +183,42 @@ TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
 
 // Who computes a lane does not matter: each lane alone, as if on a rank of its own, and the tree by hand.
 TEST_F(ExecutorTest, LanesAreATreeOfIndependentSums) {
-  for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
-    nn::ParameterStore store(tiny(7), precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
-    store.initialize(2);
-    const std::vector<data::Batch> batches = random_batches(store.spec(), 16, 1, 11, 5);
-    int64_t targets = 0;
-    for (const data::Batch& batch : batches) targets += batch.num_targets;
-    for (const int64_t lanes : {1, 2, 4, 8}) {
-      plan::Strategy whole = strategy_for(16, lanes, 1, 11);
-      whole.precision = precision;
-      const Outcome got = run(store, whole, batches);
+  for (const bool experts : {false, true})
+    for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+      nn::ParameterStore store(experts ? tiny_moe("softmax") : tiny(7),
+                               precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      store.initialize(2);
+      const std::vector<data::Batch> batches = random_batches(store.spec(), 16, 1, 11, 5);
+      int64_t targets = 0;
+      for (const data::Batch& batch : batches) targets += batch.num_targets;
+      for (const int64_t lanes : {1, 2, 4, 8}) {
+        plan::Strategy whole = strategy_for(16, lanes, 1, 11);
+        whole.precision = precision;
+        const Outcome got = run(store, whole, batches);
 
-      const int64_t per_lane = 16 / lanes;
-      plan::Strategy alone = strategy_for(per_lane, 1, 1, 11);
-      alone.precision = precision;
-      std::vector<std::vector<at::Tensor>> sums;
-      for (int64_t lane = lanes - 1; lane >= 0; --lane) {  // the last lane first
-        const std::vector<data::Batch> own(batches.begin() + lane * per_lane,
-                                           batches.begin() + (lane + 1) * per_lane);
-        sums.insert(sums.begin(), run(store, alone, own, targets).gradients);
-      }
-      for (size_t stride = 1; stride < sums.size(); stride *= 2) {
-        for (size_t i = 0; i < sums.size(); i += 2 * stride) {
-          for (size_t part = 0; part < sums[i].size(); ++part)
-            sums[i][part] = sums[i][part] + sums[i + stride][part];
+        const int64_t per_lane = 16 / lanes;
+        plan::Strategy alone = strategy_for(per_lane, 1, 1, 11);
+        alone.precision = precision;
+        std::vector<std::vector<at::Tensor>> sums;
+        for (int64_t lane = lanes - 1; lane >= 0; --lane) {  // the last lane first
+          const std::vector<data::Batch> own(batches.begin() + lane * per_lane,
+                                             batches.begin() + (lane + 1) * per_lane);
+          sums.insert(sums.begin(), run(store, alone, own, targets).gradients);
+        }
+        for (size_t stride = 1; stride < sums.size(); stride *= 2) {
+          for (size_t i = 0; i < sums.size(); i += 2 * stride) {
+            for (size_t part = 0; part < sums[i].size(); ++part) {
+              if (sums[i][part].defined()) sums[i][part] = sums[i][part] + sums[i + stride][part];
+            }
+          }
+        }
+        for (size_t part = 0; part < sums[0].size(); ++part) {
+          if (!sums[0][part].defined()) continue;  // no parameters
+          EXPECT_TRUE(at::equal(got.gradients[part], sums[0][part]))
+              << lanes << " lanes, part " << part;
         }
       }
-      for (size_t part = 0; part < sums[0].size(); ++part) {
-        EXPECT_TRUE(at::equal(got.gradients[part], sums[0][part]))
-            << lanes << " lanes, part " << part;
-      }
     }
-  }
 }
 
 // Two ranks that hold half of the lanes each, then one addition: the bits of one rank with all lanes.
@@ -217,12 +242,13 @@ TEST_F(ExecutorTest, HalfOfTheLanesEachGivesTheSameBits) {
 
 TEST_F(ExecutorTest, RecomputeAndDelayedWeightGradientsChangeNoBit) {
   std::mt19937_64 random(9);
-  for (const size_t config : {size_t{0}, size_t{4}, size_t{8}}) {
+  for (const model::ModelSpec& spec :
+       {tiny(0), tiny(4), tiny(8), tiny_moe("balanced"), tiny_moe("gated shared expert"),
+        tiny_moe("capacity"), tiny_moe("clamped with biases")}) {
     for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
-      nn::ParameterStore store(tiny(config),
-                               precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      nn::ParameterStore store(spec, precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
       store.initialize(4);
-      const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 10, 7 + config);
+      const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 10, 7);
       plan::Strategy strategy = strategy_for(4, 2, 2, 10);
       strategy.precision = precision;
       const Outcome want = run(store, strategy, batches);
@@ -241,7 +267,8 @@ TEST_F(ExecutorTest, RecomputeAndDelayedWeightGradientsChangeNoBit) {
 
 TEST_F(ExecutorTest, RepetitionAndTheNumberOfThreadsChangeNoBit) {
   for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
-    nn::ParameterStore store(tiny(9), precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+    nn::ParameterStore store(tiny_moe("gated shared expert"),
+                             precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
     store.initialize(5);
     const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 12, 8);
     plan::Strategy strategy = strategy_for(4, 4, 2, 12);
@@ -252,6 +279,93 @@ TEST_F(ExecutorTest, RepetitionAndTheNumberOfThreadsChangeNoBit) {
       expect_bit_equal(run(store, strategy, batches), want, std::to_string(threads) + " threads");
     }
     at::set_num_threads(1);
+  }
+}
+
+/// What experts took, by layer, of every micro-batch alone.
+TEST_F(ExecutorTest, RoutersFiguresAreThoseOfTheWholeBatch) {
+  nn::ParameterStore store(tiny_moe("balanced"));
+  store.initialize(6);
+  const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 10, 9);
+  const Outcome whole = run(store, strategy_for(4, 2, 2, 10), batches);
+  ASSERT_EQ(whole.result.routers.size(), 2u);
+  for (const auto& [layer, router] : whole.result.routers) {
+    std::vector<int64_t> load(6, 0);
+    double balance = 0.0;
+    for (const data::Batch& batch : batches) {
+      const Outcome one = run(store, strategy_for(1, 1, 2, 10), {batch});
+      for (size_t e = 0; e < load.size(); ++e) load[e] += one.result.routers.at(layer).load[e];
+      balance += one.result.routers.at(layer).balance_loss / 4.0;
+    }
+    EXPECT_EQ(router.load, load);
+    EXPECT_EQ(std::accumulate(load.begin(), load.end(), int64_t{0}), 4 * 2 * 10 * 2);
+    EXPECT_NEAR(router.balance_loss, balance, 1e-12);
+    EXPECT_GE(router.balance_loss, 0.5);
+  }
+}
+
+/// Moved once a step by the global batch's load: not by every micro-batch, and not twice where a forward runs again.
+TEST_F(ExecutorTest, TheSelectionBiasMovesOnceAStep) {
+  for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+    for (const int64_t lanes : {1, 4}) {
+      nn::ParameterStore store(tiny_moe("sigmoid in groups with selection bias"));
+      store.initialize(6);
+      std::map<int, at::Tensor> before;
+      for (int i = 0; i < store.num_parameters(); ++i) {
+        if (store.spec().parameters[static_cast<size_t>(i)].role == model::Role::kSelectionBias)
+          before[i] = store.master(i).clone();
+      }
+      ASSERT_EQ(before.size(), 2u);
+      plan::Strategy strategy = strategy_for(4, lanes, 2, 10);
+      strategy.recompute.assign(store.spec().parts.size(), recompute);
+      nn::Model model(store);
+      const auto optimizer = optim::make_optimizer({}, store.spec());
+      Executor executor(model, store, *optimizer);
+      StepInput input;
+      input.micro_batches = random_batches(store.spec(), 4, 2, 10, 9);
+      input.learning_rate = 0.5;
+      const StepResult result =
+          executor.run_step(plan::build_program(store.spec(), strategy), input);
+      for (const auto& [parameter, old] : before) {
+        const int part = store.spec().parameters[static_cast<size_t>(parameter)].part;
+        const int layer = store.spec().parts[static_cast<size_t>(part)].layer;
+        const std::vector<int64_t>& load = result.routers.at(layer).load;
+        const at::Tensor moved = (store.master(parameter) - old).to(at::kDouble);
+        for (size_t e = 0; e < load.size(); ++e) {
+          const double mean = 4 * 2 * 10 * 2 / 6.0;
+          const double expected = static_cast<double>(load[e]) > mean ? -0.001 : 0.001;
+          EXPECT_NEAR(moved[static_cast<int64_t>(e)].item<double>(), expected, 1e-6)
+              << load[e] << " tokens";
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ExecutorTest, ABalancingLossOverTheGlobalBatchUsesItsCounts) {
+  model::ModelSpec spec = tiny_moe("balanced");
+  for (model::LayerSpec& layer : spec.layers) layer.moe->global_aux = true;
+  nn::ParameterStore store(spec);
+  store.initialize(6);
+  nn::Model model(store);
+  RecordingOptimizer recorder;
+  Executor executor(model, store, recorder);
+  StepInput input;
+  input.micro_batches = random_batches(spec, 2, 2, 10, 9);
+  const plan::Program program = plan::build_program(spec, strategy_for(2, 1, 2, 10));
+  // One expert took all: the loss is E times its mean share, with the shares of this step's tokens.
+  std::map<int, std::vector<int64_t>> load;
+  for (int layer = 0; layer < 2; ++layer) load[layer] = {0, 0, 0, 0, 80, 0};
+  input.expert_load = &load;
+  const StepResult result = executor.run_step(program, input);
+  const StepResult own = [&] {
+    input.expert_load = nullptr;
+    return executor.run_step(program, input);
+  }();
+  for (const auto& [layer, router] : result.routers) {
+    EXPECT_EQ(router.load, own.routers.at(layer).load);
+    EXPECT_LT(router.balance_loss, 6.0);
+    EXPECT_NE(router.balance_loss, own.routers.at(layer).balance_loss);
   }
 }
 
@@ -347,6 +461,26 @@ TEST_F(ExecutorTest, EvaluationGivesTheTrainingForwardsLoss) {
 
 // Large enough that what counts is tensors and not the small change of each.
 model::ModelSpec medium(const std::string& family) {
+  if (family.starts_with("experts")) {
+    model::MoeSpec moe;
+    moe.num_experts = 8;
+    moe.top_k = 2;
+    moe.expert.hidden = 160;
+    if (family == "experts_shared") {
+      moe.score = model::ScoreFunction::kSigmoid;
+      moe.selection_bias = true;
+      moe.shared_hidden = 96;
+      moe.shared_gate = true;
+      moe.aux_loss = 0.01;
+      moe.sequence_aux = true;
+    }
+    if (family == "experts_biased") {
+      moe.expert.bias = true;
+      moe.router_bias = true;
+      moe.clamp_limit = 7.0;
+    }
+    return nn::testing::with_experts(medium("llama"), moe, 0);
+  }
   if (family == "gpt2") {
     return model::spec_from_config(
         R"({"model_type":"gpt2","vocab_size":1000,"n_embd":128,"n_layer":2,"n_head":4,
@@ -429,7 +563,8 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
 std::vector<MemoryCase> memory_cases() {
   std::vector<MemoryCase> cases;
   // gemma2: norms before and after; olmo2: after only, and of all heads together.
-  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2"}) {
+  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2", "experts",
+                             "experts_shared", "experts_biased"}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
       for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
         for (const bool delayed : {false, true})

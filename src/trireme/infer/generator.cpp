@@ -90,7 +90,7 @@ at::Tensor advance(nn::Model& model, KeyValueCache& cache, const std::vector<int
                                           cache.values(layer, sequence, batch.seq_len)));
     }
     hidden = attention.finish(hidden, attended.size() == 1 ? attended[0] : at::cat(attended, 0));
-    hidden = model.mlp(layer).forward(hidden, batch, false, nn::SaveMode::kAll).output;
+    hidden = model.feed_forward(layer, hidden, batch);
   }
   for (const int64_t sequence : sequences) cache.advance(sequence, batch.seq_len);
   return hidden.select(1, batch.seq_len - 1).contiguous();

@@ -54,6 +54,17 @@ at::Tensor Linear::forward(const at::Tensor& x, const at::Tensor& residual) cons
   return y;
 }
 
+at::Tensor Linear::forward_float(const at::Tensor& x) const {
+  at::Tensor y = at::empty({x.size(0), out_features()}, x.options().dtype(at::kFloat));
+  kernels::linear(x, weight_, bias_.defined() ? std::optional<at::Tensor>(bias_) : std::nullopt,
+                  std::nullopt, y);
+  return y;
+}
+
+void Linear::add_backward_input(const at::Tensor& dy, at::Tensor& dx) const {
+  kernels::linear_backward_input(dy, weight_, dx, true);
+}
+
 at::Tensor Linear::backward_input(const at::Tensor& dy) const {
   at::Tensor dx = at::empty({dy.size(0), in_features()}, dy.options());
   kernels::linear_backward_input(dy, weight_, dx);

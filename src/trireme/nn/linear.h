@@ -25,8 +25,12 @@ class Linear {
 
   /// x [N, in] -> a new [N, out], plus `residual` [N, out] where defined.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
+  /// The same in float32 from compute dtype, without a residual.
+  at::Tensor forward_float(const at::Tensor& x) const;
   /// dy [N, out] -> a new [N, in].
   at::Tensor backward_input(const at::Tensor& dy) const;
+  /// dx [N, in] += the same.
+  void add_backward_input(const at::Tensor& dy, at::Tensor& dx) const;
   /// Adds the gradients of weights and biases to the sink.
   void backward_weight(const at::Tensor& dy, const at::Tensor& x, GradientSink& sink) const;
 

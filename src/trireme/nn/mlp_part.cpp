@@ -7,7 +7,6 @@
 #include "trireme/kernels/ops.h"
 
 namespace trireme::nn {
-namespace {
 
 kernels::Activation to_kernel(model::Activation activation) {
   switch (activation) {
@@ -22,8 +21,6 @@ kernels::Activation to_kernel(model::Activation activation) {
   }
   TRIREME_CHECK(false, "unknown activation {}", static_cast<int>(activation));
 }
-
-}  // namespace
 
 struct MlpPart::Saved {
   NormStatistics statistics;

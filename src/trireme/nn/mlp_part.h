@@ -6,12 +6,16 @@
 //   [N, F] kSelective  norm statistics and gate|up kInputOnly  nothing but the input
 #pragma once
 
+#include "trireme/kernels/ops.h"
 #include "trireme/nn/linear.h"
 #include "trireme/nn/norm.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
 
 namespace trireme::nn {
+
+/// The kernel of an activation.
+kernels::Activation to_kernel(model::Activation activation);
 
 class MlpPart final : public Part {
  public:

@@ -34,7 +34,19 @@ Model::Model(const ParameterStore& store) : store_(store) {
             store, i, table_for(spec.layers[part.layer].attention.rotary))));
         break;
       case model::PartKind::kMlp:
-        mlp_.push_back(add(std::make_unique<MlpPart>(store, i)));
+        feed_forward_.push_back({add(std::make_unique<MlpPart>(store, i))});
+        break;
+      case model::PartKind::kRouter:
+        feed_forward_.push_back({add(std::make_unique<RouterPart>(store, i))});
+        break;
+      case model::PartKind::kDispatch:
+        feed_forward_.back().push_back(add(std::make_unique<DispatchPart>(store, i)));
+        break;
+      case model::PartKind::kExperts:
+        feed_forward_.back().push_back(add(std::make_unique<ExpertsPart>(store, i)));
+        break;
+      case model::PartKind::kCombine:
+        feed_forward_.back().push_back(add(std::make_unique<CombinePart>(store, i)));
         break;
       case model::PartKind::kHead:
         head_ = add(std::make_unique<HeadPart>(store, i));
@@ -44,6 +56,13 @@ Model::Model(const ParameterStore& store) : store_(store) {
     }
   }
   TRIREME_CHECK(embedding_ && head_, "a model needs an embedding and a head");
+}
+
+at::Tensor Model::feed_forward(int layer, const at::Tensor& hidden, const BatchTensors& batch) {
+  at::Tensor state = hidden;
+  for (Part* part : feed_forward_[static_cast<size_t>(layer)])
+    state = part->forward(state, batch, false, SaveMode::kAll).output;
+  return state;
 }
 
 }  // namespace trireme::nn

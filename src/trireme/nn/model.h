@@ -5,11 +5,15 @@
 #include <vector>
 
 #include "trireme/nn/attention_part.h"
+#include "trireme/nn/combine_part.h"
+#include "trireme/nn/dispatch_part.h"
 #include "trireme/nn/embedding_part.h"
+#include "trireme/nn/experts_part.h"
 #include "trireme/nn/head_part.h"
 #include "trireme/nn/mlp_part.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
+#include "trireme/nn/router_part.h"
 
 namespace trireme::nn {
 
@@ -25,7 +29,8 @@ class Model {
   int num_layers() const { return static_cast<int>(attention_.size()); }
   EmbeddingPart& embedding() { return *embedding_; }
   AttentionPart& attention(int layer) { return *attention_[layer]; }
-  MlpPart& mlp(int layer) { return *mlp_[layer]; }
+  /// The MLP or the experts of a layer, without gradients. hidden [rows, seq_len, d] -> the same.
+  at::Tensor feed_forward(int layer, const at::Tensor& hidden, const BatchTensors& batch);
   HeadPart& head() { return *head_; }
 
  private:
@@ -33,7 +38,8 @@ class Model {
   std::vector<std::unique_ptr<Part>> parts_;
   EmbeddingPart* embedding_ = nullptr;
   std::vector<AttentionPart*> attention_;
-  std::vector<MlpPart*> mlp_;
+  std::vector<std::vector<Part*>>
+      feed_forward_;  ///< per layer: its MLP, or the four parts of a MoE
   HeadPart* head_ = nullptr;
 };
 

@@ -8,10 +8,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <vector>
 
 #include "trireme/model/model_spec.h"
+#include "trireme/nn/moe_flow.h"
 
 namespace trireme::nn {
 
@@ -24,6 +26,12 @@ struct BatchTensors {
   at::Tensor positions;  ///< int32
   /// Start offsets of documents, per row; the first is 0. Attention stays inside a document.
   std::vector<std::vector<int32_t>> segments;
+  /// By layer: what the parts of a MoE layer hand on beside the hidden state. Copies share it.
+  std::shared_ptr<std::map<int, MoeFlow>> moe = std::make_shared<std::map<int, MoeFlow>>();
+  /// This micro-batch's share of the step's tokens: what its balancing losses are multiplied with.
+  double share_of_step = 1.0;
+  /// By layer: tokens of every expert in a global batch, for balancing losses over it; or null.
+  const std::map<int, std::vector<int64_t>>* expert_load = nullptr;
 };
 
 /// Where gradients go: fp32 views of a lane's flat accumulators, one per entry of

@@ -134,7 +134,8 @@ TEST(AdamWGoldenTest, StaysWithinUlpsOfPyTorchOver100Steps) {
 }
 
 TEST(MuonGoldenTest, FollowsPyTorch) {
-  for (const Json& golden : goldens()["muon"]) {
+  const Json all = goldens();
+  for (const Json& golden : all["muon"]) {
     const auto shape = golden["shape"].get<std::vector<int64_t>>();
     SCOPED_TRACE(golden["shape"].dump() + golden["adjust"].dump());
     OptimizerConfig config;

@@ -124,6 +124,14 @@ int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
   return floats((blocks + 1) * width * (norm.bias ? 2 : 1));
 }
 
+int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in,
+                                        Precision precision) const {
+  // Rows of all groups, each group's last block padded by half of the most on average.
+  const int64_t padded = rows + std::min(groups, rows) * kInnerMultiple / 2;
+  const bool native = precision == Precision::kBf16 && bfloat16 == Bf16Product::kPanels;
+  return tensor_bytes((native ? 2 : 4) * padded * round_up(in, kTile));
+}
+
 int64_t KernelWorkspace::bias_gradient(int64_t rows, int64_t width) const {
   return floats(reduction_blocks(rows) * width);
 }

@@ -37,6 +37,8 @@ struct KernelWorkspace {
   /// Gradients of a norm's weight (and bias) over `rows` rows of `width`.
   int64_t norm_backward(int64_t rows, int64_t width, const model::NormSpec& norm) const;
   int64_t bias_gradient(int64_t rows, int64_t width) const;
+  /// dW [groups, out, in] of `rows` rows in all.
+  int64_t grouped_weight(int64_t rows, int64_t groups, int64_t in, Precision precision) const;
 };
 
 }  // namespace trireme::plan

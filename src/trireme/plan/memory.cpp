@@ -5,76 +5,15 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/part_memory.h"
 
 namespace trireme::plan {
 
 namespace {
 
 using model::MlpKind;
-using model::NormKind;
 using model::NormSpec;
 using model::PartKind;
-
-// Follows an instruction through its allocations: the workspace is how far the highest point lies
-// above what the instruction makes.
-class HighWater {
- public:
-  void hold(int64_t bytes) {
-    live_ += bytes;
-    highest_ = std::max(highest_, live_);
-  }
-  void drop(int64_t bytes) { live_ -= bytes; }
-  /// Held and dropped at once.
-  void pass(int64_t bytes) { highest_ = std::max(highest_, live_ + bytes); }
-  int64_t above(int64_t made) const { return std::max<int64_t>(highest_ - made, 0); }
-
- private:
-  int64_t live_ = 0;
-  int64_t highest_ = 0;
-};
-
-int64_t norm_statistics(const NormSpec& norm, int64_t tokens) {
-  return tensor_bytes(4 * tokens) * (norm.kind == NormKind::kLayerNorm ? 2 : 1);
-}
-
-int64_t norm_gradients(const NormSpec& norm, int64_t size) {
-  return tensor_bytes(4 * size) * (norm.bias ? 2 : 1);
-}
-
-int64_t norm_statistics(const std::optional<NormSpec>& norm, int64_t tokens) {
-  return norm ? norm_statistics(*norm, tokens) : 0;
-}
-
-int64_t norm_gradients(const std::optional<NormSpec>& norm, int64_t size) {
-  return norm ? norm_gradients(*norm, size) : 0;
-}
-
-// Sizes that both kinds of parts share.
-struct Sizes {
-  Sizes(const model::ModelSpec& spec, const Strategy& strategy)
-      : kernels(strategy.kernels),
-        precision(strategy.precision),
-        tokens(strategy.micro * strategy.seq_len),
-        width(spec.hidden),
-        hidden(activations(width)) {}
-
-  int64_t activations(int64_t columns) const {
-    return tensor_bytes(tokens * columns * element_bytes(precision));
-  }
-  int64_t product(int64_t cols, int64_t inner) const {
-    return kernels.product(tokens, cols, inner, precision);
-  }
-  int64_t weight_product(int64_t out, int64_t in, bool bias) const {
-    return std::max(kernels.weight_product(tokens, out, in, precision),
-                    bias ? kernels.bias_gradient(tokens, out) : 0);
-  }
-
-  const KernelWorkspace& kernels;
-  Precision precision;
-  int64_t tokens;
-  int64_t width;
-  int64_t hidden;
-};
 
 // Mirrors nn/attention_part.cpp line by line.
 PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
@@ -168,7 +107,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   if (!has_qk_norm) {
     backward.drop(qkv);
   } else {
-    const NormSpec heads{NormKind::kRmsNorm, 0.0, false};
+    const NormSpec heads{model::NormKind::kRmsNorm, 0.0, false};
     backward.hold(qk_norm_gradients);
     backward.pass(sizes.kernels.norm_backward(sizes.tokens * q_rows, q_norm_width, heads));
     backward.drop(qkv + qk_statistics);
@@ -281,6 +220,7 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
     return attention_bytes(spec, strategy, where.layer, mode);
   }
   if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
+  if (where.layer >= 0) return moe_part_bytes(spec, strategy, part, mode);
   return {};
 }
 
@@ -288,8 +228,11 @@ int64_t batch_bytes(const Strategy& strategy) {
   return 3 * tensor_bytes(8 * strategy.micro * strategy.seq_len);
 }
 
-int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
-  return Sizes(spec, strategy).hidden;
+int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  const Sizes sizes(spec, strategy);
+  const PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
+  if (kind != PartKind::kDispatch && kind != PartKind::kExperts) return sizes.hidden;
+  return sizes.matrix(expert_rows(spec, strategy, part), sizes.width);
 }
 
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {

@@ -79,6 +79,7 @@ struct MicroBatch {
   std::vector<int> saved_input;
   std::vector<int> saved_weight;
   std::vector<int> delayed;
+  std::vector<int> weight_gradient;  // of a router: of its weights
 };
 
 class Builder {
@@ -89,14 +90,16 @@ class Builder {
         gradients_(spec.parts.size(),
                    std::vector<int>(static_cast<size_t>(strategy.lanes), kNone)) {
     program_.strategy = strategy;
+    has_parameters_.assign(spec.parts.size(), 0);
+    for (const model::ParameterSpec& parameter : spec.parameters)
+      has_parameters_[static_cast<size_t>(parameter.part)] = 1;
     Strategy& chosen = program_.strategy;
     if (chosen.loss_chunk_rows == 0) chosen.loss_chunk_rows = choose_loss_chunk_rows(spec, chosen);
     chosen.loss_chunk_rows = std::min(chosen.loss_chunk_rows, chosen.micro * chosen.seq_len);
     chosen.recompute.resize(spec.parts.size(), Recompute::kNone);
     for (int part = 0; part < num_parts_; ++part) {
       const model::PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
-      const bool keeps = kind == model::PartKind::kAttention || kind == model::PartKind::kMlp;
-      if (!keeps) chosen.recompute[static_cast<size_t>(part)] = Recompute::kNone;
+      if (!recomputes(kind)) chosen.recompute[static_cast<size_t>(part)] = Recompute::kNone;
       flops_.push_back(model::part_flops(spec, part, chosen.seq_len));
       bytes_.push_back(kind == model::PartKind::kHead
                            ? PartBytes{}
@@ -119,26 +122,57 @@ class Builder {
       for (int part = num_parts_ - 2; part >= 1; --part) {
         if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
         backward_input(micro, part);
-        if (!strategy.delay_weight_gradients) backward_weight(micro, part);
+        if (!strategy.delay_weight_gradients && has_parameters(part)) backward_weight(micro, part);
       }
       if (strategy.delay_weight_gradients) {
-        for (int part = num_parts_ - 2; part >= 1; --part) backward_weight(micro, part);
+        for (int part = num_parts_ - 2; part >= 1; --part) {
+          if (has_parameters(part)) backward_weight(micro, part);
+        }
       }
       embedding_backward(micro);
     }
     finish_step();
+    free_after_last_use();
     return std::move(program_);
   }
 
  private:
-  /// Without a norm before it a part's products read its input itself.
+  /// Parts whose forward can run again from their input.
+  static bool recomputes(model::PartKind kind) {
+    return kind == model::PartKind::kAttention || kind == model::PartKind::kMlp ||
+           kind == model::PartKind::kExperts || kind == model::PartKind::kCombine;
+  }
+
+  model::PartKind kind(int part) const { return spec_.parts[static_cast<size_t>(part)].kind; }
+
+  bool has_parameters(int part) const { return has_parameters_[static_cast<size_t>(part)] != 0; }
+
+  /// The router of a MoE layer's part.
+  int router_of(int part) const {
+    while (kind(part) != model::PartKind::kRouter) --part;
+    return part;
+  }
+
+  bool has_shared_expert(int part) const {
+    const int layer = spec_.parts[static_cast<size_t>(part)].layer;
+    return spec_.layers[static_cast<size_t>(layer)].moe.value().shared_hidden > 0;
+  }
+
+  /// What a part's products read for the gradients of its weights is its input, and not what a norm makes of it.
   bool reads_input_for_weights(int part) const {
     const model::PartSpec& where = spec_.parts[static_cast<size_t>(part)];
     if (where.layer < 0) return false;
     const model::LayerSpec& layer = spec_.layers[static_cast<size_t>(where.layer)];
-    return where.kind == model::PartKind::kAttention
-               ? !layer.attention_norm
-               : where.kind == model::PartKind::kMlp && !layer.mlp_norm;
+    switch (where.kind) {
+      case model::PartKind::kAttention:
+        return !layer.attention_norm;
+      case model::PartKind::kMlp:
+        return !layer.mlp_norm;
+      case model::PartKind::kExperts:
+        return true;
+      default:
+        return false;
+    }
   }
 
   Recompute recompute(int part) const {
@@ -192,16 +226,28 @@ class Builder {
     access_[static_cast<size_t>(buffer)] = {current(), {}};
   }
 
-  void free(int buffer) {
-    program_.instructions.back().frees.push_back(buffer);
-    program_.buffers[static_cast<size_t>(buffer)].freed_after = current();
-    after_everyone(buffer);
-  }
-
-  void end() {
-    auto& depends_on = program_.instructions.back().depends_on;
-    std::sort(depends_on.begin(), depends_on.end());
-    depends_on.erase(std::unique(depends_on.begin(), depends_on.end()), depends_on.end());
+  // A buffer is dead after the last instruction that touches it.
+  void free_after_last_use() {
+    std::vector<int> last(program_.buffers.size(), kNone);
+    for (const Instruction& instruction : program_.instructions) {
+      for (const auto* buffers : {&instruction.makes, &instruction.uses}) {
+        for (const int buffer : *buffers) last[static_cast<size_t>(buffer)] = instruction.id;
+      }
+    }
+    for (Buffer& buffer : program_.buffers) {
+      buffer.freed_after = last[static_cast<size_t>(buffer.id)];
+      Instruction& freeing = program_.instructions[static_cast<size_t>(buffer.freed_after)];
+      freeing.frees.push_back(buffer.id);
+      const Access& access = access_[static_cast<size_t>(buffer.id)];
+      for (const int reader : access.readers) freeing.depends_on.push_back(reader);
+      freeing.depends_on.push_back(access.last_write);
+    }
+    for (Instruction& instruction : program_.instructions) {
+      auto& depends_on = instruction.depends_on;
+      std::erase(depends_on, instruction.id);
+      std::ranges::sort(depends_on);
+      depends_on.erase(std::unique(depends_on.begin(), depends_on.end()), depends_on.end());
+    }
   }
 
   void load(int64_t index) {
@@ -213,11 +259,9 @@ class Builder {
     instruction.resource = Resource::kHost;
     // Two batches exist at most: this one takes the place of the one before the last.
     if (index >= 2) {
-      depend(program_.buffers[static_cast<size_t>(batches_[static_cast<size_t>(index - 2)])]
-                 .freed_after);
+      after_everyone(batches_[static_cast<size_t>(index - 2)]);
     }
     make(buffer);
-    end();
   }
 
   MicroBatch begin_micro_batch(int64_t index) {
@@ -229,7 +273,7 @@ class Builder {
     micro.last_of_lane = index % per_lane == per_lane - 1;
     micro.batch = batches_[static_cast<size_t>(index)];
     for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
-                          &micro.saved_weight, &micro.delayed}) {
+                          &micro.saved_weight, &micro.delayed, &micro.weight_gradient}) {
       buffers->assign(spec_.parts.size(), kNone);
     }
     return micro;
@@ -243,8 +287,10 @@ class Builder {
 
   void make_saved(MicroBatch& micro, int part) {
     const PartBytes& bytes = bytes_[static_cast<size_t>(part)];
-    make_for(micro, micro.saved_input, part, BufferKind::kSaved, bytes.saved_input);
-    make_for(micro, micro.saved_weight, part, BufferKind::kSaved, bytes.saved_weight);
+    if (bytes.saved_input > 0)
+      make_for(micro, micro.saved_input, part, BufferKind::kSaved, bytes.saved_input);
+    if (bytes.saved_weight > 0)
+      make_for(micro, micro.saved_weight, part, BufferKind::kSaved, bytes.saved_weight);
   }
 
   void forward(MicroBatch& micro, int part) {
@@ -253,10 +299,10 @@ class Builder {
     instruction.flops = flops_[static_cast<size_t>(part)].forward * tokens_;
     instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].forward_workspace;
     read_inputs(micro, part);
+    read_residual(micro, part);
     make_for(micro, micro.hidden, part, BufferKind::kHidden,
-             hidden_bytes(spec_, program_.strategy));
+             hidden_bytes(spec_, program_.strategy, part));
     if (part > 0 && recompute(part) != Recompute::kFull) make_saved(micro, part);
-    end();
   }
 
   void recompute_forward(MicroBatch& micro, int part) {
@@ -269,13 +315,36 @@ class Builder {
     depend(
         access_[static_cast<size_t>(micro.hidden_gradient[static_cast<size_t>(part)])].last_write);
     make_saved(micro, part);
-    end();
+  }
+
+  void read_if_made(int buffer) {
+    if (buffer != kNone) read(buffer);
   }
 
   void read_inputs(const MicroBatch& micro, int part) {
     if (part > 0) read(micro.hidden[static_cast<size_t>(part) - 1]);
-    // The embedding reads tokens; attention positions and the documents' bounds.
-    if (spec_.parts[static_cast<size_t>(part)].kind != model::PartKind::kMlp) read(micro.batch);
+    switch (kind(part)) {
+      case model::PartKind::kEmbedding:  // tokens
+      case model::PartKind::kAttention:  // positions and the documents' bounds
+        read(micro.batch);
+        break;
+      case model::PartKind::kDispatch:
+      case model::PartKind::kExperts:
+      case model::PartKind::kCombine:
+        read(micro.saved_input[static_cast<size_t>(router_of(part))]);  // the order of rows
+        break;
+      default:
+        break;
+    }
+  }
+
+  /// Beside what the experts made, combine reads the layer's input (the residual) and the shared expert its norm's
+  /// result.
+  void read_residual(const MicroBatch& micro, int part) {
+    if (kind(part) != model::PartKind::kCombine) return;
+    const auto router = static_cast<size_t>(router_of(part));
+    read(micro.hidden[router - 1]);
+    if (has_shared_expert(part)) read(micro.hidden[router]);
   }
 
   // The gradient buffer of a part in the micro-batch's lane: made by its first writer.
@@ -299,11 +368,9 @@ class Builder {
     read(input);
     read(micro.batch);
     make_for(micro, micro.hidden_gradient, head - 1, BufferKind::kHiddenGradient,
-             hidden_bytes(spec_, program_.strategy));
+             hidden_bytes(spec_, program_.strategy, head - 1));
     accumulate(micro, head);
     if (spec_.tied_embeddings) accumulate(micro, 0);
-    free(input);
-    end();
     combine(micro, head);
   }
 
@@ -314,15 +381,49 @@ class Builder {
     instruction.flops = flops_[at].backward_input * tokens_;
     instruction.workspace_bytes = bytes_[at].backward_input_workspace;
     read(micro.hidden_gradient[at]);
-    read_inputs(micro, part);
-    read(micro.saved_input[at]);
-    read(micro.saved_weight[at]);
-    make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
-             hidden_bytes(spec_, program_.strategy));
-    make_for(micro, micro.delayed, part, BufferKind::kDelayed, bytes_[at].delayed);
-    if (!reads_input_for_weights(part)) free(micro.hidden[at - 1]);
-    free(micro.saved_input[at]);
-    end();
+    read_backward_inputs(micro, part);
+    read_if_made(micro.saved_input[at]);
+    read_if_made(micro.saved_weight[at]);
+    make_input_gradients(micro, part);
+    if (bytes_[at].delayed > 0)
+      make_for(micro, micro.delayed, part, BufferKind::kDelayed, bytes_[at].delayed);
+  }
+
+  void read_backward_inputs(const MicroBatch& micro, int part) {
+    const auto at = static_cast<size_t>(part);
+    switch (kind(part)) {
+      case model::PartKind::kDispatch:  // only the order of rows
+        read(micro.saved_input[at - 1]);
+        break;
+      case model::PartKind::kCombine:
+        read(micro.saved_input[static_cast<size_t>(router_of(part))]);
+        break;
+      case model::PartKind::kRouter:
+        read_inputs(micro, part);
+        read(micro.hidden_gradient[at + 3]);  // of the layer's output: the residual branch
+        read(micro.weight_gradient[at]);
+        break;
+      default:
+        read_inputs(micro, part);
+    }
+  }
+
+  void make_input_gradients(MicroBatch& micro, int part) {
+    const auto at = static_cast<size_t>(part);
+    const int64_t bytes = hidden_bytes(spec_, program_.strategy, part - 1);
+    if (kind(part) == model::PartKind::kDispatch && micro.hidden_gradient[at - 1] != kNone) {
+      write(micro.hidden_gradient[at - 1]);  // adds to what the shared expert left
+    } else {
+      make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient, bytes);
+    }
+    const int64_t choices = routed_choices_bytes(spec_, program_.strategy, part);
+    if (kind(part) == model::PartKind::kExperts)
+      make_for(micro, micro.weight_gradient, router_of(part), BufferKind::kDelayed, choices);
+    if (kind(part) == model::PartKind::kCombine && has_shared_expert(part)) {
+      const int router = router_of(part);
+      make_for(micro, micro.hidden_gradient, router, BufferKind::kHiddenGradient,
+               hidden_bytes(spec_, program_.strategy, router));
+    }
   }
 
   void backward_weight(MicroBatch& micro, int part) {
@@ -331,17 +432,15 @@ class Builder {
     instruction.recompute = recompute(part);
     instruction.flops = flops_[at].backward_weight * tokens_;
     instruction.workspace_bytes = bytes_[at].backward_weight_workspace;
-    for (const int buffer :
-         {micro.hidden_gradient[at], micro.saved_weight[at], micro.delayed[at]}) {
-      read(buffer);
-      free(buffer);
-    }
-    if (reads_input_for_weights(part)) {
-      read(micro.hidden[at - 1]);
-      free(micro.hidden[at - 1]);
-    }
+    // A router's own gradient has become its input's by then.
+    if (kind(part) != model::PartKind::kRouter) read(micro.hidden_gradient[at]);
+    read_if_made(micro.saved_weight[at]);
+    read_if_made(micro.delayed[at]);
+    if (reads_input_for_weights(part)) read(micro.hidden[at - 1]);
+    if (kind(part) == model::PartKind::kRouter) read(micro.hidden[at]);
+    if (kind(part) == model::PartKind::kCombine)
+      read(micro.hidden[static_cast<size_t>(router_of(part))]);
     accumulate(micro, part);
-    end();
     combine(micro, part);
   }
 
@@ -350,11 +449,8 @@ class Builder {
     instruction.flops = flops_[0].backward_weight * tokens_;
     instruction.workspace_bytes = bytes_[0].backward_weight_workspace;
     read(micro.hidden_gradient[0]);
-    free(micro.hidden_gradient[0]);
     read(micro.batch);
-    free(micro.batch);
     accumulate(micro, 0);
-    end();
     combine(micro, 0);
   }
 
@@ -371,34 +467,32 @@ class Builder {
       std::vector<int>& buffers = gradients_[static_cast<size_t>(part)];
       write(buffers[static_cast<size_t>(left)]);
       read(buffers[static_cast<size_t>(right)]);
-      free(buffers[static_cast<size_t>(right)]);
-      end();
     }
   }
 
   void finish_step() {
     begin(OpKind::kGradNorm, kNone, kNone, kNone);
     const int norm = current();
-    for (int part = 0; part < num_parts_; ++part) read(gradients_[static_cast<size_t>(part)][0]);
-    end();
+    for (int part = 0; part < num_parts_; ++part) {
+      if (has_parameters(part)) read(gradients_[static_cast<size_t>(part)][0]);
+    }
     std::vector<int> steps;
     for (int part = 0; part < num_parts_; ++part) {
+      if (!has_parameters(part)) continue;
       Instruction& step = begin(OpKind::kOptimizerStep, part, kNone, kNone);
       const std::vector<int64_t>& workspace = program_.strategy.optimizer_workspace_bytes;
       if (!workspace.empty()) step.workspace_bytes = workspace[static_cast<size_t>(part)];
       depend(norm);
       read(gradients_[static_cast<size_t>(part)][0]);
-      free(gradients_[static_cast<size_t>(part)][0]);
-      end();
       steps.push_back(current());
     }
     begin(OpKind::kCommit, kNone, kNone, kNone).resource = Resource::kHost;
     for (const int step : steps) depend(step);
-    end();
   }
 
   const model::ModelSpec& spec_;
   const int num_parts_;
+  std::vector<char> has_parameters_;
   std::vector<std::vector<int>> gradients_;  // [part][lane]: buffer of the lane, then of its group
   std::vector<model::TokenFlops> flops_;
   std::vector<PartBytes> bytes_;

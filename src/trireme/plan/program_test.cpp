@@ -447,7 +447,7 @@ TEST(Memory, OfGpt2ByHand) {
   Strategy strategy = strategy_of(1, 1, 4, 1024);
   const int64_t n = 4 * 1024;
   EXPECT_EQ(batch_bytes(strategy), 3 * 8 * n);
-  EXPECT_EQ(hidden_bytes(spec, strategy), 4 * n * 768);
+  EXPECT_EQ(hidden_bytes(spec, strategy, 1), 4 * n * 768);
   EXPECT_EQ(resident_bytes(spec, strategy).total(), 12 * 124439808);
   // Attention keeps the norm's statistics, qkv and the log-sum-exp until backward-input; the normed
   // input and the attention's output until backward-weight.
@@ -461,7 +461,7 @@ TEST(Memory, OfGpt2ByHand) {
   EXPECT_EQ(parameter_gradient_bytes(spec, 2), 4 * (2 * 768 + 2 * 768 * 3072 + 3072 + 768));
 
   strategy.precision = Precision::kBf16;
-  EXPECT_EQ(hidden_bytes(spec, strategy), 2 * n * 768);
+  EXPECT_EQ(hidden_bytes(spec, strategy, 1), 2 * n * 768);
   EXPECT_EQ(resident_bytes(spec, strategy).total(), 14 * 124439808);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
   EXPECT_EQ(resident_bytes(spec, strategy).total(), 6 * 124439808);

@@ -20,6 +20,7 @@
 #include "trireme/model/model_spec.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
+#include "trireme/nn/testing/moe_specs.h"
 
 namespace trireme::nn::testing {
 
@@ -100,6 +101,19 @@ inline std::vector<std::string> tiny_configs(uint64_t seed) {
   return configs;
 }
 
+/// Dense configurations, then a llama with every kind of experts.
+inline size_t num_tiny_specs() {
+  return tiny_configs(1).size() + moe_variants().size();
+}
+inline model::ModelSpec tiny_spec(size_t index, uint64_t seed) {
+  const std::vector<std::string> configs = tiny_configs(seed);
+  if (index < configs.size()) return model::spec_from_config(configs[index], "tiny.json");
+  const MoeVariant variant = moe_variants().at(index - configs.size());
+  constexpr size_t kLlama = 3;
+  return with_experts(model::spec_from_config(configs[kLlama], "tiny.json"), variant.moe,
+                      variant.first);
+}
+
 /// A random batch; with `documents` rows are cut into segments with positions of their own. Some
 /// targets are ignored.
 inline BatchTensors random_batch(const model::ModelSpec& spec, int64_t rows, int64_t length,
@@ -140,6 +154,9 @@ class ReferenceModel {
     }
   }
 
+  /// Balancing losses of the batches that loss_sum() has seen, with their coefficients and the batches' shares.
+  at::Tensor auxiliary() const { return auxiliary_; }
+
   const at::Tensor& leaf(const std::string& name) const { return leaves_.at(name); }
 
   /// [rows, length, vocabulary]
@@ -151,11 +168,22 @@ class ReferenceModel {
     }
     x = x.view({batch.rows, batch.seq_len, spec_.hidden}) * spec_.embedding_scale;
     const at::Tensor mask = allowed(batch);
+    rows_ = batch.rows;
     for (int part = 1; part + 1 < static_cast<int>(spec_.parts.size()); ++part) {
       const model::LayerSpec& layer = spec_.layers[spec_.parts[part].layer];
-      x = x + (spec_.parts[part].kind == model::PartKind::kAttention
-                   ? attention(part, layer, x, batch.positions, mask)
-                   : mlp(part, layer, x));
+      switch (spec_.parts[part].kind) {
+        case model::PartKind::kAttention:
+          x = x + attention(part, layer, x, batch.positions, mask);
+          break;
+        case model::PartKind::kMlp:
+          x = x + mlp(part, layer, x);
+          break;
+        case model::PartKind::kRouter:
+          x = x + experts(part, layer, x);
+          break;
+        default:  // the router's part has done it
+          break;
+      }
     }
     const int head = static_cast<int>(spec_.parts.size()) - 1;
     x = norm(head, spec_.final_norm, x);
@@ -164,8 +192,11 @@ class ReferenceModel {
     return cap(x.matmul(weight.t()), spec_.logit_softcap);
   }
 
-  /// Sum of the losses of counted targets.
+  /// Sum of the losses of counted targets. Experts drop what goes beyond their capacity, and balancing losses are
+  /// added up in auxiliary().
   at::Tensor loss_sum(const BatchTensors& batch) const {
+    training_ = true;
+    share_ = batch.share_of_step;
     return at::cross_entropy_loss(logits(batch).flatten(0, 1), batch.targets.flatten(), {},
                                   at::Reduction::Sum, -100);
   }
@@ -345,8 +376,98 @@ class ReferenceModel {
                 layer.mlp_norm ? 1 : 0);
   }
 
+  // Experts by their definition: each computes every token, and the weights of those not chosen are zero.
+  at::Tensor experts(int router, const model::LayerSpec& layer, const at::Tensor& input) const {
+    const model::MoeSpec& moe = layer.moe.value();
+    const at::Tensor h = norm(router, layer.mlp_norm, input).flatten(0, 1);
+    at::Tensor logits = h.matmul(by_role(router, model::Role::kRouter).t());
+    if (moe.router_bias) logits = logits + by_role(router, model::Role::kBias);
+    const bool sigmoid = moe.score == model::ScoreFunction::kSigmoid;
+    const at::Tensor scores = sigmoid ? logits.sigmoid() : logits.softmax(-1);
+    at::Tensor values = scores.detach();
+    if (moe.selection_bias) values = values + by_role(router, model::Role::kSelectionBias).detach();
+    if (moe.num_groups > 1) {
+      const at::Tensor groups = values.view({h.size(0), moe.num_groups, -1});
+      const at::Tensor best = moe.group_score_top2 ? std::get<0>(groups.topk(2, -1)).sum(-1)
+                                                   : std::get<0>(groups.max(-1));
+      const at::Tensor kept =
+          at::zeros_like(best).scatter(1, std::get<1>(best.topk(moe.top_groups, -1)), 1.0);
+      values = values.masked_fill(
+          kept.repeat_interleave(moe.num_experts / moe.num_groups, 1).eq(0.0), -INFINITY);
+    }
+    const at::Tensor choice = std::get<1>(values.topk(moe.top_k, -1));
+    at::Tensor weights =
+        moe.softmax_after_top_k ? logits.gather(1, choice).softmax(-1) : scores.gather(1, choice);
+    if (moe.normalize) weights = weights / weights.sum(-1, true);
+    at::Tensor dense = at::zeros_like(scores).scatter(1, choice, weights * moe.scaling);
+    const at::Tensor chosen = at::zeros_like(scores).detach().scatter(1, choice, 1.0);
+    if (training_) {
+      balance(moe, logits, sigmoid ? scores / scores.sum(-1, true) : scores, chosen);
+      dense = dense * kept_of(moe, dense.detach(), chosen);
+    }
+
+    const int part = router + 2;
+    at::Tensor sum = at::zeros_like(h);
+    for (int64_t e = 0; e < moe.num_experts; ++e) {
+      const auto of = [&](model::Role role) { return by_role(part, role)[e]; };
+      at::Tensor gate = h.matmul(of(model::Role::kExpertGate).t());
+      at::Tensor up = h.matmul(of(model::Role::kExpertUp).t());
+      if (moe.expert.bias) {
+        gate = gate + of(model::Role::kExpertGateBias);
+        up = up + of(model::Role::kExpertUpBias);
+      }
+      if (moe.clamp_limit > 0) {
+        gate = gate.clamp_max(moe.clamp_limit);
+        up = (up.clamp(-moe.clamp_limit, moe.clamp_limit) + 1) * gate * (1.702 * gate).sigmoid();
+      } else {
+        up = activate(moe.expert.activation, gate) * up;
+      }
+      at::Tensor y = up.matmul(of(model::Role::kExpertDown).t());
+      if (moe.expert.bias) y = y + of(model::Role::kExpertDownBias);
+      sum = sum + dense.narrow(1, e, 1) * y;
+    }
+    if (moe.shared_hidden > 0) {
+      const int combine = router + 3;
+      const at::Tensor act =
+          activate(moe.expert.activation, linear(combine, model::Role::kGate, h)) *
+          linear(combine, model::Role::kUp, h);
+      at::Tensor y = linear(combine, model::Role::kDown, act);
+      if (moe.shared_gate)
+        y = y * h.matmul(by_role(combine, model::Role::kSharedExpertGate).t()).sigmoid();
+      sum = sum + y;
+    }
+    return sum.view(input.sizes());
+  }
+  // 1 where an expert keeps a token: the heaviest choices, up to its capacity.
+  static at::Tensor kept_of(const model::MoeSpec& moe, const at::Tensor& dense,
+                            const at::Tensor& chosen) {
+    if (moe.capacity_factor <= 0.0) return at::ones_like(dense);
+    const auto capacity = static_cast<int64_t>(
+        std::ceil(moe.capacity_factor * static_cast<double>(dense.size(0) * moe.top_k) /
+                  static_cast<double>(moe.num_experts)));
+    const at::Tensor order =
+        at::argsort(dense.masked_fill(chosen.eq(0.0), -1.0), /*stable=*/true, /*dim=*/0,
+                    /*descending=*/true);
+    at::Tensor kept = at::zeros_like(dense);
+    return kept.scatter(0, order.narrow(0, 0, std::min(capacity, dense.size(0))), 1.0);
+  }
+  void balance(const model::MoeSpec& moe, const at::Tensor& logits, const at::Tensor& shares,
+               const at::Tensor& chosen) const {
+    const int64_t sets = moe.sequence_aux ? rows_ : 1;
+    const at::Tensor f = chosen.view({sets, -1, moe.num_experts}).mean(1);
+    const at::Tensor p = shares.view({sets, -1, moe.num_experts}).mean(1);
+    const at::Tensor loss = (f * p).sum(-1).mean() * static_cast<double>(moe.num_experts) /
+                            static_cast<double>(moe.top_k);
+    auxiliary_ = auxiliary_ +
+                 share_ * (moe.aux_loss * loss + moe.z_loss * logits.logsumexp(-1).square().mean());
+  }
+
   model::ModelSpec spec_;
   std::map<std::string, at::Tensor> leaves_;
+  mutable bool training_ = false;
+  mutable double share_ = 1.0;
+  mutable int64_t rows_ = 1;
+  mutable at::Tensor auxiliary_ = at::zeros({}, at::kDouble);
 };
 
 }  // namespace trireme::nn::testing
