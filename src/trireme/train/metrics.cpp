@@ -3,9 +3,11 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
@@ -37,6 +39,13 @@ std::optional<double> optional_number(const Json& json, const char* key) {
 
 }  // namespace
 
+double largest_load(const std::vector<int64_t>& load) {
+  const int64_t all = std::accumulate(load.begin(), load.end(), int64_t{0});
+  if (all == 0) return 1.0;
+  return static_cast<double>(*std::max_element(load.begin(), load.end())) *
+         static_cast<double>(load.size()) / static_cast<double>(all);
+}
+
 OrderedJson to_json(const StepMetrics& m) {
   OrderedJson json = {{"step", m.step},
                       {"tokens", m.tokens},
@@ -51,6 +60,13 @@ OrderedJson to_json(const StepMetrics& m) {
                       {"checkpoint_stall_s", m.checkpoint_stall_s},
                       {"page_faults", m.page_faults},
                       {"sequences", m.sequences}};
+  if (!m.load.empty()) {
+    json["load"] = m.load;
+    json["dropped"] = m.dropped;
+    json["balance_loss"] = finite_or_null(m.balance_loss);
+    json["z_loss"] = finite_or_null(m.z_loss);
+    json["router_entropy"] = finite_or_null(m.router_entropy);
+  }
   if (m.skipped) json["skipped"] = true;
   if (m.valid_loss) json["valid_loss"] = finite_or_null(*m.valid_loss);
   if (m.valid_perplexity) json["valid_perplexity"] = finite_or_null(*m.valid_perplexity);
@@ -74,6 +90,13 @@ std::optional<StepMetrics> metrics_from_json(const Json& json) {
     m.checkpoint_stall_s = json.value("checkpoint_stall_s", 0.0);
     m.page_faults = json.value("page_faults", int64_t{0});
     m.sequences = json.value("sequences", int64_t{0});
+    if (json.contains("load")) {
+      m.load = json.at("load").get<std::vector<std::vector<int64_t>>>();
+      m.dropped = json.at("dropped").get<int64_t>();
+      m.balance_loss = number_or_nan(json, "balance_loss");
+      m.z_loss = number_or_nan(json, "z_loss");
+      m.router_entropy = number_or_nan(json, "router_entropy");
+    }
     m.skipped = json.value("skipped", false);
     m.valid_loss = optional_number(json, "valid_loss");
     m.valid_perplexity = optional_number(json, "valid_perplexity");

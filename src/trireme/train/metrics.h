@@ -26,11 +26,20 @@ struct StepMetrics {
   double checkpoint_stall_s = 0.0;
   int64_t page_faults = 0;
   int64_t sequences = 0;
-  bool skipped = false;  ///< left out by loss.non_finite = "skip"
+  // Models with experts only; by MoE layer, in order.
+  std::vector<std::vector<int64_t>> load;  ///< tokens that chose the expert
+  int64_t dropped = 0;                     ///< choices beyond an expert's capacity, all layers
+  double balance_loss = 0.0;    ///< mean over layers, without its coefficient; 1 when even
+  double z_loss = 0.0;          ///< the same of the z loss
+  double router_entropy = 0.0;  ///< nats, mean over tokens and layers
+  bool skipped = false;         ///< left out by loss.non_finite = "skip"
   std::optional<double> valid_loss;
   std::optional<double> valid_perplexity;
   std::optional<double> valid_bits_per_byte;
 };
+
+/// The fullest expert's tokens over the mean, 1 when even.
+double largest_load(const std::vector<int64_t>& load);
 
 OrderedJson to_json(const StepMetrics& metrics);
 /// nullopt if it is not an object with the keys of to_json().

@@ -49,6 +49,25 @@ TEST_F(MetricsFileTest, HasTheKeysOfTheInterface) {
   EXPECT_FALSE(json.contains("valid_loss"));
 }
 
+TEST_F(MetricsFileTest, ExpertsAddTheirKeys) {
+  EXPECT_FALSE(to_json(at(1)).contains("load"));
+  StepMetrics m = at(2);
+  m.load = {{3, 0, 9}, {4, 4, 4}};
+  m.dropped = 2;
+  m.balance_loss = 1.25;
+  m.z_loss = 0.5;
+  m.router_entropy = 0.75;
+  MetricsFile(path_, 0).append(m);
+  const std::vector<StepMetrics> back = read_metrics(path_);
+  ASSERT_EQ(back.size(), 1u);
+  EXPECT_EQ(back[0].load, m.load);
+  EXPECT_EQ(back[0].dropped, 2);
+  EXPECT_EQ(back[0].balance_loss, 1.25);
+  EXPECT_EQ(back[0].router_entropy, 0.75);
+  EXPECT_DOUBLE_EQ(largest_load(m.load[0]), 9.0 / 4.0);
+  EXPECT_DOUBLE_EQ(largest_load(m.load[1]), 1.0);
+}
+
 TEST_F(MetricsFileTest, NumbersSurviveToTheLastBit) {
   StepMetrics m = at(3);
   m.grad_norm = 0.1 + 0.2;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "trireme/base/error.h"
 #include "trireme/train/progress.h"
@@ -76,6 +77,24 @@ OrderedJson metrics_json(const std::vector<StepMetrics>& metrics) {
   json["model_tflops"] = column(rows, [](const StepMetrics& m) { return m.model_tflops; });
   json["peak_bytes"] =
       column(rows, [](const StepMetrics& m) { return static_cast<double>(m.peak_bytes); });
+  const bool experts = !metrics.empty() && !metrics.back().load.empty();
+  if (experts) {
+    json["balance_loss"] = column(rows, [](const StepMetrics& m) { return m.balance_loss; });
+    json["router_entropy"] = column(rows, [](const StepMetrics& m) { return m.router_entropy; });
+    json["dropped"] = column(rows, [](const StepMetrics& m) {
+      int64_t choices = 0;
+      for (const auto& load : m.load) choices = std::accumulate(load.begin(), load.end(), choices);
+      return choices == 0 ? 0.0
+                          : 100.0 * static_cast<double>(m.dropped) / static_cast<double>(choices);
+    });
+    OrderedJson layers = OrderedJson::array();
+    for (size_t i = 0; i < metrics.back().load.size(); ++i) {
+      layers.push_back(column(rows, [&](const StepMetrics& m) {
+        return i < m.load.size() ? largest_load(m.load[i]) : none;
+      }));
+    }
+    json["largest_load"] = layers;
+  }
   json["valid_loss"] =
       column(rows, [&](const StepMetrics& m) { return m.valid_loss.value_or(none); });
   json["valid_bits_per_byte"] =
@@ -176,6 +195,30 @@ std::string chart(const std::string& id, const std::string& title, const std::st
       cls, title, note, id);
 }
 
+/// A row a layer and a cell an expert: the darker, the more of the step's tokens chose it.
+std::string expert_map(const StepMetrics& last) {
+  std::string result = fmt::format(
+      "<figure class=\"card wide\"><figcaption><h3>Load of every expert</h3><p class=\"caption\">"
+      "Step {}: tokens over the layer's mean; rows are layers, cells experts.</p></figcaption>"
+      "<div class=\"experts\" role=\"img\" aria-label=\"Load of every expert by layer\">\n",
+      last.step);
+  for (size_t layer = 0; layer < last.load.size(); ++layer) {
+    const auto& load = last.load[layer];
+    const int64_t all = std::accumulate(load.begin(), load.end(), int64_t{0});
+    const double mean = std::max(1.0, static_cast<double>(all) / static_cast<double>(load.size()));
+    result += "<div class=\"experts-row\">";
+    for (size_t e = 0; e < load.size(); ++e) {
+      const double share = static_cast<double>(load[e]) / mean;
+      result += fmt::format(
+          "<i style=\"--share:{:.2f}\" title=\"layer {} expert {}: {} tokens, {:.2f} of the "
+          "mean\"></i>",
+          std::min(share / 3.0, 1.0), layer, e, load[e], share);
+    }
+    result += "</div>\n";
+  }
+  return result + "</div></figure>\n";
+}
+
 std::string curves(const Report& report) {
   if (report.metrics.empty()) return "";
   bool evaluated = false;
@@ -190,6 +233,19 @@ std::string curves(const Report& report) {
   }
   result += chart("chart-lr", "Learning rate", "", "");
   result += chart("chart-norm", "Gradient norm", "Before clipping.", "");
+  if (!report.metrics.back().load.empty()) {
+    result += "</div></section>\n<section><h2>Experts</h2><div class=\"grid\">\n";
+    result += chart("chart-load", "Fullest expert",
+                    "Its tokens over the mean, layer by layer; 1 is an even load.", "");
+    result += chart("chart-balance", "Balancing loss",
+                    "Without its coefficient, mean over layers; 1 is even.", "");
+    result += chart("chart-entropy", "Router entropy",
+                    "Nats of a token's shares of all experts, mean over layers.", "");
+    if (std::ranges::any_of(report.metrics, [](const StepMetrics& m) { return m.dropped > 0; }))
+      result += chart("chart-dropped", "Dropped choices",
+                      "Percent of a step's choices beyond the capacity of their expert.", "");
+    result += expert_map(report.metrics.back());
+  }
   result += "</div></section>\n<section><h2>Speed and memory</h2><div class=\"grid\">\n";
   result += chart("chart-rate", "Throughput", "Tokens a second.", "");
   result += chart(

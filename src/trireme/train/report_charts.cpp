@@ -191,6 +191,15 @@ if (data.gemm_tflops) {
   lineChart("chart-share", [{ name: "TFLOP/s", y: m.model_tflops, colour: "var(--third)", raw: true }], { zero: true });
 }
 lineChart("chart-memory", [{ name: "peak", y: m.peak_bytes, colour: "var(--second)" }], { zero: true, format: bytes });
+if (m.largest_load) {
+  const colours = ["var(--accent)", "var(--second)", "var(--third)"];
+  lineChart("chart-load", m.largest_load.map((y, i) => ({
+    name: "MoE layer " + i, key: m.largest_load.length < 13 ? String(i) : "",
+    y: smooth(y), colour: `color-mix(in srgb, ${colours[0]}, ${colours[1]} ${Math.round(100 * i / Math.max(1, m.largest_load.length - 1))}%)` })));
+  lineChart("chart-balance", [{ name: "balancing loss", y: m.balance_loss, colour: colours[0], raw: true }]);
+  lineChart("chart-entropy", [{ name: "entropy", y: m.router_entropy, colour: colours[2], raw: true }], { zero: true });
+  lineChart("chart-dropped", [{ name: "dropped", y: m.dropped, colour: colours[1], raw: true }], { zero: true, format: v => +v.toPrecision(3) + " %" });
+}
 )js";
 
 }  // namespace trireme::train

@@ -100,6 +100,9 @@ summary { cursor: pointer; color: var(--muted); }
 .toml i { color: var(--faint); font-style: normal; }
 .toml b { color: var(--accent); }
 .toml em { font-style: normal; color: var(--second); }
+.experts { display: grid; gap: 3px; margin-top: 10px; }
+.experts-row { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 3px; }
+.experts-row i { height: 18px; border-radius: 3px; background: color-mix(in srgb, var(--accent) calc(100% * var(--share)), var(--line)); }
 footer { margin-top: 36px; font-size: 13px; color: var(--muted); }
 code { font: 0.93em var(--mono); }
 .noscript { text-align: center; color: var(--muted); }

@@ -90,6 +90,15 @@ struct RunConfig {
     int64_t max_skips = 10;
   } loss;
 
+  struct Moe {
+    std::string balance = "config";
+    double aux_loss = -1.0;
+    double z_loss = 0.0;
+    double bias_update_rate = 0.001;
+    double capacity_factor = 0.0;
+    bool pad = false;
+  } moe;
+
   struct Parallel {
     int64_t dp = 1;
     int64_t zero = 0;

@@ -269,6 +269,25 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("loss.max_skips", REF(loss.max_skips), at_least(1),
                   "Steps that `skip` may leave out in a row before the run stops."));
 
+  s.push_back(key(
+      "moe.balance", REF(moe.balance), one_of({"config", "none", "batch", "sequence", "global"}),
+      "What the balancing loss is computed over: each micro-batch, each sequence, or the "
+      "global batch (tokens counted in the step before). `config`: as the model's config says "
+      "(a batch, or with `seq_aux` a sequence)."));
+  s.push_back(key("moe.aux_loss", REF(moe.aux_loss), any(),
+                  "Coefficient of the balancing loss, which is 1 when experts are even; below 0: "
+                  "the model's config has it (`router_aux_loss_coef`, `aux_loss_alpha`)."));
+  s.push_back(key("moe.z_loss", REF(moe.z_loss), not_negative(),
+                  "Coefficient of the mean squared logsumexp of the router's logits."));
+  s.push_back(key("moe.bias_update_rate", REF(moe.bias_update_rate), not_negative(),
+                  "How far the selection bias of an expert moves a step (models that have one): "
+                  "down if it took more than the mean of the global batch, else up."));
+  s.push_back(key("moe.capacity_factor", REF(moe.capacity_factor), not_negative(),
+                  "Tokens of an expert at most, in shares of an even load; those with the smallest "
+                  "weights are dropped. 0: nothing is dropped."));
+  s.push_back(key("moe.pad", REF(moe.pad), any(),
+                  "With a capacity, experts always compute that many rows."));
+
   s.push_back(key("parallel.dp", REF(parallel.dp), one_rank(1), "Data parallel ranks.", kNoEffect));
   s.push_back(key("parallel.zero", REF(parallel.zero), one_rank(0), "ZeRO stage.", kNoEffect));
   s.push_back(key("parallel.shard", REF(parallel.shard), one_rank(0), "Size of the sharding group.",
@@ -359,6 +378,7 @@ const std::vector<SchemaTable>& schema_tables() {
       {"schedule", "The learning rate over the run."},
       {"precision", "Number formats of compute."},
       {"loss", "What happens when the loss is not a number."},
+      {"moe", "Balance and capacity of experts, for models that have them."},
       {"parallel", "How the run is laid out over ranks. One rank for now."},
       {"memory", "What is kept for the backward pass and what is made again."},
       {"eval", "Loss and bits per byte on the validation data."},

@@ -31,6 +31,25 @@ model::ModelSpec preset_spec(const RunConfig& run, const data::Tokenizer& tokeni
   return model::spec_from_config(config.dump(), origin);
 }
 
+/// What [moe] says, in every layer with experts.
+void apply_moe_options(const RunConfig& run, model::ModelSpec& spec) {
+  const RunConfig::Moe& options = run.moe;
+  for (model::LayerSpec& layer : spec.layers) {
+    if (!layer.moe) continue;
+    model::MoeSpec& moe = *layer.moe;
+    if (options.aux_loss >= 0.0) moe.aux_loss = options.aux_loss;
+    if (options.balance == "none") moe.aux_loss = 0.0;
+    if (options.balance != "config") {
+      moe.sequence_aux = options.balance == "sequence";
+      moe.global_aux = options.balance == "global";
+    }
+    moe.z_loss = options.z_loss;
+    moe.bias_update_rate = options.bias_update_rate;
+    moe.capacity_factor = options.capacity_factor;
+    moe.pad_to_capacity = options.pad;
+  }
+}
+
 }  // namespace
 
 RunModel open_run_model(const RunConfig& run) {
@@ -47,6 +66,7 @@ RunModel open_run_model(const RunConfig& run) {
   } else {
     result.spec = result.initial->spec;
   }
+  apply_moe_options(run, result.spec);
   if (result.initial) {
     // The same tensors, whatever the config says beside them.
     const auto& theirs = result.initial->spec.parameters;

@@ -5,6 +5,8 @@
 namespace trireme::train {
 
 Json to_json(const TrainState& state) {
+  Json loads = Json::object();
+  for (const auto& [layer, load] : state.expert_load) loads[std::to_string(layer)] = load;
   return {{"version", 1},
           {"step", state.step},
           {"tokens", state.tokens},
@@ -13,6 +15,7 @@ Json to_json(const TrainState& state) {
           {"skips", state.skips},
           {"precision", state.precision},
           {"data", state.data},
+          {"expert_load", loads},
           {"arithmetic", state.arithmetic}};
 }
 
@@ -27,7 +30,15 @@ TrainState train_state_from_json(const Json& json, const std::string& origin) {
     state.precision = json.at("precision").get<std::string>();
     state.data = json.at("data").get<std::string>();
     state.arithmetic = json.value("arithmetic", "");
+    if (const auto loads = json.find("expert_load"); loads != json.end()) {
+      for (const auto& [layer, load] : loads->items())
+        state.expert_load[std::stoi(layer)] = load.get<std::vector<int64_t>>();
+    }
     return state;
+  } catch (const std::logic_error& error) {
+    throw Error(ErrorCode::kData,
+                fmt::format("{}: the run's state has a layer of another name", origin),
+                "resume from another checkpoint with --resume PATH");
   } catch (const Json::exception& error) {
     throw Error(ErrorCode::kData,
                 fmt::format("{}: the run's state is not complete: {}", origin, error.what()),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,9 @@ struct TrainState {
   int64_t micro_batches = 0;  ///< taken from the loader
   int64_t skips = 0;          ///< steps left out in a row
   std::string precision;      ///< that "auto" took
-  std::string data;           ///< fingerprints of the training and validation data
+  /// By MoE layer: tokens of every expert in the last step, for balancing losses over the global batch.
+  std::map<int, std::vector<int64_t>> expert_load;
+  std::string data;  ///< fingerprints of the training and validation data
   std::string
       arithmetic;  ///< how products are computed and by which torch: other last bits elsewhere
 };

@@ -185,10 +185,21 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   input.step = state_.updates;
   input.learning_rate = optim::learning_rate(schedule_, state_.step);
   input.clip_norm = c_.optim.clip;
+  if (!state_.expert_load.empty()) input.expert_load = &state_.expert_load;
   for (int64_t m = 0; m < program.strategy.micro_batches(); ++m)
     input.micro_batches.push_back(loader.next());
   execute::StepResult result = executor_.run_step(program, input);
 
+  state_.expert_load.clear();
+  for (const auto& [layer, router] : result.routers) {
+    state_.expert_load[layer] = router.load;
+    const auto layers = static_cast<double>(result.routers.size());
+    metrics.load.push_back(router.load);
+    metrics.dropped += router.dropped;
+    metrics.balance_loss += router.balance_loss / layers;
+    metrics.z_loss += router.z_loss / layers;
+    metrics.router_entropy += router.entropy / layers;
+  }
   state_.step += 1;
   state_.tokens += result.tokens;
   state_.micro_batches += program.strategy.micro_batches();
@@ -299,6 +310,15 @@ void Run::record(const StepMetrics& m) {
       {"speed/checkpoint_stall_s", static_cast<float>(m.checkpoint_stall_s)},
       {"memory/peak_bytes", static_cast<float>(m.peak_bytes)},
       {"memory/page_faults", static_cast<float>(m.page_faults)}};
+  if (!m.load.empty()) {
+    scalars.emplace_back("moe/balance_loss", static_cast<float>(m.balance_loss));
+    scalars.emplace_back("moe/z_loss", static_cast<float>(m.z_loss));
+    scalars.emplace_back("moe/router_entropy", static_cast<float>(m.router_entropy));
+    scalars.emplace_back("moe/dropped", static_cast<float>(m.dropped));
+    for (size_t i = 0; i < m.load.size(); ++i)
+      scalars.emplace_back(fmt::format("moe/largest_load_{}", i),
+                           static_cast<float>(largest_load(m.load[i])));
+  }
   if (m.valid_loss) {
     scalars.emplace_back("valid/loss", static_cast<float>(*m.valid_loss));
     scalars.emplace_back("valid/perplexity", static_cast<float>(*m.valid_perplexity));
