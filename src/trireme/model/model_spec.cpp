@@ -72,6 +72,8 @@ const char* to_string(Role role) {
       return "key-value-down";
     case Role::kKeyValueUp:
       return "key-value-up";
+    case Role::kLatentNorm:
+      return "latent-norm";
     case Role::kRouter:
       return "router";
     case Role::kSelectionBias:
@@ -82,6 +84,12 @@ const char* to_string(Role role) {
       return "expert-up";
     case Role::kExpertDown:
       return "expert-down";
+    case Role::kExpertGateBias:
+      return "expert-gate-bias";
+    case Role::kExpertUpBias:
+      return "expert-up-bias";
+    case Role::kExpertDownBias:
+      return "expert-down-bias";
     case Role::kSharedExpertGate:
       return "shared-expert-gate";
     case Role::kMtpProjection:
@@ -135,6 +143,20 @@ bool ParameterSpec::is_product() const {
   }
 }
 
+bool ParameterSpec::is_expert() const {
+  switch (role) {
+    case Role::kExpertGate:
+    case Role::kExpertUp:
+    case Role::kExpertDown:
+    case Role::kExpertGateBias:
+    case Role::kExpertUpBias:
+    case Role::kExpertDownBias:
+      return true;
+    default:
+      return false;
+  }
+}
+
 bool ParameterSpec::decays() const {
   return is_product() || role == Role::kTokenEmbedding;
 }
@@ -145,20 +167,32 @@ int64_t ModelSpec::num_parameters() const {
   return sum;
 }
 
+bool ModelSpec::is_mtp(int part) const {
+  const int layer = parts[static_cast<size_t>(part)].layer;
+  return layer >= static_cast<int>(layers.size()) - num_mtp_layers;
+}
+
 int64_t ModelSpec::num_active_parameters() const {
   int64_t sum = 0;
   for (const ParameterSpec& parameter : parameters) {
-    const int layer = parts[static_cast<size_t>(parameter.part)].layer;
-    const bool routed = parameter.role == Role::kExpertGate || parameter.role == Role::kExpertUp ||
-                        parameter.role == Role::kExpertDown;
-    if (!routed) {
-      sum += parameter.numel();
-      continue;
-    }
-    const MoeSpec& moe = *layers[static_cast<size_t>(layer)].moe;
-    sum += parameter.numel() / moe.num_experts * moe.top_k;
+    if (!is_mtp(parameter.part)) sum += active_numel(parameter);
   }
   return sum;
+}
+
+int64_t ModelSpec::num_mtp_parameters() const {
+  int64_t sum = 0;
+  for (const ParameterSpec& parameter : parameters) {
+    if (is_mtp(parameter.part)) sum += parameter.numel();
+  }
+  return sum;
+}
+
+int64_t ModelSpec::active_numel(const ParameterSpec& parameter) const {
+  if (!parameter.is_expert()) return parameter.numel();
+  const int layer = parts[static_cast<size_t>(parameter.part)].layer;
+  const MoeSpec& moe = *layers[static_cast<size_t>(layer)].moe;
+  return parameter.numel() / moe.num_experts * moe.top_k;
 }
 
 int ModelSpec::parameter_index(const std::string& name) const {

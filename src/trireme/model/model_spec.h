@@ -41,6 +41,8 @@ struct RotarySpec {
   int64_t original_max_positions = 0;
   std::vector<double> short_factor;  ///< longrope, [dim/2]: sequences up to the original length
   std::vector<double> long_factor;   ///< longrope, [dim/2]: longer ones
+  /// yarn with mscale_all_dim: latent attention's softmax scale has this factor (AttentionSpec::scale holds it already).
+  double score_factor = 1.0;
   bool operator==(const RotarySpec&) const = default;
 };
 
@@ -109,6 +111,9 @@ struct MoeSpec {
   bool shared_gate = false;   ///< its output is multiplied with sigmoid(w x) (qwen2_moe)
   // Balancing (training only).
   double aux_loss = 0.0;  ///< coefficient of the load-balancing loss, as the config gives it
+  /// The config wants that loss in the model's own (output_router_logits): transformers adds it then, and only then.
+  bool aux_in_loss = false;
+  bool sequence_aux = false;  ///< it is computed over each sequence, not over the batch (seq_aux)
   double z_loss = 0.0;
 };
 
@@ -139,15 +144,23 @@ enum class Role {
   kDown,
   kBias,
   kHead,
-  kSink,          ///< of attention, [heads]
-  kQueryDown,     ///< latent attention: to the compressed query
-  kKeyValueDown,  ///< to the compressed keys and values and the shared rotary key
-  kKeyValueUp,    ///< from there to the heads' keys and values
-  kRouter,
+  kSink,  ///< of attention, [heads]
+  // Latent attention has, in this order: kQueryDown (with its bias: see kKeyValueDown) if the query is compressed, else
+  // kQuery from d; kKeyValueDown; with attention_bias a kBias of kQueryDown and one of kKeyValueDown (kQuery has none);
+  // kLatentNorm of the query if compressed, and of keys and values; kQuery [heads head_dim, query_rank] if compressed;
+  // kKeyValueUp; kAttentionOut [d, heads value_dim] and its kBias.
+  kQueryDown,  ///< [query_rank, d]
+  kKeyValueDown,  ///< [kv_rank + rope_dim, d]: the compressed keys and values, then the shared rotary key
+  kKeyValueUp,  ///< [heads (nope_dim + value_dim), kv_rank]: of every head its key, then its value
+  kLatentNorm,  ///< RMSNorm of a compressed vector, [query_rank] or [kv_rank], eps LatentSpec::norm_eps
+  kRouter,      ///< [experts, d]; its bias is a kBias [experts]
   kSelectionBias,  ///< [experts]; no gradient: moved once a step by the experts' load
   kExpertGate,     ///< [experts, hidden, d], as its neighbours below
   kExpertUp,
   kExpertDown,
+  kExpertGateBias,    ///< [experts, hidden], between kExpertUp and kExpertDown
+  kExpertUpBias,      ///< [experts, hidden], follows it
+  kExpertDownBias,    ///< [experts, d]
   kSharedExpertGate,  ///< [1, d]: the scalar gate of the shared expert
   kMtpProjection      ///< [d, 2 d] of a multi-token-prediction block
 };
@@ -167,7 +180,9 @@ enum class PartKind {
   kDispatch,  ///< rows of the tokens, sorted by expert
   kExperts,   ///< the routed experts' products
   kCombine,   ///< back to the tokens, plus the shared expert and the residual
-  kMtpInput,  ///< multi-token prediction: norms of hidden state and next token's embedding, and their projection
+  /// Multi-token prediction: norms of the next token's embedding (first) and of the hidden state, both kNormWeight, and
+  /// the projection of [embedding | hidden state]. Its layer's parts follow, then kMtpHead; all of it after kHead.
+  kMtpInput,
   kMtpHead,  ///< its norm, the shared head and its loss
   kHead      ///< final norm, head and loss
 };
@@ -177,21 +192,31 @@ struct PartSpec {
   std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "layer.3.router", "head"
 };
 
-/// One trainable tensor. The order in ModelSpec::parameters is part order, then the order in which
-/// fused products want them (query, key, value adjacent; gate, up adjacent).
+/// One tensor of a model, trainable as a rule. The order in ModelSpec::parameters is part order, then the order in which
+/// fused products want them (query, key, value adjacent; gate, up adjacent). What a file of Hugging Face's holds of it is
+/// disk_layout.h's business; the fields for it are below.
 struct ParameterSpec {
   std::string name;            ///< Hugging Face tensor name, e.g. model.layers.0.mlp.up_proj.weight
   std::vector<int64_t> shape;  ///< our layout; a linear weight is [out, in]
   Role role;
   InitSpec init;
-  int part = 0;                     ///< index into ModelSpec::parts
-  bool transposed_on_disk = false;  ///< Hugging Face stores it [in, out] (gpt2's Conv1D)
+  int part = 0;           ///< index into ModelSpec::parts
+  bool trainable = true;  ///< false: no gradient, no optimizer state (kSelectionBias)
+  /// Hugging Face stores it [in, out] (gpt2's Conv1D, gpt_oss's experts): the last two dimensions exchanged.
+  bool transposed_on_disk = false;
+  bool fp32_on_disk = false;  ///< stored as fp32 beside weights of another type
   /// Hugging Face stores this and its neighbours with the same `packed_on_disk` name as one tensor
   /// (gpt2's c_attn); empty if it stands alone. `name` is then ours and unique. The neighbours are
   /// concatenated along our dimension 0 in the order of ModelSpec::parameters (query, key, value:
   /// rows 0..d-1 of the packed [3d, d] are the query's) and the result transposed if
   /// `transposed_on_disk`.
   std::string packed_on_disk;
+  /// Experts' stacks are joined along dimension 1 instead of 0; row by row in turn if interleaved (gpt_oss).
+  int packed_dim = 0;
+  bool packed_interleaved = false;
+  /// Files name it so, not as transformers' modules do (`name` or `packed_on_disk`); with "{}", the number of an expert,
+  /// they hold one tensor an expert. Empty: as the modules.
+  std::string name_in_files;
   int64_t numel() const;
   bool is_matrix() const { return shape.size() == 2; }
   /// Weight decay applies to matrices that multiply activations and to the token embedding (which
@@ -199,6 +224,8 @@ struct ParameterSpec {
   bool decays() const;
   /// A matrix that multiplies activations in its own part (not an embedding table).
   bool is_product() const;
+  /// Of the routed experts: dimension 0 counts them, and a token uses top_k of its slices.
+  bool is_expert() const;
 };
 
 struct ModelSpec {
@@ -226,8 +253,15 @@ struct ModelSpec {
   int eos_token_id = -1;
 
   int64_t num_parameters() const;
-  /// Those that one token's forward pass multiplies with: of the routed experts top_k of num_experts.
+  /// Those that one token's forward pass to the head uses: of the routed experts top_k of num_experts; no
+  /// multi-token-prediction layers.
   int64_t num_active_parameters() const;
+  /// Of the multi-token-prediction layers, which num_parameters() counts too and published totals do not.
+  int64_t num_mtp_parameters() const;
+  /// Elements of it that one token's forward pass uses.
+  int64_t active_numel(const ParameterSpec& parameter) const;
+  /// True of a part (index into parts) that belongs to a multi-token-prediction layer.
+  bool is_mtp(int part) const;
   int parameter_index(const std::string& name) const;  ///< -1 if absent
 };
 
