@@ -186,7 +186,9 @@ enum class PartKind {
   kDispatch,  ///< rows of the tokens, sorted by expert
   kExperts,   ///< the routed experts' products
   kCombine,   ///< back to the tokens, plus the shared expert and the residual
-  kMtpInput,  ///< multi-token prediction: norms of hidden state and next token's embedding, and their projection
+  /// Multi-token prediction: norms of the next token's embedding (first) and of the hidden state, both kNormWeight, and
+  /// the projection of [embedding | hidden state]. Its layer's parts follow, then kMtpHead; all of it after kHead.
+  kMtpInput,
   kMtpHead,  ///< its norm, the shared head and its loss
   kHead      ///< final norm, head and loss
 };
