@@ -37,6 +37,9 @@ void print_bench(const OrderedJson& results, const GlobalOptions& options) {
     fmt::print("{:<36} {:9.4g} {} [{:.4g} .. {:.4g}]\n", result["name"].get<std::string>(),
                result["median"].get<double>(), result["unit"].get<std::string>(),
                result["min"].get<double>(), result["max"].get<double>());
+    if (result.contains("ratio"))
+      fmt::print("{:<36} {:9.3f} of {}\n", "", result["ratio"].get<double>(),
+                 result["peer"].get<std::string>());
   }
 }
 
@@ -153,6 +156,7 @@ void add_bench(CLI::App& app, GlobalOptions& options) {
   add_global_options(*bench, options, "trireme bench gemm");
   add_bench_gemm(*bench, options);
   add_bench_kernels(*bench, options);
+  add_bench_experts(*bench, options);
   add_bench_train(*bench, options);
   add_bench_tokenize(*bench, options);
 }
