@@ -9,58 +9,25 @@ namespace trireme::model {
 
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
+      {"deepseek_v2", "DeepseekV2ForCausalLM", "DeepseekV2Model", read_deepseek_v2},
+      {"deepseek_v3", "DeepseekV3ForCausalLM", "DeepseekV3Model", read_deepseek_v3},
       {"gemma2", "Gemma2ForCausalLM", "Gemma2Model", read_gemma2},
       {"gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel", read_gemma3},
+      {"glm4_moe", "Glm4MoeForCausalLM", "Glm4MoeModel", read_glm4_moe},
       {"gpt2", "GPT2LMHeadModel", "GPT2Model", read_gpt2},
+      {"gpt_oss", "GptOssForCausalLM", "GptOssModel", read_gpt_oss},
       {"llama", "LlamaForCausalLM", "LlamaModel", read_llama},
       {"mistral", "MistralForCausalLM", "MistralModel", read_mistral},
+      {"mixtral", "MixtralForCausalLM", "MixtralModel", read_mixtral},
       {"olmo2", "Olmo2ForCausalLM", "Olmo2Model", read_olmo2},
+      {"olmoe", "OlmoeForCausalLM", "OlmoeModel", read_olmoe},
       {"phi3", "Phi3ForCausalLM", "Phi3Model", read_phi3},
       {"qwen2", "Qwen2ForCausalLM", "Qwen2Model", read_qwen2},
+      {"qwen2_moe", "Qwen2MoeForCausalLM", "Qwen2MoeModel", read_qwen2_moe},
       {"qwen3", "Qwen3ForCausalLM", "Qwen3Model", read_qwen3},
+      {"qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeModel", read_qwen3_moe},
   };
   return table;
-}
-
-void ParameterTable::begin_part(PartKind kind, int layer) {
-  std::string name = to_string(kind);
-  if (layer >= 0) name = fmt::format("layer.{}.{}", layer, name);
-  spec_.parts.push_back({kind, layer, std::move(name)});
-}
-
-ParameterSpec& ParameterTable::matrix(const std::string& name, Role role, int64_t out, int64_t in,
-                                      bool residual) {
-  // Keeps every sum of sizes far from overflow, whatever a config claims.
-  constexpr int64_t kLargestMatrix = int64_t{1} << 40;
-  TRIREME_USER_CHECK(out <= kLargestMatrix / in, kConfig, "check the sizes in the config",
-                     "{} would be a matrix of {} x {}", name, out, in);
-  ParameterSpec parameter;
-  parameter.name = name;
-  parameter.shape = {out, in};
-  parameter.role = role;
-  parameter.init.std = spec_.initializer_range;
-  if (residual) {
-    parameter.init.std /= std::sqrt(2.0 * static_cast<double>(spec_.layers.size()));
-  }
-  parameter.part = static_cast<int>(spec_.parts.size()) - 1;
-  return spec_.parameters.emplace_back(std::move(parameter));
-}
-
-ParameterSpec& ParameterTable::vector(const std::string& name, Role role, int64_t size) {
-  ParameterSpec parameter;
-  parameter.name = name;
-  parameter.shape = {size};
-  parameter.role = role;
-  const bool ones = role == Role::kNormWeight || role == Role::kQkNorm;
-  parameter.init = {ones ? InitKind::kOnes : InitKind::kZeros, 0.0};
-  parameter.part = static_cast<int>(spec_.parts.size()) - 1;
-  return spec_.parameters.emplace_back(std::move(parameter));
-}
-
-void ParameterTable::norm(const std::string& name, const NormSpec& norm, int64_t size) {
-  ParameterSpec& weight = vector(name + ".weight", Role::kNormWeight, size);
-  if (norm.unit_offset) weight.init.kind = InitKind::kZeros;
-  if (norm.bias) vector(name + ".bias", Role::kNormBias, size);
 }
 
 Activation read_activation(ConfigReader& config, const std::string& key,
@@ -103,6 +70,7 @@ void read_yarn(ConfigReader& rope, const RotaryDefaults& defaults, RotarySpec& r
           ? yarn_magnitude(rotary.factor, mscale) / yarn_magnitude(rotary.factor, all_dims)
           : yarn_magnitude(rotary.factor, 1.0);
   rotary.attention_factor = rope.positive_number("attention_factor", rotary.attention_factor);
+  if (all_dims != 0.0) rotary.score_factor = std::pow(yarn_magnitude(rotary.factor, all_dims), 2);
 }
 
 /// LongRoPE (Ding et al. 2024, arXiv 2402.13753).
@@ -137,7 +105,7 @@ RotarySpec read_rotary_parameters(ConfigReader& rope, const RotaryDefaults& defa
   rotary.theta = rope.positive_number("rope_theta", defaults.theta);
   rotary.dim = defaults.head_dim;
   if (defaults.partial) {
-    const double part = rope.positive_number("partial_rotary_factor", 1.0);
+    const double part = rope.positive_number("partial_rotary_factor", defaults.partial_factor);
     rotary.dim = static_cast<int64_t>(static_cast<double>(defaults.head_dim) * part);
     if (part > 1.0 || rotary.dim < 2 || rotary.dim % 2 != 0) {
       rope.fail(
@@ -200,16 +168,16 @@ RotarySpec read_rotary(ConfigReader& config, const RotaryDefaults& given) {
   const std::string key = config.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
   config.ignore({"rope_scaling", "rope_parameters"});
   // A factor beside the object counts where the object has none.
-  const double part = defaults.partial ? config.positive_number("partial_rotary_factor", 1.0) : 1.0;
-  if (!defaults.partial)
+  if (defaults.partial) {
+    defaults.partial_factor =
+        config.positive_number("partial_rotary_factor", defaults.partial_factor);
+  } else {
     config.require("partial_rotary_factor", 1.0, "rotating only a part of each head");
+  }
   auto rope = config.object(key);
-  if (rope && (part == 1.0 || rope->has("partial_rotary_factor")))
-    return read_rotary_parameters(*rope, defaults, original_given ? original : 0);
-  Json object = rope ? rope->json() : Json::object();
-  if (part != 1.0) object["partial_rotary_factor"] = part;
-  ConfigReader complete(object, config.origin(), key);
-  return read_rotary_parameters(complete, defaults, original_given ? original : 0);
+  const Json none = defaults.absent.empty() ? Json::object() : parse_json(defaults.absent, key);
+  ConfigReader reader = rope ? *rope : ConfigReader(none, config.origin(), key);
+  return read_rotary_parameters(reader, defaults, original_given ? original : 0);
 }
 
 std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOptions& options,
@@ -223,16 +191,17 @@ std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOption
     // Without use_sliding_window these two have no effect (transformers sets the window to null).
     config.ignore({"sliding_window", "max_window_layers"});
   } else {
-    if (options.windows == WindowRule::kFromLayer) on = config.flag("use_sliding_window", false);
-    config.ignore({"sliding_window"});
-    window = config.written("sliding_window") && !config.has("sliding_window")
-                 ? 0
-                 : config.positive("sliding_window", std::max<int64_t>(options.window, 1));
-    if (!config.written("sliding_window")) window = options.window;
+    if (options.windows == WindowRule::kFromLayer || options.windows == WindowRule::kIfUsed ||
+        options.windows == WindowRule::kEvenBefore)
+      on = config.flag("use_sliding_window", false);
+    // A null means none, an absent key the family's default.
+    window = config.not_negative("sliding_window",
+                                 config.written("sliding_window") ? 0 : options.window);
     if (!on) window = 0;
   }
-  const int64_t from =
-      options.windows == WindowRule::kFromLayer ? config.not_negative("max_window_layers", 28) : 0;
+  const bool bounded = options.windows == WindowRule::kFromLayer ||  //
+                       options.windows == WindowRule::kEvenBefore;
+  const int64_t bound = bounded ? config.not_negative("max_window_layers", 28) : 0;
   const std::vector<std::string> types = config.texts("layer_types");
   if (!types.empty() && types.size() != layers) {
     config.fail("layer_types",
@@ -241,7 +210,9 @@ std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOption
   }
   for (size_t i = 0; i < layers; ++i) {
     const auto at = static_cast<int64_t>(i);
-    bool sliding = window > 0 && at >= from;
+    bool sliding = window > 0 && at >= bound;
+    if (options.windows == WindowRule::kEvenBefore)
+      sliding = window > 0 && at % 2 == 0 && at < bound;
     if (options.windows == WindowRule::kPeriodic) sliding = (at + 1) % options.window_period != 0;
     if (!types.empty()) {
       sliding = types[i] == "sliding_attention";
@@ -257,6 +228,11 @@ std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOption
 }
 
 void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec) {
+  read_rotary_layers(config, options, spec);
+  add_rotary_family_parameters(spec, {.packed = options.packed});
+}
+
+void read_rotary_layers(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec) {
   spec.vocab_size = config.positive("vocab_size");
   spec.hidden = config.positive("hidden_size");
   spec.max_positions = config.positive("max_position_embeddings", options.max_positions);
@@ -298,7 +274,10 @@ void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options
   rotary.head_dim = attention.head_dim;
   rotary.max_positions = spec.max_positions;
   rotary.partial = options.partial_rotary;
+  rotary.partial_factor = options.partial_factor;
   rotary.long_rope = options.long_rope;
+  rotary.theta = options.theta;
+  rotary.absent = options.rope;
   if (!options.own_rotary) attention.rotary = read_rotary(config, rotary);
   layer.mlp.kind = MlpKind::kGated;
   layer.mlp.activation = read_activation(config, options.activation_key, options.activation);
@@ -310,95 +289,6 @@ void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options
   for (size_t i = 0; i < windows.size(); ++i) spec.layers[i].attention.window = windows[i];
   spec.final_norm = norm;
   config.ignore({"attention_dropout"});  // pre-training here has no dropout
-  add_rotary_family_parameters(spec, options.packed);
-}
-
-namespace {
-
-void add_attention(ParameterTable& table, const LayerSpec& layer, const std::string& prefix,
-                   int64_t hidden, bool packed) {
-  const AttentionSpec& attention = layer.attention;
-  const int64_t query_size = attention.num_heads * attention.head_dim;
-  const int64_t kv_size = attention.num_kv_heads * attention.head_dim;
-  const std::string attn = prefix + "self_attn.";
-  if (layer.attention_norm) table.norm(prefix + "input_layernorm", *layer.attention_norm, hidden);
-  struct Projection {
-    const char* name;
-    const char* packed_name;
-    Role role;
-    int64_t size;
-  };
-  const Projection projections[] = {{"q_proj", "query", Role::kQuery, query_size},
-                                    {"k_proj", "key", Role::kKey, kv_size},
-                                    {"v_proj", "value", Role::kValue, kv_size}};
-  for (const Projection& p : projections) {
-    const std::string name = packed ? fmt::format("{}qkv_proj.{}.weight", attn, p.packed_name)
-                                    : fmt::format("{}{}.weight", attn, p.name);
-    ParameterSpec& weight = table.matrix(name, p.role, p.size, hidden);
-    if (packed) weight.packed_on_disk = attn + "qkv_proj.weight";
-  }
-  for (const Projection& p : projections) {
-    if (attention.qkv_bias)
-      table.vector(fmt::format("{}{}.bias", attn, p.name), Role::kBias, p.size);
-  }
-  if (attention.qk_norm != QkNorm::kNone) {
-    const bool all = attention.qk_norm == QkNorm::kAllHeads;
-    for (const auto& [name, size] : {std::pair{"q_norm", query_size}, {"k_norm", kv_size}}) {
-      ParameterSpec& weight = table.vector(fmt::format("{}{}.weight", attn, name), Role::kQkNorm,
-                                           all ? size : attention.head_dim);
-      if (attention.qk_norm_spec.unit_offset) weight.init.kind = InitKind::kZeros;
-    }
-  }
-  table.matrix(attn + "o_proj.weight", Role::kAttentionOut, hidden, query_size, true);
-  if (attention.out_bias) table.vector(attn + "o_proj.bias", Role::kBias, hidden);
-  if (layer.attention_post_norm)
-    table.norm(prefix + "post_attention_layernorm", *layer.attention_post_norm, hidden);
-}
-
-void add_mlp(ParameterTable& table, const LayerSpec& layer, const std::string& prefix,
-             int64_t hidden, bool packed) {
-  if (layer.mlp_norm) {
-    // With post norms the name "post_attention" is taken by attention's own.
-    table.norm(prefix + (layer.attention_post_norm ? "pre_feedforward_layernorm"
-                                                   : "post_attention_layernorm"),
-               *layer.mlp_norm, hidden);
-  }
-  const std::string mlp = prefix + "mlp.";
-  for (const auto& [name, role] : {std::pair{"gate", Role::kGate}, {"up", Role::kUp}}) {
-    const std::string full = packed ? fmt::format("{}gate_up_proj.{}.weight", mlp, name)
-                                    : fmt::format("{}{}_proj.weight", mlp, name);
-    ParameterSpec& weight = table.matrix(full, role, layer.mlp.hidden, hidden);
-    if (packed) weight.packed_on_disk = mlp + "gate_up_proj.weight";
-  }
-  if (layer.mlp.bias) {
-    table.vector(mlp + "gate_proj.bias", Role::kBias, layer.mlp.hidden);
-    table.vector(mlp + "up_proj.bias", Role::kBias, layer.mlp.hidden);
-  }
-  table.matrix(mlp + "down_proj.weight", Role::kDown, hidden, layer.mlp.hidden, true);
-  if (layer.mlp.bias) table.vector(mlp + "down_proj.bias", Role::kBias, hidden);
-  if (layer.mlp_post_norm)
-    table.norm(prefix + "post_feedforward_layernorm", *layer.mlp_post_norm, hidden);
-}
-
-}  // namespace
-
-void add_rotary_family_parameters(ModelSpec& spec, bool packed) {
-  ParameterTable table(spec);
-  const int64_t hidden = spec.hidden;
-  table.begin_part(PartKind::kEmbedding, -1);
-  table.matrix("model.embed_tokens.weight", Role::kTokenEmbedding, spec.vocab_size, hidden);
-  for (size_t i = 0; i < spec.layers.size(); ++i) {
-    const std::string prefix = fmt::format("model.layers.{}.", i);
-    table.begin_part(PartKind::kAttention, static_cast<int>(i));
-    add_attention(table, spec.layers[i], prefix, hidden, packed);
-    table.begin_part(PartKind::kMlp, static_cast<int>(i));
-    add_mlp(table, spec.layers[i], prefix, hidden, packed);
-  }
-  table.begin_part(PartKind::kHead, -1);
-  table.norm("model.norm", spec.final_norm, hidden);
-  if (!spec.tied_embeddings) {
-    table.matrix("lm_head.weight", Role::kHead, spec.vocab_size, hidden);
-  }
 }
 
 }  // namespace trireme::model

@@ -1,7 +1,7 @@
 // What the model families share: the registry, and the composition of the common block.
 //
 // A family is one file, families/<name>.cpp: it reads its keys, composes a ModelSpec from the
-// functions here, and is listed in family.cpp. Nothing else knows its name.
+// functions here (mixtures of experts: family_moe.h), and is listed in family.cpp. Nothing else knows its name.
 #pragma once
 
 #include <string>
@@ -23,22 +23,32 @@ const std::vector<Family>& families();
 
 // One per file of families/. Each fills everything of ModelSpec but what spec_from_config itself
 // knows (family, architecture, special tokens, config_json).
+void read_deepseek_v2(ConfigReader& config, ModelSpec& spec);
+void read_deepseek_v3(ConfigReader& config, ModelSpec& spec);
 void read_gemma2(ConfigReader& config, ModelSpec& spec);
 void read_gemma3(ConfigReader& config, ModelSpec& spec);
+void read_glm4_moe(ConfigReader& config, ModelSpec& spec);
 void read_gpt2(ConfigReader& config, ModelSpec& spec);
+void read_gpt_oss(ConfigReader& config, ModelSpec& spec);
 void read_llama(ConfigReader& config, ModelSpec& spec);
 void read_mistral(ConfigReader& config, ModelSpec& spec);
+void read_mixtral(ConfigReader& config, ModelSpec& spec);
 void read_olmo2(ConfigReader& config, ModelSpec& spec);
+void read_olmoe(ConfigReader& config, ModelSpec& spec);
 void read_phi3(ConfigReader& config, ModelSpec& spec);
 void read_qwen2(ConfigReader& config, ModelSpec& spec);
+void read_qwen2_moe(ConfigReader& config, ModelSpec& spec);
 void read_qwen3(ConfigReader& config, ModelSpec& spec);
+void read_qwen3_moe(ConfigReader& config, ModelSpec& spec);
 
 /// Which layers of a family have a sliding window, where the config has no layer_types.
 enum class WindowRule {
-  kRefused,    ///< the family has none
-  kEvery,      ///< all, if sliding_window is set
-  kFromLayer,  ///< if use_sliding_window: those from max_window_layers on
-  kPeriodic    ///< all but every `window_period`-th
+  kRefused,     ///< the family has none
+  kEvery,       ///< all, if sliding_window is set
+  kIfUsed,      ///< all, if use_sliding_window
+  kFromLayer,   ///< if use_sliding_window: those from max_window_layers on
+  kEvenBefore,  ///< if use_sliding_window: every second from the first, below max_window_layers
+  kPeriodic     ///< all but every `window_period`-th
 };
 
 /// What a family with rotary positions and RMSNorm puts where, and its defaults.
@@ -55,6 +65,9 @@ struct RotaryFamilyOptions {
   double eps = 1e-6;
   bool tied = false;
   bool partial_rotary = false;  ///< partial_rotary_factor is a key of this family
+  double partial_factor = 1.0;  ///< where it is not written
+  double theta = 10000.0;       ///< where rope_theta is not written
+  const char* rope = "";        ///< rotary parameters (JSON) where none are written
   bool long_rope = false;       ///< its rotary scaling is longrope, also under older names
   bool own_rotary = false;      ///< the family reads its rotary embeddings itself
   bool packed = false;  ///< query, key and value are one tensor on disk, gate and up another
@@ -68,6 +81,8 @@ struct RotaryFamilyOptions {
 
 /// Reads the keys that llama and its descendants share (sizes, rotary, activation, tying,
 /// positions) and composes the layers.
+void read_rotary_layers(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec);
+/// The same and their parameters, for a family without more to say.
 void read_rotary_family(ConfigReader& config, const RotaryFamilyOptions& options, ModelSpec& spec);
 
 /// What reading a rotary embedding depends on.
@@ -75,8 +90,10 @@ struct RotaryDefaults {
   int64_t head_dim = 0;
   int64_t max_positions = 0;
   bool partial = false;
+  double partial_factor = 1.0;
   bool long_rope = false;
   double theta = 10000.0;
+  std::string absent;  ///< parameters (JSON) where the config has none
 };
 
 /// rope_theta with rope_scaling (transformers 4) or rope_parameters (transformers 5).
@@ -93,8 +110,23 @@ std::vector<int64_t> read_windows(ConfigReader& config, const RotaryFamilyOption
 Activation read_activation(ConfigReader& config, const std::string& key,
                            const std::string& default_value);
 
-/// Hugging Face names of llama and its descendants: model.layers.N.self_attn.q_proj.weight ...
-void add_rotary_family_parameters(ModelSpec& spec, bool packed);
+/// How a family's tensors are named and stored where that differs from llama's.
+struct TensorNames {
+  bool packed = false;  ///< query, key and value are one tensor on disk, gate and up another
+  const char* router = "gate";
+  const char* shared = "shared_experts";
+  /// Files hold one tensor an expert: <mlp>.experts.N.<gate>.weight. Their name of the module and of its three products.
+  const char* mlp_in_files = "mlp";
+  const char* gate = "gate_proj";
+  const char* up = "up_proj";
+  const char* down = "down_proj";
+  /// gpt_oss: files hold stacks as the modules do, [experts, in, out], gate and up interleaved.
+  bool interleaved_stacks = false;
+};
+
+/// Hugging Face names of llama and its descendants: model.layers.N.self_attn.q_proj.weight ... Layers with latent attention
+/// or experts and those for multi-token prediction have DeepSeek's names.
+void add_rotary_family_parameters(ModelSpec& spec, const TensorNames& names);
 
 /// Collects the parts and parameters of a spec in order.
 class ParameterTable {
@@ -104,6 +136,10 @@ class ParameterTable {
   /// A product's weight [out, in]; `residual` scales its init by 1/sqrt(2 * layers).
   ParameterSpec& matrix(const std::string& name, Role role, int64_t out, int64_t in,
                         bool residual = false);
+  /// The experts' products [experts, out, in], and their biases [experts, size].
+  ParameterSpec& stack(const std::string& name, Role role, int64_t experts, int64_t out, int64_t in,
+                       bool residual = false);
+  ParameterSpec& stacked_bias(const std::string& name, Role role, int64_t experts, int64_t size);
   ParameterSpec& vector(const std::string& name, Role role, int64_t size);
   /// name.weight, and name.bias where the norm has one.
   void norm(const std::string& name, const NormSpec& norm, int64_t size);

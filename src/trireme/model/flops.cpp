@@ -1,5 +1,7 @@
 #include "trireme/model/flops.h"
 
+#include <algorithm>
+
 #include "trireme/base/error.h"
 
 namespace trireme::model {
@@ -9,10 +11,12 @@ namespace {
 int64_t part_product_parameters(const ModelSpec& spec, int part) {
   int64_t sum = 0;
   for (const ParameterSpec& parameter : spec.parameters) {
-    if (parameter.part == part && parameter.is_product()) sum += parameter.numel();
+    if (parameter.part == part && parameter.is_product()) sum += spec.active_numel(parameter);
   }
-  const bool head = spec.parts[static_cast<size_t>(part)].kind == PartKind::kHead;
-  if (head && spec.tied_embeddings) sum += spec.vocab_size * spec.hidden;
+  // The head's matrix may belong to another part: the embedding's, and of multi-token prediction always the model's.
+  const PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
+  if (kind == PartKind::kMtpHead || (kind == PartKind::kHead && spec.tied_embeddings))
+    sum += spec.vocab_size * spec.hidden;
   return sum;
 }
 
@@ -45,7 +49,15 @@ TokenFlops part_flops(const ModelSpec& spec, int part, int64_t seq_len) {
   flops.backward_weight = products;
   flops.recompute = flops.forward;
   for (const ParameterSpec& parameter : spec.parameters) {
-    const bool last = parameter.role == Role::kAttentionOut || parameter.role == Role::kDown;
+    // The experts' last product stays: the gradient of a token's probabilities needs its result, as does that of the
+    // shared expert's gate.
+    const LayerSpec* layer =
+        spec.parts[static_cast<size_t>(part)].layer < 0
+            ? nullptr
+            : &spec.layers[static_cast<size_t>(spec.parts[static_cast<size_t>(part)].layer)];
+    const bool gated = layer != nullptr && layer->moe && layer->moe->shared_gate;
+    const bool last =
+        parameter.role == Role::kAttentionOut || (parameter.role == Role::kDown && !gated);
     if (parameter.part == part && last) {
       flops.recompute -= 2.0 * static_cast<double>(parameter.numel());
     }
@@ -86,8 +98,10 @@ std::string flops_formula(const ModelSpec& spec, int64_t seq_len,
   for (const LayerSpec& layer : spec.layers) windows = windows || layer.attention.window > 0;
   const int64_t products = product_parameters(spec);
   const int64_t width =
-      spec.layers.empty() ? 0
-                          : spec.layers[0].attention.num_heads * spec.layers[0].attention.head_dim;
+      spec.layers.empty()
+          ? 0
+          : spec.layers[0].attention.num_heads *
+                (spec.layers[0].attention.head_dim + spec.layers[0].attention.value_dim) / 2;
   std::string text = fmt::format(
       "FLOPs per token = 6 N + 6 L T a   (causal attention; 2 N + 2 L T a forward, twice that "
       "backward)\n"
@@ -95,6 +109,9 @@ std::string flops_formula(const ModelSpec& spec, int64_t seq_len,
       "(heads x "
       "head dimension)\n",
       products, spec.layers.size(), seq_len, width);
+  if (std::ranges::any_of(spec.layers,
+                          [](const LayerSpec& layer) { return layer.moe.has_value(); }))
+    text += "  N counts the experts that a token uses, not all of a layer\n";
   if (windows) text += "  T counts as 2 W - W^2 / T in layers with a window of W < T\n";
   text += fmt::format(
       "  forward  {:.6g} = 2 x {} + {:.6g}\n"

@@ -39,7 +39,8 @@ TokenFlops part_flops(const ModelSpec& spec, int part, int64_t seq_len);
 TokenFlops flops_per_token(const ModelSpec& spec, int64_t seq_len,
                            const std::vector<bool>& recomputed = {});
 
-/// Parameters of all products, the head's included (once more where it is tied).
+/// Parameters of all products that a token takes part in: of routed experts top_k, the head's included (once more where
+/// it is tied, and for every multi-token-prediction layer).
 int64_t product_parameters(const ModelSpec& spec);
 
 /// The formula with this model's numbers, one line per term, for people.

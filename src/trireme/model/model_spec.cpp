@@ -271,6 +271,7 @@ const std::vector<std::string>& meaningless_keys() {
       "gradient_checkpointing",
       "model_name",
       "cross_attention_hidden_size",
+      "auto_map",  // code that came with the model; what it means is in the keys that a family reads
   };
   return keys;
 }
@@ -286,8 +287,15 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   }
   const std::string model_type = config.text("model_type", "");
   const Family* family = nullptr;
+  const std::vector<std::string> architectures = config.texts("architectures");
   for (const Family& candidate : families()) {
     if (candidate.model_type == model_type) family = &candidate;
+  }
+  // A type of its own that declares a class of ours is that family (kimi_k2 is a deepseek_v3), as far as its keys are.
+  for (const Family& candidate : families()) {
+    if (family == nullptr && !architectures.empty() &&
+        architectures.front() == candidate.architecture)
+      family = &candidate;
   }
   if (family == nullptr) {
     config.fail("model_type", fmt::format("is \"{}\", a family that is not covered", model_type),
@@ -295,9 +303,8 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   }
 
   ModelSpec spec;
-  spec.family = model_type;
+  spec.family = family->model_type;
   spec.architecture = family->architecture;
-  const std::vector<std::string> architectures = config.texts("architectures");
   if (!architectures.empty() && architectures.front() != family->architecture &&
       architectures.front() != family->base_architecture) {
     config.fail("architectures",
@@ -310,7 +317,6 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   config.require("is_encoder_decoder", false, "an encoder-decoder");
   config.require("tie_encoder_decoder", false, "an encoder-decoder");
   config.require("pruned_heads", Json::object(), "attention with pruned heads");
-  config.require("auto_map", nullptr, "code that comes with the model");
   config.require("quantization_config", nullptr, "weights that are quantized on disk");
 
   family->read(config, spec);
@@ -324,6 +330,8 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   if (architectures.empty() || architectures.front() != family->architecture) {
     document["architectures"] = {family->architecture};
   }
+  document["model_type"] = family->model_type;
+  document.erase("auto_map");
   spec.config_json = document.dump(2, ' ', true) + "\n";
   return spec;
 }

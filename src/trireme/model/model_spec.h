@@ -235,7 +235,8 @@ struct ParameterSpec {
 };
 
 struct ModelSpec {
-  std::string family;        ///< Hugging Face model_type
+  /// Hugging Face model_type; of a type that declares itself a variant of a family (kimi_k2), that family's.
+  std::string family;
   std::string architecture;  ///< Hugging Face architectures[0], e.g. LlamaForCausalLM
   int64_t vocab_size = 0;
   int64_t hidden = 0;
@@ -277,7 +278,8 @@ const char* to_string(Activation activation);
 
 /// Reads a Hugging Face config.json text. `origin` names it in errors (a path or a preset's name).
 /// Every key is used or on the list of keys known to carry no meaning for training; else
-/// Error{kConfig}, as for an unknown model_type or an option that is not covered.
+/// Error{kConfig}, as for an unknown model_type or an option that is not covered. An unknown type whose architectures[0] is a family's
+/// class is read as that family.
 ModelSpec spec_from_config(const std::string& config_json, const std::string& origin);
 
 /// A named preset ("gpt2-124m", "llama-11m", "llama-110m", "llama3-8b" ...); Error{kConfig} with

@@ -235,15 +235,23 @@ TEST(Parameters, AreInitialisedAndDecayedByRole) {
 TEST(Parts, ComeInForwardOrderAndOwnConsecutiveParameters) {
   for (const std::string& preset : preset_names()) {
     const ModelSpec spec = spec_from_preset(preset);
-    ASSERT_EQ(spec.parts.size(), 2 * spec.layers.size() + 2) << preset;
+    size_t parts = 2;
+    for (const LayerSpec& layer : spec.layers) parts += layer.moe ? 5 : 2;
+    ASSERT_EQ(spec.parts.size(), parts + 2 * static_cast<size_t>(spec.num_mtp_layers)) << preset;
     EXPECT_EQ(spec.parts.front().name, "embedding");
     EXPECT_EQ(spec.parts[1].name, "layer.0.attention");
-    EXPECT_EQ(spec.parts[2].name, "layer.0.mlp");
-    EXPECT_EQ(spec.parts.back().name, "head");
+    EXPECT_EQ(spec.parts[2].name, spec.layers[0].moe ? "layer.0.router" : "layer.0.mlp");
+    EXPECT_EQ(spec.parts.back().kind,
+              spec.num_mtp_layers > 0 ? PartKind::kMtpHead : PartKind::kHead);
     std::set<std::string> names;
     int part = 0;
     for (const ParameterSpec& parameter : spec.parameters) {
-      EXPECT_TRUE(parameter.part == part || parameter.part == part + 1) << parameter.name;
+      // Dispatch has no parameters, nor has combine without a shared expert.
+      for (int skipped = part + 1; skipped < parameter.part; ++skipped) {
+        const PartKind kind = spec.parts[static_cast<size_t>(skipped)].kind;
+        EXPECT_TRUE(kind == PartKind::kDispatch || kind == PartKind::kCombine) << parameter.name;
+      }
+      EXPECT_GE(parameter.part, part) << parameter.name;
       part = parameter.part;
       EXPECT_TRUE(names.insert(parameter.name).second) << parameter.name;
     }

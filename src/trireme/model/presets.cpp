@@ -31,6 +31,24 @@ constexpr Preset kPresets[] = {
       "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
       "num_key_value_heads": 6, "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
       "rope_theta": 10000.0, "tie_word_embeddings": true})"},
+    // The same with experts: 8 of half the dense width, of which a token uses 2, so that its products are those of llama-11m
+    // but for the router's. 31.9 million parameters in the blocks.
+    {"qwen3moe-32m-a11m", R"({"model_type": "qwen3_moe", "vocab_size": 8192, "hidden_size": 384,
+      "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6,
+      "num_key_value_heads": 6, "head_dim": 64, "num_experts": 8, "num_experts_per_tok": 2,
+      "moe_intermediate_size": 512, "norm_topk_prob": true, "router_aux_loss_coef": 0.01,
+      "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+      "tie_word_embeddings": true})"},
+    // All that DeepSeek-V3 has, small: latent attention with a compressed query, the first layer dense, groups of experts
+    // and a shared one, multi-token prediction.
+    {"deepseek-tiny", R"({"model_type": "deepseek_v3", "vocab_size": 4096, "hidden_size": 256,
+      "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4,
+      "q_lora_rank": 96, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
+      "v_head_dim": 64, "first_k_dense_replace": 1, "n_routed_experts": 16,
+      "num_experts_per_tok": 3, "moe_intermediate_size": 176, "n_shared_experts": 1, "n_group": 4,
+      "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": true,
+      "num_nextn_predict_layers": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+      "rope_theta": 10000.0, "tie_word_embeddings": true})"},
     // Benchmark shape at 1024 tokens, llama2.c's stories110M: 84.9 million parameters in the
     // blocks,
     // 24.6 million in the tied embedding.
