@@ -40,6 +40,19 @@ check "corpus counts" json corpus/corpus.json "value['duplicates'] == 1 and valu
 check "default" "$TRIREME" train "$examples/default/run.toml" "${small[@]}"
 check "default again says that it is done" "$TRIREME" train "$examples/default/run.toml" "${small[@]}"
 
+small_moe=("${small[@]}" --set model.config=tiny_moe.json)
+sed 's/"llama"/"mixtral"/; s/"num_hidden_layers"/"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers"/' \
+  tiny.json >tiny_moe.json
+check "moe" "$TRIREME" train "$examples/moe/run.toml" "${small_moe[@]}"
+check "moe: experts' figures" python3 -c '
+import json
+for line in open("runs/moe/metrics.jsonl"):
+    m = json.loads(line)
+    # 4 sequences of 64 tokens, two experts each, in two layers.
+    assert [sum(load) for load in m["load"]] == [512, 512] and m["dropped"] == 0 and m["balance_loss"] > 0.5, m'
+check "moe: the report compares" grep -q '"name":"runs/default"' runs/moe/report.html
+check "moe: generate" "$TRIREME" generate runs/moe/export --prompt def
+
 check "text: tokenizer" "$TRIREME" tokenize train --vocab-size 400 --out runs/text-tokenizer.json 'text/**/*'
 check "text" "$TRIREME" train "$examples/text/run.toml" "${small[@]}"
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once

@@ -103,6 +103,10 @@ Report make_report(const Preflight& p, const fs::path& out, std::vector<ReportSa
   report.metrics = read_metrics(out / "metrics.jsonl");
   for (const Baseline& baseline : p.baselines)
     report.baselines.push_back({baseline.name, baseline.bits_per_byte});
+  for (const std::string& other : c.log.compare) {
+    std::vector<StepMetrics> metrics = read_metrics(fs::path(other) / "metrics.jsonl");
+    if (!metrics.empty()) report.compared.push_back({other, std::move(metrics)});
+  }
   add_timeline(p, out / "trace.json", report);
   report.samples = std::move(samples);
   report.environment = environment(p, version);

@@ -231,6 +231,10 @@ std::string curves(const Report& report) {
     result += chart("chart-bits", "Bits per byte",
                     "Validation text, beside what compressors need for the same files.", "");
   }
+  if (!report.compared.empty())
+    result += chart("chart-compare", "Beside other runs",
+                    "Loss over seconds of training; lines: training, smoothed; dots: validation.",
+                    "wide");
   result += chart("chart-lr", "Learning rate", "", "");
   result += chart("chart-norm", "Gradient norm", "Before clipping.", "");
   if (!report.metrics.back().load.empty()) {
@@ -329,6 +333,7 @@ std::string report_html(const Report& report) {
     data["baselines"].push_back(
         {{"name", baseline.name}, {"bits_per_byte", rounded(baseline.bits_per_byte)}});
   }
+  data["comparison"] = comparison_json(report);
   data["timeline"] = timeline_json(report);
   std::string text = data.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
   // Nothing in the data may close the script element.

@@ -42,6 +42,12 @@ struct ReportBaseline {
   double bits_per_byte = 0.0;
 };
 
+/// Another run, to be drawn beside this one.
+struct ReportRun {
+  std::string name;
+  std::vector<StepMetrics> metrics;
+};
+
 /// Everything the page shows. Empty parts are left out of the page.
 struct Report {
   std::string title;     ///< the run's folder
@@ -50,6 +56,7 @@ struct Report {
   double gemm_tflops = 0.0;
   std::vector<StepMetrics> metrics;
   std::vector<ReportBaseline> baselines;
+  std::vector<ReportRun> compared;
   int64_t traced_step = 0;
   std::vector<ReportLane> lanes;
   std::vector<ReportMemoryPoint> memory;
@@ -60,6 +67,10 @@ struct Report {
 
 /// The page. Pure: no request leaves it, the same input gives the same text.
 std::string report_html(const Report& report);
+
+/// Losses of this run and of those beside it over training time: {"seconds", "runs": [{"name", "loss", "valid_loss"}]}, or
+/// null without any. Private to train/.
+OrderedJson comparison_json(const Report& report);
 
 /// "a<b" as text of an HTML element or attribute.
 std::string html_escape(std::string_view text);

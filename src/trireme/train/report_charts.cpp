@@ -66,7 +66,7 @@ function escapeHtml(s) { return s.replace(/[&<>"]/g, c => ({ "&": "&amp;", "<": 
 function lineChart(id, series, options) {
   const host = document.getElementById(id);
   if (!host) return;
-  const x = data.metrics.step;
+  const x = options.x || data.metrics.step;
   series = series.filter(s => s.y.some(v => v !== null));
   if (!series.length) { host.closest("figure").remove(); return; }
   const named = series.filter(s => s.key);
@@ -82,7 +82,7 @@ function lineChart(id, series, options) {
     if (!width) return;
     host.textContent = "";
     const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img" }, host);
-    node("title", {}, svg).textContent = series.map(s => s.name).join(", ") + " over steps";
+    node("title", {}, svg).textContent = series.map(s => s.name).join(", ") + (options.x ? " over seconds" : " over steps");
     let low = Infinity, high = -Infinity;
     const cover = v => { if (v !== null) { low = Math.min(low, v); high = Math.max(high, v); } };
     for (const s of series) {
@@ -160,7 +160,8 @@ function lineChart(id, series, options) {
         rows += `<tr><td><i style="background:${s.colour}"></i>${s.name}</td><td><b>${(s.format || format)(s.y[i] === null ? shown : s.y[i])}</b></td></tr>`;
         if (s.raw) rows += `<tr><td><i></i>smoothed</td><td>${format(shown)}</td></tr>`;
       });
-      showTip(`step ${x[begin]} · ${short(data.metrics.tokens[begin])} tokens<table>${rows}</table>`, event.clientX, event.clientY);
+      const where = options.x ? `${short(x[begin])} s` : `step ${x[begin]} · ${short(data.metrics.tokens[begin])} tokens`;
+      showTip(`${where}<table>${rows}</table>`, event.clientX, event.clientY);
     });
     svg.addEventListener("pointerleave", () => {
       hideTip();
@@ -191,6 +192,18 @@ if (data.gemm_tflops) {
   lineChart("chart-share", [{ name: "TFLOP/s", y: m.model_tflops, colour: "var(--third)", raw: true }], { zero: true });
 }
 lineChart("chart-memory", [{ name: "peak", y: m.peak_bytes, colour: "var(--second)" }], { zero: true, format: bytes });
+if (data.comparison) {
+  const colours = ["var(--accent)", "var(--second)", "var(--third)"];
+  const series = [];
+  data.comparison.runs.forEach((run, i) => {
+    const name = escapeHtml(run.name), colour = colours[i % 3];
+    series.push({ name, key: name, y: run.loss, colour });
+    series.push({ name: name + ", validation", y: run.valid_loss, colour, points: true });
+  });
+  // The first tenth is far off: the axis begins after it.
+  const from = Math.floor(data.comparison.seconds.length / 10);
+  lineChart("chart-compare", series.map(s => Object.assign(s, { y: s.y.slice(from) })), { x: data.comparison.seconds.slice(from), height: 320 });
+}
 if (m.largest_load) {
   const colours = ["var(--accent)", "var(--second)", "var(--third)"];
   lineChart("chart-load", m.largest_load.map((y, i) => ({

@@ -86,5 +86,38 @@ TEST(Report, AnEmptyRunIsStillAPage) {
   EXPECT_THAT(report_html(Report()), HasSubstr("</html>"));
 }
 
+TEST(ReportTest, ComparesRunsOnACommonClock) {
+  Report report;
+  report.title = "slow";
+  EXPECT_TRUE(comparison_json(report).is_null());
+  ReportRun quick{"quick", {}};
+  for (int i = 0; i < 4; ++i) {
+    StepMetrics m;
+    m.step = i + 1;
+    m.step_s = 10.0;
+    m.loss = 5.0;
+    report.metrics.push_back(m);
+    m.step_s = 1.0;
+    m.loss = 2.0;
+    quick.metrics.push_back(m);
+  }
+  report.metrics[1].valid_loss = 4.5;
+  report.compared.push_back(quick);
+  const OrderedJson json = comparison_json(report);
+  const auto seconds = json.at("seconds").get<std::vector<double>>();
+  EXPECT_DOUBLE_EQ(seconds.back(), 40.0);
+  const OrderedJson& runs = json.at("runs");
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0].at("name"), "slow");
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    EXPECT_EQ(runs[0].at("loss")[i], 5.0);
+    // The quick one was done after four seconds.
+    EXPECT_EQ(runs[1].at("loss")[i].is_null(), seconds[i] > 4.0 + 1e-6) << seconds[i];
+    if (!runs[0].at("valid_loss")[i].is_null()) {
+      EXPECT_NEAR(seconds[i], 20.0, 0.3);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme::train

@@ -135,6 +135,7 @@ struct RunConfig {
     bool tensorboard = true;
     bool report = true;
     int64_t trace_step = 3;
+    std::vector<std::string> compare;
   } log;
 
   struct Sample {

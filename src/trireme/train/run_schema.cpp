@@ -341,6 +341,10 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("log.tensorboard", REF(log.tensorboard), any(), "Write TensorBoard event files.",
                   kNoEffect));
   s.push_back(key("log.report", REF(log.report), any(), "Write `report.html`.", kNoEffect));
+  s.push_back(key("log.compare", REF(log.compare), any(),
+                  "Folders of other runs whose losses the report draws beside this run's, over "
+                  "training time; those that are not there are left out.",
+                  kNoEffect));
   s.push_back(key("log.trace_step", REF(log.trace_step), at_least(0),
                   "Step whose timeline goes to `trace.json`; 0: none.", kNoEffect));
 
