@@ -2,6 +2,7 @@
 // model on rows of ids, as one safetensors file. The live parity check (tests/parity/models.py)
 // compares them with transformers.
 #include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstdio>
 #include <filesystem>
@@ -29,8 +30,13 @@ int main(int argc, char** argv) {
 
     std::vector<checkpoint::NamedTensor> gradients;
     for (const auto& [name, gradient] : result.gradients) gradients.push_back({name, gradient});
+    for (const model::ParameterSpec& parameter : loaded.model->spec().parameters) {
+      if (!parameter.trainable) gradients.push_back({parameter.name, at::zeros(parameter.shape)});
+    }
     const std::filesystem::path folder = std::string(argv[3]) + ".gradients";
-    checkpoint::export_huggingface(folder, loaded.model->spec(), gradients, {}, {.replace = true});
+    checkpoint::export_huggingface(
+        folder, loaded.model->spec(), gradients, {},
+        {.form = {.layout = model::DiskLayout::kModules, .mtp_copies = false}, .replace = true});
 
     const checkpoint::TensorFile exported(folder / "model.safetensors");
     std::vector<checkpoint::TensorToWrite> tensors;

@@ -1,12 +1,14 @@
 #include "trireme/checkpoint/huggingface.h"
 
-#include <ATen/ops/cat.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <array>
 #include <set>
 
 #include "trireme/base/file.h"
+#include "trireme/base/hash.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
 
@@ -29,36 +31,6 @@ constexpr std::array kTextNames = {"config.json",
                                    "vocab.json",
                                    "merges.txt",
                                    "chat_template.jinja"};
-
-/// One tensor as the directory stores it, and the parameters that it is made of.
-struct StoredTensor {
-  std::string name;
-  std::vector<int64_t> shape;
-  bool transposed = false;
-  std::vector<size_t>
-      members;  ///< indices into ModelSpec::parameters, in their order along dimension 0
-};
-
-std::vector<StoredTensor> stored_tensors(const model::ModelSpec& spec) {
-  std::vector<StoredTensor> stored;
-  for (size_t i = 0; i < spec.parameters.size(); ++i) {
-    const model::ParameterSpec& parameter = spec.parameters[i];
-    const bool packed = !parameter.packed_on_disk.empty();
-    if (packed && !stored.empty() && stored.back().name == parameter.packed_on_disk) {
-      stored.back().shape[0] += parameter.shape[0];
-      stored.back().members.push_back(i);
-      continue;
-    }
-    stored.push_back({packed ? parameter.packed_on_disk : parameter.name,
-                      parameter.shape,
-                      parameter.transposed_on_disk,
-                      {i}});
-  }
-  for (StoredTensor& tensor : stored) {
-    if (tensor.transposed) std::reverse(tensor.shape.begin(), tensor.shape.end());
-  }
-  return stored;
-}
 
 /// Buffers that older files carry and that a model makes itself.
 bool carries_nothing(const std::string& name) {
@@ -141,13 +113,115 @@ std::string some_of(const std::vector<std::string>& names) {
   return names.size() > kShown ? fmt::format("{} and {} more", text, names.size() - kShown) : text;
 }
 
-/// A parameter's own piece of what the directory stores, in our layout, as fp32.
-at::Tensor parameter_of(const Found& found, const StoredTensor& stored, int64_t row, int64_t rows) {
-  at::Tensor tensor = found.file->tensor(*found.info);
-  if (stored.transposed) tensor = tensor.t();
-  if (stored.members.size() > 1) tensor = tensor.narrow(0, row, rows);
-  return tensor.to(at::kFloat);
+/// A parameter's pieces as a directory stores them: the whole of it, or one an expert.
+struct Source {
+  Found found;
+  size_t tensor = 0;  ///< index into the directory's tensors
+  size_t piece = 0;
+};
+
+/// The tensors that a spec asks of a directory; shared by the parameters' makers.
+struct Asked {
+  model::ModelSpec spec;
+  std::vector<model::DiskTensor> tensors;
+};
+
+/// A parameter in our layout, as fp32.
+at::Tensor parameter_of(const Asked& asked, const std::vector<Source>& sources, int index) {
+  const auto piece = [&](const Source& source) {
+    return piece_of(source.found.file->tensor(*source.found.info), asked.tensors[source.tensor],
+                    asked.spec, source.piece);
+  };
+  const auto expert_of = [&](const Source& source) {
+    return asked.tensors[source.tensor].pieces[source.piece].expert;
+  };
+  if (expert_of(sources.front()) < 0) return piece(sources.front()).to(at::kFloat);
+  at::Tensor stack = at::empty(asked.spec.parameters[static_cast<size_t>(index)].shape, at::kFloat);
+  for (const Source& source : sources) {
+    stack.select(0, expert_of(source)).copy_(piece(source));
+  }
+  return stack;
 }
+
+/// A parameter that a directory lacks and that training may begin anew.
+at::Tensor initial_of(const model::ParameterSpec& parameter) {
+  at::Tensor tensor = at::empty(parameter.shape, at::kFloat);
+  switch (parameter.init.kind) {
+    case model::InitKind::kOnes:
+      return tensor.fill_(1.0);
+    case model::InitKind::kZeros:
+      return tensor.zero_();
+    case model::InitKind::kNormal:
+      break;
+  }
+  const uint64_t seed = xxh3(std::as_bytes(std::span(parameter.name)));
+  return tensor.normal_(0.0, parameter.init.std, at::make_generator<at::CPUGeneratorImpl>(seed));
+}
+
+int embedding_index(const model::ModelSpec& spec) {
+  const auto found =
+      std::ranges::find(spec.parameters, model::Role::kTokenEmbedding, &model::ParameterSpec::role);
+  return static_cast<int>(found - spec.parameters.begin());
+}
+
+auto find_tensor(std::map<std::string, Found>& found, const std::string& name) {
+  const auto at = found.find(name);
+  return at == found.end() ? found.find(base_name(name)) : at;
+}
+
+/// Which of the ways to store the directory uses.
+StoredForm form_of(const model::ModelSpec& spec, std::map<std::string, Found>& found) {
+  StoredForm form;
+  const auto missing = [&](model::DiskLayout layout) {
+    int64_t count = 0;
+    for (const model::DiskTensor& tensor : model::disk_tensors(spec, layout))
+      count += tensor.mtp || find_tensor(found, tensor.name) != found.end() ? 0 : 1;
+    return count;
+  };
+  const int64_t missing_of_files = missing(model::DiskLayout::kFiles);
+  if (missing_of_files > 0 && missing(model::DiskLayout::kModules) < missing_of_files)
+    form.layout = model::DiskLayout::kModules;
+  form.mtp = form.mtp_copies = false;
+  for (const model::DiskTensor& tensor : model::disk_tensors(spec, form.layout)) {
+    if (!tensor.mtp || find_tensor(found, tensor.name) == found.end()) continue;
+    (tensor.copy ? form.mtp_copies : form.mtp) = true;
+  }
+  if (spec.num_mtp_layers == 0) form.mtp = form.mtp_copies = true;
+  return form;
+}
+
+/// Whether what a directory stores a second time equals the first; a different copy is worth a word.
+void compare_copy(const fs::path& path, const std::string& name, const Found& copy,
+                  const Found& first) {
+  const bool equal =
+      copy.info->shape == first.info->shape &&
+      std::ranges::equal(copy.file->bytes_of(*copy.info), first.file->bytes_of(*first.info));
+  if (!equal) {
+    log::warning(
+        "{}: {} differs from the tensor that it is a copy of by config.json; it is ignored",
+        path.string(), name);
+  }
+}
+
+/// The experts' stacks whose slices are being written: each is made once, when its first slice is wanted, and dropped
+/// after its last.
+class Stacks {
+ public:
+  at::Tensor slice(const TensorToWrite& whole, int64_t expert) {
+    Entry& entry = entries_[&whole];
+    if (!entry.tensor.defined()) entry = {whole.make().detach().cpu(), whole.shape[0]};
+    const at::Tensor tensor = entry.tensor.select(0, expert);
+    if (--entry.left == 0) entries_.erase(&whole);
+    return tensor;
+  }
+
+ private:
+  struct Entry {
+    at::Tensor tensor;
+    int64_t left = 0;
+  };
+  std::map<const TensorToWrite*, Entry> entries_;
+};
 
 std::string torch_dtype_name(Dtype dtype) {
   switch (dtype) {
@@ -172,6 +246,8 @@ std::string config_for_export(const std::string& text, const model::ModelSpec& s
       config.contains("torch_dtype") && !config.contains("dtype") ? "torch_dtype" : "dtype";
   config[key] = type;
   if (!spec.architecture.empty()) config["architectures"] = OrderedJson::array({spec.architecture});
+  config["model_type"] = spec.family;
+  config.erase("auto_map");  // names code that does not travel with the weights
   return config == before ? text : config.dump(2) + "\n";
 }
 
@@ -190,18 +266,21 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
       model::spec_from_config(result.texts.at("config.json"), (path / "config.json").string());
   std::map<std::string, Found> found = open_weights(path);
 
-  const std::vector<StoredTensor> stored = stored_tensors(result.spec);
+  result.form = form_of(result.spec, found);
+  const auto asked = std::make_shared<Asked>();
+  asked->spec = result.spec;
+  asked->tensors = tensors_of(result.spec, result.form);
   std::vector<std::string> missing;
   std::vector<std::string> mismatched;
-  std::vector<Found> places;
-  result.parameters.resize(result.spec.parameters.size());
+  std::vector<std::pair<const model::DiskTensor*, Dtype>> types;
+  std::map<int, Found> places;  // by parameter, of those stored as one
+  std::vector<std::vector<Source>> sources(result.spec.parameters.size());
   bool first_matrix = true;
-  std::string embedding;
-  for (const StoredTensor& tensor : stored) {
-    auto at = found.find(tensor.name);
-    if (at == found.end()) at = found.find(base_name(tensor.name));
+  for (size_t i = 0; i < asked->tensors.size(); ++i) {
+    const model::DiskTensor& tensor = asked->tensors[i];
+    const auto at = find_tensor(found, tensor.name);
     if (at == found.end()) {
-      missing.push_back(tensor.name);
+      if (!tensor.copy) missing.push_back(tensor.name);
       continue;
     }
     const Found place = at->second;
@@ -217,19 +296,20 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
                        kData, "save the model in float32, bfloat16 or float16",
                        "{}: '{}' is of type {}", place.file->path().string(), tensor.name,
                        dtype_name(dtype));
+    const Dtype kept = dtype == Dtype::kF64 ? Dtype::kF32 : dtype;
+    types.emplace_back(&tensor, kept);
     if (first_matrix && tensor.shape.size() == 2) {
-      result.stored_dtype = dtype == Dtype::kF64 ? Dtype::kF32 : dtype;
+      result.stored_dtype = kept;
       first_matrix = false;
     }
-    int64_t row = 0;
-    for (const size_t member : tensor.members) {
-      const model::ParameterSpec& parameter = result.spec.parameters[member];
-      const int64_t rows = parameter.shape[0];
-      result.parameters[member] = {
-          parameter.name, Dtype::kF32, parameter.shape,
-          [place, tensor, row, rows] { return parameter_of(place, tensor, row, rows); }};
-      row += rows;
-      if (parameter.role == model::Role::kTokenEmbedding) places = {place};
+    if (tensor.copy) {
+      compare_copy(path, tensor.name, place, places.at(tensor.pieces.front().parameter));
+      continue;
+    }
+    for (size_t piece = 0; piece < tensor.pieces.size(); ++piece) {
+      const int parameter = tensor.pieces[piece].parameter;
+      places[parameter] = place;
+      sources[static_cast<size_t>(parameter)].push_back({place, i, piece});
     }
   }
   const char* const hint = "is config.json the one that the weights were saved with?";
@@ -237,22 +317,33 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
                      "{} lacks {} tensors that config.json asks for: {}", path.string(),
                      missing.size(), some_of(missing));
   TRIREME_USER_CHECK(mismatched.empty(), kData, hint, "{}: {}", path.string(), some_of(mismatched));
+  for (const auto& [tensor, dtype] : types) {
+    if (dtype != (tensor->fp32 ? Dtype::kF32 : result.stored_dtype))
+      result.form.other_dtypes[tensor->name] = dtype;
+  }
+  if (!result.form.mtp) {
+    log::info("{} has no tensors of its {} multi-token-prediction layers: they are initialised",
+              path.string(), result.spec.num_mtp_layers);
+  }
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const model::ParameterSpec& parameter = result.spec.parameters[i];
+    TensorToWrite& made = result.parameters.emplace_back(
+        TensorToWrite{parameter.name, Dtype::kF32, parameter.shape, {}});
+    if (sources[i].empty()) {
+      made.make = [asked, i] { return initial_of(asked->spec.parameters[i]); };
+    } else {
+      made.make = [asked, pieces = sources[i], i] {
+        return parameter_of(*asked, pieces, static_cast<int>(i));
+      };
+    }
+  }
 
   std::vector<std::string> unexpected;
   for (const auto& [name, place] : found) {
     if (carries_nothing(name)) continue;
     if (result.spec.tied_embeddings && name == "lm_head.weight") {
-      // The config wins, as in transformers; a different copy is worth a word.
-      const Found& embedding_place = places.front();
-      const bool equal = place.info->shape == embedding_place.info->shape &&
-                         std::ranges::equal(place.file->bytes_of(*place.info),
-                                            embedding_place.file->bytes_of(*embedding_place.info));
-      if (!equal) {
-        log::warning(
-            "{}: lm_head.weight differs from the token embedding and config.json ties them; it is "
-            "ignored",
-            path.string());
-      }
+      // The config wins, as in transformers.
+      compare_copy(path, name, place, places.at(embedding_index(result.spec)));
       continue;
     }
     unexpected.push_back(name);
@@ -287,34 +378,42 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   std::map<std::string, const TensorToWrite*> by_name;
   for (const TensorToWrite& parameter : parameters) by_name[parameter.name] = &parameter;
 
-  const at::ScalarType type = scalar_type(options.dtype);
   std::vector<TensorToWrite> tensors;
   uint64_t bytes = 0;
   int64_t num_parameters = 0;
-  for (const StoredTensor& stored : stored_tensors(spec)) {
-    std::vector<const TensorToWrite*> members;
-    for (const size_t index : stored.members) {
-      const std::string& name = spec.parameters[index].name;
-      const auto member = by_name.find(name);
+  const auto stacks = std::make_shared<Stacks>();
+  for (const model::DiskTensor& stored : tensors_of(spec, options.form)) {
+    std::vector<std::function<at::Tensor()>> pieces;
+    for (const model::DiskPiece& piece : stored.pieces) {
+      const model::ParameterSpec& parameter = spec.parameters[static_cast<size_t>(piece.parameter)];
+      const auto member = by_name.find(parameter.name);
       TRIREME_USER_CHECK(member != by_name.end(), kData,
                          "was it written by a run of another model?",
-                         "the parameter '{}' is missing", name);
-      TRIREME_USER_CHECK(
-          member->second->shape == spec.parameters[index].shape, kData,
-          "was it written by a run of another model?", "the parameter '{}' is {} and should be {}",
-          name, shape_text(member->second->shape), shape_text(spec.parameters[index].shape));
-      members.push_back(member->second);
+                         "the parameter '{}' is missing", parameter.name);
+      TRIREME_USER_CHECK(member->second->shape == parameter.shape, kData,
+                         "was it written by a run of another model?",
+                         "the parameter '{}' is {} and should be {}", parameter.name,
+                         shape_text(member->second->shape), shape_text(parameter.shape));
+      const TensorToWrite* whole = member->second;
+      if (piece.expert < 0) {
+        pieces.emplace_back([whole] { return whole->make().detach().cpu(); });
+      } else {
+        pieces.emplace_back(
+            [whole, stacks, expert = piece.expert] { return stacks->slice(*whole, expert); });
+      }
     }
-    TensorToWrite tensor{stored.name, options.dtype, stored.shape, {}};
-    tensor.make = [members, transposed = stored.transposed, type] {
-      std::vector<at::Tensor> pieces;
-      for (const TensorToWrite* member : members) pieces.push_back(member->make().detach().cpu());
-      at::Tensor whole = pieces.size() == 1 ? pieces.front() : at::cat(pieces, 0);
-      if (transposed) whole = whole.t();
-      return whole.to(type).contiguous();
+    const auto other = options.form.other_dtypes.find(stored.name);
+    const Dtype dtype = other != options.form.other_dtypes.end() ? other->second
+                        : stored.fp32                            ? Dtype::kF32
+                                                                 : options.dtype;
+    TensorToWrite tensor{stored.name, dtype, stored.shape, {}};
+    tensor.make = [pieces, stored, type = scalar_type(dtype)] {
+      std::vector<at::Tensor> made;
+      for (const auto& make : pieces) made.push_back(make());
+      return joined(stored, made).to(type).contiguous();
     };
     bytes += byte_size(tensor);
-    num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(options.dtype);
+    num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(dtype);
     tensors.push_back(std::move(tensor));
   }
 

@@ -1,6 +1,6 @@
 // Hugging Face directories in and out: config.json, model.safetensors (or shards with an index) and
-// the texts beside them. Knows no family by name: ParameterSpec says what is transposed, packed or
-// tied on disk.
+// the texts beside them. Knows no family by name: model/disk_layout.h says what is transposed, packed,
+// cut into experts or tied on disk.
 #pragma once
 
 #include <filesystem>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "trireme/checkpoint/checkpoint.h"
+#include "trireme/checkpoint/stored_form.h"
 #include "trireme/model/model_spec.h"
 
 namespace trireme::checkpoint {
@@ -22,11 +23,13 @@ struct HuggingFaceModel {
   std::map<std::string, std::string>
       texts;  ///< config.json as found, generation_config.json, tokenizer.json ...
   Dtype stored_dtype = Dtype::kF32;  ///< type of the first matrix in the files
+  StoredForm form;
 };
 
 /// Opens an HF directory: model.safetensors, or model.safetensors.index.json with its shards.
-/// Accepts base models (no "transformer." / "model." prefix), a stored copy of tied weights, and
-/// buffers that carry nothing. Error{kData} naming missing, unexpected and mis-shaped tensors; a
+/// Accepts base models (no "transformer." / "model." prefix), a stored copy of tied weights, experts stacked as in
+/// transformers' modules or each by itself, buffers that carry nothing, and the absence of all multi-token-prediction
+/// tensors, whose parameters are then initialised. Error{kData} naming missing, unexpected and mis-shaped tensors; a
 /// directory with only pickled weights is refused with a hint; Error{kConfig} for its config.json.
 HuggingFaceModel open_huggingface(const std::filesystem::path& path);
 
@@ -34,6 +37,7 @@ struct ExportOptions {
   Dtype dtype = Dtype::kF32;  ///< kF32, kBf16 or kF16; written to config.json as well
   int64_t shard_bytes =
       int64_t{5'000'000'000};  ///< more data than this is cut into shards with an index
+  StoredForm form = {};        ///< of tensors; an import's, to give back what was read
   bool replace = false;        ///< replace a directory that is there (in one step)
   Storage* storage = nullptr;  ///< nullptr: the real disk
 };

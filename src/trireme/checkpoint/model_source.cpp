@@ -9,6 +9,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kStoredDtypeKey = "imported_dtype";
+constexpr const char* kFormKey = "imported_form";
 
 Dtype imported_dtype(const Json& train) {
   if (!train.is_object()) return Dtype::kF32;
@@ -26,6 +27,7 @@ ModelSource from_huggingface(const fs::path& path) {
   source.parameters = std::move(opened.parameters);
   source.texts = std::move(opened.texts);
   source.stored_dtype = opened.stored_dtype;
+  source.form = std::move(opened.form);
   source.path = path;
   source.huggingface = true;
   return source;
@@ -36,7 +38,9 @@ ModelSource from_checkpoint(const fs::path& path) {
   ModelSource source;
   source.path = checkpoint->path();
   source.step = checkpoint->step();
-  source.stored_dtype = imported_dtype(checkpoint->train_state());
+  const Json& train = checkpoint->train_state();
+  source.stored_dtype = imported_dtype(train);
+  if (train.is_object() && train.contains(kFormKey)) source.form = form_from_json(train[kFormKey]);
   std::map<std::string, const TensorEntry*> entries;
   for (const TensorEntry& entry : checkpoint->manifest().tensors) {
     entries[entry.info.name] = &entry;
@@ -101,6 +105,7 @@ Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bo
   HuggingFaceModel opened = open_huggingface(huggingface);
   CheckpointState state;
   state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};
+  if (opened.form != StoredForm()) state.train[kFormKey] = form_to_json(opened.form);
   state.texts = std::move(opened.texts);
   return write_checkpoint(out, std::move(opened.parameters), state, options);
 }

@@ -17,7 +17,8 @@ struct ModelSource {
   std::vector<TensorToWrite>
       parameters;  ///< our names and layout, order of spec.parameters; make() gives fp32, CPU
   std::map<std::string, std::string>
-      texts;  ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
+      texts;        ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
+  StoredForm form;  ///< of what was imported, as long as it was not trained on
   Dtype stored_dtype = Dtype::kF32;  ///< an imported checkpoint remembers its origin's
   std::filesystem::path path;        ///< what was opened, resolved
   bool huggingface = false;

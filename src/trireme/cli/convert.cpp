@@ -42,6 +42,8 @@ void run_export(const ConvertOptions& convert, const GlobalOptions& options) {
                          : convert.dtype == "bfloat16" ? checkpoint::Dtype::kBf16
                          : convert.dtype == "float16"  ? checkpoint::Dtype::kF16
                                                        : checkpoint::Dtype::kF32;
+  export_options.form = source.form;
+  if (convert.dtype != "auto") export_options.form.other_dtypes.clear();
   export_options.replace = convert.force;
   TRIREME_USER_CHECK(convert.shard_gb > 0, kConfig, "the default is 5",
                      "--shard-gb {} is not positive", convert.shard_gb);

@@ -27,12 +27,13 @@ struct DiskTensor {
   bool transposed = false;
   bool fp32 = false;  ///< whatever the type of the others
   bool mtp = false;   ///< of a multi-token-prediction layer: files may lack all of these
-  bool copy = false;  ///< a second copy of a tensor above, of which its pieces say the parameter; files may lack it
+  bool copy =
+      false;  ///< a second copy of a tensor above, of which its pieces say the parameter; files may lack it
 };
 
 /// Where experts are stored in two ways, which.
 enum class DiskLayout {
-  kFiles,   ///< as models are published and save_pretrained writes: one tensor an expert, but for gpt_oss
+  kFiles,  ///< as models are published and save_pretrained writes: one tensor an expert, but for gpt_oss
   kModules  ///< as transformers' modules hold them: stacked [experts, ...], gate and up as one
 };
 

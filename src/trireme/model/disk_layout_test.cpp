@@ -46,7 +46,8 @@ Shapes layer_one(const ModelSpec& spec, DiskLayout layout) {
     }
     shapes[name] = tensor.shape;
   }
-  for (const auto& [name, count] : counts) EXPECT_EQ(count, spec.layers[1].moe->num_experts) << name;
+  for (const auto& [name, count] : counts)
+    EXPECT_EQ(count, spec.layers[1].moe->num_experts) << name;
   return shapes;
 }
 
@@ -66,7 +67,8 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
        "self_attn.o_proj.weight 16x16 self_attn.q_proj.weight 16x16 self_attn.v_proj.weight 8x16 ",
        "mlp.experts.down_proj 3x16x24 mlp.experts.gate_up_proj 3x48x16 mlp.gate.weight 3x16 "},
       {"qwen3_moe",
-       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 mlp.experts.{}.gate_proj.weight 6x16 "
+       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 "
+       "mlp.experts.{}.gate_proj.weight 6x16 "
        "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.weight 4x16 post_attention_layernorm.weight 16 "
        "self_attn.k_norm.weight 8 self_attn.k_proj.bias 16 self_attn.k_proj.weight 16x16 "
        "self_attn.o_proj.bias 16 self_attn.o_proj.weight 16x32 self_attn.q_norm.weight 8 "
@@ -74,10 +76,13 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
        "self_attn.v_proj.weight 16x16 ",
        "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 mlp.gate.weight 4x16 "},
       {"qwen2_moe",
-       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 mlp.experts.{}.gate_proj.weight 6x16 "
-       "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.weight 4x16 mlp.shared_expert.down_proj.weight 16x10 "
+       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 "
+       "mlp.experts.{}.gate_proj.weight 6x16 "
+       "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.weight 4x16 mlp.shared_expert.down_proj.weight "
+       "16x10 "
        "mlp.shared_expert.gate_proj.weight 10x16 mlp.shared_expert.up_proj.weight 10x16 "
-       "mlp.shared_expert_gate.weight 1x16 post_attention_layernorm.weight 16 self_attn.k_proj.bias 8 "
+       "mlp.shared_expert_gate.weight 1x16 post_attention_layernorm.weight 16 "
+       "self_attn.k_proj.bias 8 "
        "self_attn.k_proj.weight 8x16 self_attn.o_proj.weight 16x16 self_attn.q_proj.bias 16 "
        "self_attn.q_proj.weight 16x16 self_attn.v_proj.bias 8 self_attn.v_proj.weight 8x16 ",
        "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 mlp.gate.weight 4x16 "
@@ -85,7 +90,8 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
        "mlp.shared_expert.up_proj.weight 10x16 mlp.shared_expert_gate.weight 1x16 "},
       {"olmoe",
        "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x24 "
-       "mlp.experts.{}.gate_proj.weight 24x16 mlp.experts.{}.up_proj.weight 24x16 mlp.gate.weight 4x16 "
+       "mlp.experts.{}.gate_proj.weight 24x16 mlp.experts.{}.up_proj.weight 24x16 mlp.gate.weight "
+       "4x16 "
        "post_attention_layernorm.weight 16 self_attn.k_norm.weight 8 self_attn.k_proj.weight 8x16 "
        "self_attn.o_proj.weight 16x16 self_attn.q_norm.weight 16 self_attn.q_proj.weight 16x16 "
        "self_attn.v_proj.weight 8x16 ",
@@ -95,24 +101,31 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
        "mlp.experts.gate_up_proj 3x16x48 mlp.experts.gate_up_proj_bias 3x48 mlp.router.bias 3 "
        "mlp.router.weight 3x16 post_attention_layernorm.weight 16 self_attn.k_proj.bias 16 "
        "self_attn.k_proj.weight 16x16 self_attn.o_proj.bias 16 self_attn.o_proj.weight 16x32 "
-       "self_attn.q_proj.bias 32 self_attn.q_proj.weight 32x16 self_attn.sinks 4 self_attn.v_proj.bias 16 "
+       "self_attn.q_proj.bias 32 self_attn.q_proj.weight 32x16 self_attn.sinks 4 "
+       "self_attn.v_proj.bias 16 "
        "self_attn.v_proj.weight 16x16 ",
-       "mlp.experts.down_proj 3x24x16 mlp.experts.down_proj_bias 3x16 mlp.experts.gate_up_proj 3x16x48 "
+       "mlp.experts.down_proj 3x24x16 mlp.experts.down_proj_bias 3x16 mlp.experts.gate_up_proj "
+       "3x16x48 "
        "mlp.experts.gate_up_proj_bias 3x48 mlp.router.bias 3 mlp.router.weight 3x16 "},
       {"glm4_moe",
-       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 mlp.experts.{}.gate_proj.weight 6x16 "
+       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 "
+       "mlp.experts.{}.gate_proj.weight 6x16 "
        "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.e_score_correction_bias 4 mlp.gate.weight 4x16 "
        "mlp.shared_experts.down_proj.weight 16x6 mlp.shared_experts.gate_proj.weight 6x16 "
-       "mlp.shared_experts.up_proj.weight 6x16 post_attention_layernorm.weight 16 self_attn.k_norm.weight 8 "
+       "mlp.shared_experts.up_proj.weight 6x16 post_attention_layernorm.weight 16 "
+       "self_attn.k_norm.weight 8 "
        "self_attn.k_proj.bias 16 self_attn.k_proj.weight 16x16 self_attn.o_proj.weight 16x32 "
        "self_attn.q_norm.weight 8 self_attn.q_proj.bias 32 self_attn.q_proj.weight 32x16 "
        "self_attn.v_proj.bias 16 self_attn.v_proj.weight 16x16 ",
-       "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 mlp.gate.e_score_correction_bias 4 "
+       "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 "
+       "mlp.gate.e_score_correction_bias 4 "
        "mlp.gate.weight 4x16 mlp.shared_experts.down_proj.weight 16x6 "
        "mlp.shared_experts.gate_proj.weight 6x16 mlp.shared_experts.up_proj.weight 6x16 "},
       {"deepseek_v2",
-       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 mlp.experts.{}.gate_proj.weight 6x16 "
-       "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.weight 4x16 mlp.shared_experts.down_proj.weight 16x12 "
+       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 "
+       "mlp.experts.{}.gate_proj.weight 6x16 "
+       "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.weight 4x16 "
+       "mlp.shared_experts.down_proj.weight 16x12 "
        "mlp.shared_experts.gate_proj.weight 12x16 mlp.shared_experts.up_proj.weight 12x16 "
        "post_attention_layernorm.weight 16 self_attn.kv_a_layernorm.weight 8 "
        "self_attn.kv_a_proj_with_mqa.bias 10 self_attn.kv_a_proj_with_mqa.weight 10x16 "
@@ -123,14 +136,17 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
        "mlp.shared_experts.down_proj.weight 16x12 mlp.shared_experts.gate_proj.weight 12x16 "
        "mlp.shared_experts.up_proj.weight 12x16 "},
       {"deepseek_v3",
-       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 mlp.experts.{}.gate_proj.weight 6x16 "
+       "input_layernorm.weight 16 mlp.experts.{}.down_proj.weight 16x6 "
+       "mlp.experts.{}.gate_proj.weight 6x16 "
        "mlp.experts.{}.up_proj.weight 6x16 mlp.gate.e_score_correction_bias 4 mlp.gate.weight 4x16 "
        "mlp.shared_experts.down_proj.weight 16x6 mlp.shared_experts.gate_proj.weight 6x16 "
        "mlp.shared_experts.up_proj.weight 6x16 post_attention_layernorm.weight 16 "
        "self_attn.kv_a_layernorm.weight 8 self_attn.kv_a_proj_with_mqa.bias 10 "
-       "self_attn.kv_a_proj_with_mqa.weight 10x16 self_attn.kv_b_proj.weight 28x8 self_attn.o_proj.bias 16 "
+       "self_attn.kv_a_proj_with_mqa.weight 10x16 self_attn.kv_b_proj.weight 28x8 "
+       "self_attn.o_proj.bias 16 "
        "self_attn.o_proj.weight 16x12 self_attn.q_proj.weight 24x16 ",
-       "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 mlp.gate.e_score_correction_bias 4 "
+       "mlp.experts.down_proj 4x16x6 mlp.experts.gate_up_proj 4x12x16 "
+       "mlp.gate.e_score_correction_bias 4 "
        "mlp.gate.weight 4x16 mlp.shared_experts.down_proj.weight 16x6 "
        "mlp.shared_experts.gate_proj.weight 6x16 mlp.shared_experts.up_proj.weight 6x16 "},
   };
@@ -143,9 +159,9 @@ TEST(DiskLayout, IsWhatTransformersWritesAndHolds) {
       ASSERT_TRUE(modules.contains(name)) << name;
       EXPECT_EQ(modules.at(name), shape) << name;
     }
-    EXPECT_EQ(parse(list.modules).size(),
-              std::ranges::count_if(modules,
-                                    [](const auto& m) { return m.first.starts_with("mlp."); }));
+    EXPECT_EQ(parse(list.modules).size(), std::ranges::count_if(modules, [](const auto& m) {
+                return m.first.starts_with("mlp.");
+              }));
   }
 }
 

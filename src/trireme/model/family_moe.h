@@ -13,7 +13,7 @@ struct MoeOptions {
   /// Names of the number of experts; transformers writes one and reads all of them.
   std::vector<std::string> num_experts = {"num_experts", "num_local_experts"};
   int64_t default_experts = 8;
-  bool may_be_dense = false;  ///< no experts at all means dense layers
+  bool may_be_dense = false;                     ///< no experts at all means dense layers
   const char* hidden = "moe_intermediate_size";  ///< key of an expert's width
   int64_t default_hidden = 0;                    ///< 0: the key must be written
   int64_t default_top_k = 0;                     ///< of num_experts_per_tok; 0: must be written

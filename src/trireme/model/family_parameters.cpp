@@ -54,8 +54,7 @@ ParameterSpec& ParameterTable::vector(const std::string& name, Role role, int64_
   parameter.name = name;
   parameter.shape = {size};
   parameter.role = role;
-  const bool ones =
-      role == Role::kNormWeight || role == Role::kQkNorm || role == Role::kLatentNorm;
+  const bool ones = role == Role::kNormWeight || role == Role::kQkNorm || role == Role::kLatentNorm;
   parameter.init = {ones ? InitKind::kOnes : InitKind::kZeros, 0.0};
   parameter.part = static_cast<int>(spec_.parts.size()) - 1;
   return spec_.parameters.emplace_back(std::move(parameter));
@@ -87,8 +86,7 @@ void add_latent_attention(ParameterTable& table, const AttentionSpec& attention,
     if (compressed) table.vector(attn + "q_a_proj.bias", Role::kBias, latent.query_rank);
     table.vector(attn + "kv_a_proj_with_mqa.bias", Role::kBias, kv_down);
   }
-  if (compressed)
-    table.vector(attn + "q_a_layernorm.weight", Role::kLatentNorm, latent.query_rank);
+  if (compressed) table.vector(attn + "q_a_layernorm.weight", Role::kLatentNorm, latent.query_rank);
   table.vector(attn + "kv_a_layernorm.weight", Role::kLatentNorm, latent.kv_rank);
   if (compressed)
     table.matrix(attn + "q_b_proj.weight", Role::kQuery, query_size, latent.query_rank);
@@ -102,7 +100,8 @@ void add_attention(ParameterTable& table, const LayerSpec& layer, const std::str
                    int64_t hidden, double std, bool packed) {
   const AttentionSpec& attention = layer.attention;
   if (layer.attention_norm) table.norm(prefix + "input_layernorm", *layer.attention_norm, hidden);
-  if (attention.latent) return add_latent_attention(table, attention, prefix + "self_attn.", hidden);
+  if (attention.latent)
+    return add_latent_attention(table, attention, prefix + "self_attn.", hidden);
   const int64_t query_size = attention.num_heads * attention.head_dim;
   const int64_t kv_size = attention.num_kv_heads * attention.head_dim;
   const std::string attn = prefix + "self_attn.";
@@ -133,7 +132,8 @@ void add_attention(ParameterTable& table, const LayerSpec& layer, const std::str
       if (attention.qk_norm_spec.unit_offset) weight.init.kind = InitKind::kZeros;
     }
   }
-  if (attention.sinks) table.vector(attn + "sinks", Role::kSink, attention.num_heads).init = {InitKind::kNormal, std};
+  if (attention.sinks)
+    table.vector(attn + "sinks", Role::kSink, attention.num_heads).init = {InitKind::kNormal, std};
   table.matrix(attn + "o_proj.weight", Role::kAttentionOut, hidden, query_size, true);
   if (attention.out_bias) table.vector(attn + "o_proj.bias", Role::kBias, hidden);
   if (layer.attention_post_norm)
@@ -176,13 +176,12 @@ void add_experts(ParameterTable& table, const LayerSpec& layer, int number,
   table.norm(prefix + "post_attention_layernorm", *layer.mlp_norm, hidden);
   const std::string router = fmt::format("{}{}", mlp, names.router);
   const std::string router_in_files = fmt::format("{}{}.weight", in_files, names.router);
-  ParameterSpec& scores =
-      table.matrix(router + ".weight", Role::kRouter, moe.num_experts, hidden);
+  ParameterSpec& scores = table.matrix(router + ".weight", Role::kRouter, moe.num_experts, hidden);
   if (router_in_files != scores.name) scores.name_in_files = router_in_files;
   if (moe.router_bias) table.vector(router + ".bias", Role::kBias, moe.num_experts);
   if (moe.selection_bias) {
-    ParameterSpec& bias = table.vector(router + ".e_score_correction_bias", Role::kSelectionBias,
-                                       moe.num_experts);
+    ParameterSpec& bias =
+        table.vector(router + ".e_score_correction_bias", Role::kSelectionBias, moe.num_experts);
     bias.trainable = false;
     bias.fp32_on_disk = true;
   }
@@ -228,8 +227,7 @@ void add_experts(ParameterTable& table, const LayerSpec& layer, int number,
   }
 }
 
-void add_layer(ParameterTable& table, const ModelSpec& spec, int number,
-               const TensorNames& names) {
+void add_layer(ParameterTable& table, const ModelSpec& spec, int number, const TensorNames& names) {
   const LayerSpec& layer = spec.layers[static_cast<size_t>(number)];
   const std::string prefix = fmt::format("model.layers.{}.", number);
   const bool mtp = number >= static_cast<int>(spec.layers.size()) - spec.num_mtp_layers;

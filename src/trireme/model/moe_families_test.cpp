@@ -29,62 +29,73 @@ ModelSpec read_with(const std::string& family, const Json& changes) {
 // The configurations as they are published, but for keys that do not bear on sizes.
 Json published(const std::string& name) {
   static const std::map<std::string, const char*> configs = {
-      {"Mixtral-8x7B", R"({"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
+      {"Mixtral-8x7B",
+       R"({"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8,
         "num_experts_per_tok": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
         "output_router_logits": false, "router_aux_loss_coef": 0.02, "sliding_window": null, "attention_dropout": 0.0,
         "architectures": ["MixtralForCausalLM"], "tie_word_embeddings": false})"},
-      {"Mixtral-8x22B", R"({"model_type": "mixtral", "vocab_size": 32768, "hidden_size": 6144, "intermediate_size": 16384,
+      {"Mixtral-8x22B",
+       R"({"model_type": "mixtral", "vocab_size": 32768, "hidden_size": 6144, "intermediate_size": 16384,
         "num_hidden_layers": 56, "num_attention_heads": 48, "num_key_value_heads": 8, "num_local_experts": 8,
         "num_experts_per_tok": 2, "max_position_embeddings": 65536, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0,
         "router_jitter_noise": 0.0, "router_aux_loss_coef": 0.001})"},
-      {"Qwen3-30B-A3B", R"({"model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128,
+      {"Qwen3-30B-A3B",
+       R"({"model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1, "head_dim": 128,
         "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960, "max_window_layers": 48,
         "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": true, "num_attention_heads": 32,
         "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
         "output_router_logits": false, "rope_scaling": null, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001,
         "sliding_window": null, "use_sliding_window": false, "vocab_size": 151936, "tie_word_embeddings": false})"},
-      {"Qwen3-235B-A22B", R"({"model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1,
+      {"Qwen3-235B-A22B",
+       R"({"model_type": "qwen3_moe", "attention_bias": false, "decoder_sparse_step": 1,
         "head_dim": 128, "hidden_size": 4096, "intermediate_size": 12288, "max_position_embeddings": 40960,
         "max_window_layers": 94, "mlp_only_layers": [], "moe_intermediate_size": 1536, "norm_topk_prob": true,
         "num_attention_heads": 64, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 94,
         "num_key_value_heads": 4, "rope_theta": 1000000.0, "sliding_window": null, "vocab_size": 151936})"},
-      {"Qwen1.5-MoE-A2.7B", R"({"model_type": "qwen2_moe", "decoder_sparse_step": 1, "hidden_size": 2048,
+      {"Qwen1.5-MoE-A2.7B",
+       R"({"model_type": "qwen2_moe", "decoder_sparse_step": 1, "hidden_size": 2048,
         "intermediate_size": 5632, "max_position_embeddings": 8192, "max_window_layers": 21,
         "moe_intermediate_size": 1408, "norm_topk_prob": false, "num_attention_heads": 16, "num_experts": 60,
         "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 16, "rope_theta": 1000000.0,
         "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 5632, "sliding_window": 32768,
         "use_sliding_window": false, "vocab_size": 151936, "tie_word_embeddings": false})"},
-      {"Qwen2-57B-A14B", R"({"model_type": "qwen2_moe", "decoder_sparse_step": 1, "hidden_size": 3584,
+      {"Qwen2-57B-A14B",
+       R"({"model_type": "qwen2_moe", "decoder_sparse_step": 1, "hidden_size": 3584,
         "intermediate_size": 18944, "max_position_embeddings": 131072, "max_window_layers": 28, "mlp_only_layers": [],
         "moe_intermediate_size": 2560, "norm_topk_prob": false, "num_attention_heads": 28, "num_experts": 64,
         "num_experts_per_tok": 8, "num_hidden_layers": 28, "num_key_value_heads": 4,
         "shared_expert_intermediate_size": 20480, "sliding_window": 65536, "use_sliding_window": false,
         "vocab_size": 151936})"},
-      {"OLMoE-1B-7B", R"({"model_type": "olmoe", "attention_bias": false, "clip_qkv": null, "hidden_size": 2048,
+      {"OLMoE-1B-7B",
+       R"({"model_type": "olmoe", "attention_bias": false, "clip_qkv": null, "hidden_size": 2048,
         "intermediate_size": 1024, "max_position_embeddings": 4096, "norm_topk_prob": false, "num_attention_heads": 16,
         "num_experts": 64, "num_experts_per_tok": 8, "num_hidden_layers": 16, "num_key_value_heads": 16,
         "output_router_logits": false, "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 10000.0,
         "router_aux_loss_coef": 0.01, "vocab_size": 50304, "tie_word_embeddings": false})"},
-      {"gpt-oss-20b", R"({"model_type": "gpt_oss", "attention_bias": true, "experts_per_token": 4, "head_dim": 64,
+      {"gpt-oss-20b",
+       R"({"model_type": "gpt_oss", "attention_bias": true, "experts_per_token": 4, "head_dim": 64,
         "hidden_size": 2880, "initial_context_length": 4096, "intermediate_size": 2880,
         "max_position_embeddings": 131072, "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 24,
         "num_key_value_heads": 8, "num_local_experts": 32, "rms_norm_eps": 1e-05, "rope_scaling": {"beta_fast": 32.0,
         "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn",
         "truncate": false}, "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 128,
         "swiglu_limit": 7.0, "vocab_size": 201088})"},
-      {"gpt-oss-120b", R"({"model_type": "gpt_oss", "attention_bias": true, "experts_per_token": 4, "head_dim": 64,
+      {"gpt-oss-120b",
+       R"({"model_type": "gpt_oss", "attention_bias": true, "experts_per_token": 4, "head_dim": 64,
         "hidden_size": 2880, "intermediate_size": 2880, "max_position_embeddings": 131072, "num_attention_heads": 64,
         "num_experts_per_tok": 4, "num_hidden_layers": 36, "num_key_value_heads": 8, "num_local_experts": 128,
         "sliding_window": 128, "swiglu_limit": 7.0, "vocab_size": 201088})"},
-      {"GLM-4.5", R"({"model_type": "glm4_moe", "attention_bias": true, "head_dim": 128, "hidden_size": 5120,
+      {"GLM-4.5",
+       R"({"model_type": "glm4_moe", "attention_bias": true, "head_dim": 128, "hidden_size": 5120,
         "partial_rotary_factor": 0.5, "intermediate_size": 12288, "max_position_embeddings": 131072,
         "moe_intermediate_size": 1536, "norm_topk_prob": true, "num_attention_heads": 96, "n_group": 1, "topk_group": 1,
         "n_routed_experts": 160, "n_shared_experts": 1, "routed_scaling_factor": 2.5, "num_experts_per_tok": 8,
         "first_k_dense_replace": 3, "num_hidden_layers": 92, "num_key_value_heads": 8, "num_nextn_predict_layers": 1,
         "rms_norm_eps": 1e-05, "rope_scaling": null, "rope_theta": 1000000, "use_qk_norm": true,
         "vocab_size": 151552})"},
-      {"GLM-4.5-Air", R"({"model_type": "glm4_moe", "attention_bias": true, "head_dim": 128, "hidden_size": 4096,
+      {"GLM-4.5-Air",
+       R"({"model_type": "glm4_moe", "attention_bias": true, "head_dim": 128, "hidden_size": 4096,
         "partial_rotary_factor": 0.5, "intermediate_size": 10944, "max_position_embeddings": 131072,
         "moe_intermediate_size": 1408, "norm_topk_prob": true, "num_attention_heads": 96, "n_group": 1, "topk_group": 1,
         "n_routed_experts": 128, "n_shared_experts": 1, "routed_scaling_factor": 1.0, "num_experts_per_tok": 8,
@@ -102,7 +113,8 @@ Json published(const std::string& name) {
         "original_max_position_embeddings": 4096, "type": "yarn"}, "rope_theta": 10000, "routed_scaling_factor": 16.0,
         "scoring_func": "softmax", "seq_aux": true, "topk_group": 3, "topk_method": "group_limited_greedy",
         "v_head_dim": 128, "vocab_size": 102400})"},
-      {"DeepSeek-V2-Lite", R"({"model_type": "deepseek_v2", "first_k_dense_replace": 1, "hidden_size": 2048,
+      {"DeepSeek-V2-Lite",
+       R"({"model_type": "deepseek_v2", "first_k_dense_replace": 1, "hidden_size": 2048,
         "intermediate_size": 10944, "kv_lora_rank": 512, "max_position_embeddings": 163840,
         "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2,
         "norm_topk_prob": false, "num_attention_heads": 16, "num_experts_per_tok": 6, "num_hidden_layers": 27,
@@ -140,7 +152,8 @@ struct Size {
   int64_t active;
   double stated_total;   ///< in billions, as the publisher rounds it
   double stated_active;  ///< 0: not stated
-  double rounding;       ///< half a unit of the stated active number's last digit, or what the publisher's rule leaves
+  double
+      rounding;  ///< half a unit of the stated active number's last digit, or what the publisher's rule leaves
 };
 
 TEST(MoeFamilies, PublishedModelsHaveTheirPublishedSizes) {
@@ -223,8 +236,8 @@ TEST(MoeFlops, OfMixtralByHand) {
 
 TEST(MoeFlops, OfDeepSeekV3ByHand) {
   const double d = 7168, t = 4096;
-  const double attention = d * 1536 + 1536 * 128.0 * 192 + d * (512 + 64) +
-                           512 * 128.0 * (128 + 128) + 128.0 * 128 * d;
+  const double attention =
+      d * 1536 + 1536 * 128.0 * 192 + d * (512 + 64) + 512 * 128.0 * (128 + 128) + 128.0 * 128 * d;
   const double experts = 256 * d + (8 + 1) * 3 * d * 2048;
   const double dense = 3 * d * 18432;
   const double head = 129280 * d;
@@ -234,7 +247,8 @@ TEST(MoeFlops, OfDeepSeekV3ByHand) {
   const double scores = 62 * 2 * (t / 2) * 128 * (192 + 128);
   const ModelSpec spec = read(published("DeepSeek-V3"));
   EXPECT_DOUBLE_EQ(flops_per_token(spec, 4096).forward, 2 * (main + mtp) + scores);
-  EXPECT_DOUBLE_EQ(part_flops(spec, static_cast<int>(spec.parts.size()) - 1, 4096).forward, 2 * head);
+  EXPECT_DOUBLE_EQ(part_flops(spec, static_cast<int>(spec.parts.size()) - 1, 4096).forward,
+                   2 * head);
 }
 
 TEST(MoeFamilies, ReadTheirRouters) {
@@ -404,39 +418,40 @@ TEST(MoeParameters, OfGptOssHaveBiasesAndSinks) {
 }
 
 TEST(MoeParameters, OfDeepSeekV3) {
-  const ModelSpec spec = read_with("deepseek_v3", {{"q_lora_rank", 6},
-                                                   {"num_nextn_predict_layers", 1},
-                                                   {"tie_word_embeddings", true}});
+  const ModelSpec spec = read_with(
+      "deepseek_v3",
+      {{"q_lora_rank", 6}, {"num_nextn_predict_layers", 1}, {"tie_word_embeddings", true}});
   const std::string layer = "model.layers.2.";
   const std::string attn = layer + "self_attn.";
   const std::string mlp = layer + "mlp.";
   const std::string a = "layer.2.attention";
-  expect_tail(spec, "model.norm.weight",
-              {{"model.norm.weight", {16}, Role::kNormWeight, "head"},
-               {layer + "enorm.weight", {16}, Role::kNormWeight, "layer.2.mtp-input"},
-               {layer + "hnorm.weight", {16}, Role::kNormWeight, "layer.2.mtp-input"},
-               {layer + "eh_proj.weight", {16, 32}, Role::kMtpProjection, "layer.2.mtp-input"},
-               {layer + "input_layernorm.weight", {16}, Role::kNormWeight, a},
-               {attn + "q_a_proj.weight", {6, 16}, Role::kQueryDown, a},
-               {attn + "kv_a_proj_with_mqa.weight", {10, 16}, Role::kKeyValueDown, a},
-               {attn + "q_a_proj.bias", {6}, Role::kBias, a},
-               {attn + "kv_a_proj_with_mqa.bias", {10}, Role::kBias, a},
-               {attn + "q_a_layernorm.weight", {6}, Role::kLatentNorm, a},
-               {attn + "kv_a_layernorm.weight", {8}, Role::kLatentNorm, a},
-               {attn + "q_b_proj.weight", {24, 6}, Role::kQuery, a},
-               {attn + "kv_b_proj.weight", {28, 8}, Role::kKeyValueUp, a},
-               {attn + "o_proj.weight", {16, 12}, Role::kAttentionOut, a},
-               {attn + "o_proj.bias", {16}, Role::kBias, a},
-               {layer + "post_attention_layernorm.weight", {16}, Role::kNormWeight, "layer.2.router"},
-               {mlp + "gate.weight", {4, 16}, Role::kRouter, "layer.2.router"},
-               {mlp + "gate.e_score_correction_bias", {4}, Role::kSelectionBias, "layer.2.router"},
-               {mlp + "experts.gate_proj", {4, 6, 16}, Role::kExpertGate, "layer.2.experts"},
-               {mlp + "experts.up_proj", {4, 6, 16}, Role::kExpertUp, "layer.2.experts"},
-               {mlp + "experts.down_proj", {4, 16, 6}, Role::kExpertDown, "layer.2.experts"},
-               {mlp + "shared_experts.gate_proj.weight", {6, 16}, Role::kGate, "layer.2.combine"},
-               {mlp + "shared_experts.up_proj.weight", {6, 16}, Role::kUp, "layer.2.combine"},
-               {mlp + "shared_experts.down_proj.weight", {16, 6}, Role::kDown, "layer.2.combine"},
-               {layer + "shared_head.norm.weight", {16}, Role::kNormWeight, "layer.2.mtp-head"}});
+  expect_tail(
+      spec, "model.norm.weight",
+      {{"model.norm.weight", {16}, Role::kNormWeight, "head"},
+       {layer + "enorm.weight", {16}, Role::kNormWeight, "layer.2.mtp-input"},
+       {layer + "hnorm.weight", {16}, Role::kNormWeight, "layer.2.mtp-input"},
+       {layer + "eh_proj.weight", {16, 32}, Role::kMtpProjection, "layer.2.mtp-input"},
+       {layer + "input_layernorm.weight", {16}, Role::kNormWeight, a},
+       {attn + "q_a_proj.weight", {6, 16}, Role::kQueryDown, a},
+       {attn + "kv_a_proj_with_mqa.weight", {10, 16}, Role::kKeyValueDown, a},
+       {attn + "q_a_proj.bias", {6}, Role::kBias, a},
+       {attn + "kv_a_proj_with_mqa.bias", {10}, Role::kBias, a},
+       {attn + "q_a_layernorm.weight", {6}, Role::kLatentNorm, a},
+       {attn + "kv_a_layernorm.weight", {8}, Role::kLatentNorm, a},
+       {attn + "q_b_proj.weight", {24, 6}, Role::kQuery, a},
+       {attn + "kv_b_proj.weight", {28, 8}, Role::kKeyValueUp, a},
+       {attn + "o_proj.weight", {16, 12}, Role::kAttentionOut, a},
+       {attn + "o_proj.bias", {16}, Role::kBias, a},
+       {layer + "post_attention_layernorm.weight", {16}, Role::kNormWeight, "layer.2.router"},
+       {mlp + "gate.weight", {4, 16}, Role::kRouter, "layer.2.router"},
+       {mlp + "gate.e_score_correction_bias", {4}, Role::kSelectionBias, "layer.2.router"},
+       {mlp + "experts.gate_proj", {4, 6, 16}, Role::kExpertGate, "layer.2.experts"},
+       {mlp + "experts.up_proj", {4, 6, 16}, Role::kExpertUp, "layer.2.experts"},
+       {mlp + "experts.down_proj", {4, 16, 6}, Role::kExpertDown, "layer.2.experts"},
+       {mlp + "shared_experts.gate_proj.weight", {6, 16}, Role::kGate, "layer.2.combine"},
+       {mlp + "shared_experts.up_proj.weight", {6, 16}, Role::kUp, "layer.2.combine"},
+       {mlp + "shared_experts.down_proj.weight", {16, 6}, Role::kDown, "layer.2.combine"},
+       {layer + "shared_head.norm.weight", {16}, Role::kNormWeight, "layer.2.mtp-head"}});
   for (const ParameterSpec& parameter : spec.parameters) {
     const bool bias = parameter.role == Role::kSelectionBias;
     EXPECT_EQ(parameter.trainable, !bias) << parameter.name;

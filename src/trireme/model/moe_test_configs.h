@@ -9,16 +9,16 @@
 namespace trireme::model {
 
 inline const std::vector<std::string>& moe_families() {
-  static const std::vector<std::string> names = {"mixtral",  "qwen3_moe",   "qwen2_moe",
-                                                 "olmoe",    "gpt_oss",     "glm4_moe",
+  static const std::vector<std::string> names = {"mixtral",     "qwen3_moe",  "qwen2_moe",
+                                                 "olmoe",       "gpt_oss",    "glm4_moe",
                                                  "deepseek_v2", "deepseek_v3"};
   return names;
 }
 
 inline Json tiny_moe(const std::string& family) {
-  Json config = {{"model_type", family},    {"vocab_size", 64},
-                 {"hidden_size", 16},       {"intermediate_size", 24},
-                 {"num_hidden_layers", 2},  {"num_attention_heads", 4},
+  Json config = {{"model_type", family},     {"vocab_size", 64},
+                 {"hidden_size", 16},        {"intermediate_size", 24},
+                 {"num_hidden_layers", 2},   {"num_attention_heads", 4},
                  {"num_key_value_heads", 2}, {"max_position_embeddings", 64},
                  {"num_experts_per_tok", 2}};
   if (family == "mixtral") config["num_local_experts"] = 3;

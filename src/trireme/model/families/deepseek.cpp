@@ -64,7 +64,8 @@ void read_deepseek_v2(ConfigReader& config, ModelSpec& spec) {
   read_latent_layers(config, 2048, true, spec);
   config.require("mlp_bias", false, "biases of the MLPs");
   config.require("scoring_func", "softmax", "another function of the router");
-  config.require("norm_topk_prob", false, "renormalised probabilities, which transformers ignores,");
+  config.require("norm_topk_prob", false,
+                 "renormalised probabilities, which transformers ignores,");
   MoeOptions experts;
   experts.num_experts = {"n_routed_experts", "num_experts"};
   experts.default_experts = 64;

@@ -10,7 +10,8 @@ void read_gpt_oss(ConfigReader& config, ModelSpec& spec) {
   options.head_dim = 64;
   options.eps = 1e-5;
   options.theta = 150000.0;
-  options.rope = R"({"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
+  options.rope =
+      R"({"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
                      "original_max_position_embeddings": 4096})";
   options.max_positions = 131072;
   options.windows = WindowRule::kPeriodic;

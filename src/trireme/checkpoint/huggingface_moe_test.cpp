@@ -1,0 +1,240 @@
+// Experts in Hugging Face directories: one tensor an expert, stacked, interleaved; multi-token prediction; mixed types.
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "trireme/base/file.h"
+#include "trireme/checkpoint/huggingface.h"
+#include "trireme/checkpoint/model_source.h"
+#include "trireme/checkpoint/tensor_file.h"
+#include "trireme/checkpoint/test_folder.h"
+#include "trireme/model/moe_test_configs.h"
+
+namespace trireme::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+using model::DiskLayout;
+using model::DiskTensor;
+using model::ModelSpec;
+using ::testing::HasSubstr;
+
+using Tensors = std::map<std::string, at::Tensor>;
+
+Json config_of(const std::string& family, const Json& changes = Json::object()) {
+  Json config = model::tiny_moe(family);
+  config["dtype"] = "bfloat16";
+  config.update(changes);
+  return config;
+}
+
+/// Every tensor of a directory, all different; those that stay in fp32 with values that bfloat16 has not.
+Tensors make_tensors(const ModelSpec& spec, DiskLayout layout, bool mtp, bool copies) {
+  Tensors tensors;
+  int64_t number = 0;
+  for (const DiskTensor& tensor : model::disk_tensors(spec, layout)) {
+    if ((tensor.mtp && !mtp) || (tensor.copy && !copies)) continue;
+    int64_t numel = 1;
+    for (const int64_t extent : tensor.shape) numel *= extent;
+    at::Tensor values = ((at::arange(numel) % 61 + 3 * number++) / 4.0).reshape(tensor.shape);
+    if (tensor.copy) {
+      const std::string& original =
+          spec.parameters[static_cast<size_t>(tensor.pieces.front().parameter)].name;
+      tensors[tensor.name] = tensors.at(original);
+    } else {
+      tensors[tensor.name] = tensor.fp32 ? values + 1e-4 : values.to(at::kBFloat16);
+    }
+  }
+  return tensors;
+}
+
+void write_directory(const fs::path& folder, const std::string& config, const Tensors& tensors) {
+  fs::create_directories(folder);
+  std::vector<TensorToWrite> to_write;
+  for (const auto& [name, tensor] : tensors) {
+    to_write.push_back(
+        {name, dtype_of(tensor.scalar_type()), tensor.sizes().vec(), [t = tensor] { return t; }});
+  }
+  std::vector<const TensorToWrite*> pointers;
+  for (const auto& tensor : to_write) pointers.push_back(&tensor);
+  write_tensor_file(disk(), folder, "model.safetensors", pointers, {{"format", "pt"}});
+  write_file_atomically(folder / "config.json", config);
+}
+
+Tensors read_tensors(const fs::path& folder) {
+  const TensorFile file(folder / "model.safetensors");
+  Tensors tensors;
+  for (const TensorInfo& info : file.header().tensors) tensors[info.name] = file.tensor(info);
+  return tensors;
+}
+
+at::Tensor made(const std::vector<TensorToWrite>& parameters, const std::string& name) {
+  for (const TensorToWrite& parameter : parameters) {
+    if (parameter.name == name) return parameter.make();
+  }
+  ADD_FAILURE() << "no parameter " << name;
+  return {};
+}
+
+std::string problem_of(const fs::path& folder) {
+  try {
+    open_huggingface(folder);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+/// Imports `folder`/hf and exports it to `folder`/again.
+void round_trip(const TestFolder& folder) {
+  import_huggingface(folder / "hf", folder / "ours");
+  const ModelSource source = open_model(folder / "ours");
+  export_huggingface(folder / "again", source.spec, source.parameters, source.texts,
+                     {.dtype = source.stored_dtype, .form = source.form});
+}
+
+TEST(HuggingFaceMoe, ImportThenExportGivesTheSameBytes) {
+  for (const std::string& family : model::moe_families()) {
+    const bool mtp = family == "deepseek_v3" || family == "glm4_moe";
+    const Json config = mtp ? config_of(family, {{"num_nextn_predict_layers", 1}}) : config_of(family);
+    const ModelSpec spec = model::spec_from_config(config.dump(), "config.json");
+    for (const DiskLayout layout : {DiskLayout::kFiles, DiskLayout::kModules}) {
+      for (int with = 0; with < (mtp ? 3 : 1); ++with) {
+        SCOPED_TRACE(fmt::format("{} layout {} mtp {}", family, static_cast<int>(layout), with));
+        const TestFolder folder;
+        write_directory(folder / "hf", spec.config_json,
+                        make_tensors(spec, layout, with > 0, with > 1));
+        round_trip(folder);
+        EXPECT_EQ(read_file(folder / "hf" / "model.safetensors"),
+                  read_file(folder / "again" / "model.safetensors"));
+        EXPECT_EQ(read_file(folder / "again" / "config.json"), spec.config_json);
+      }
+    }
+  }
+}
+
+TEST(HuggingFaceMoe, StacksExpertsThatLieApart) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(config_of("mixtral").dump(), "config.json");
+  const Tensors tensors = make_tensors(spec, DiskLayout::kFiles, true, true);
+  write_directory(folder / "hf", spec.config_json, tensors);
+  const HuggingFaceModel opened = open_huggingface(folder / "hf");
+  const std::string moe = "model.layers.1.block_sparse_moe.";
+  const std::string ours = "model.layers.1.mlp.";
+  EXPECT_TRUE(at::equal(made(opened.parameters, ours + "gate.weight"),
+                        tensors.at(moe + "gate.weight").to(at::kFloat)));
+  for (const auto& [name, stored] :
+       {std::pair{"gate_proj", "w1"}, {"up_proj", "w3"}, {"down_proj", "w2"}}) {
+    const at::Tensor stack = made(opened.parameters, ours + "experts." + name);
+    ASSERT_EQ(stack.size(0), 3);
+    for (int64_t expert = 0; expert < 3; ++expert) {
+      const std::string one = fmt::format("{}experts.{}.{}.weight", moe, expert, stored);
+      EXPECT_TRUE(at::equal(stack[expert], tensors.at(one).to(at::kFloat))) << one;
+    }
+  }
+}
+
+TEST(HuggingFaceMoe, ReadsStacksAsModulesHoldThem) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(config_of("qwen2_moe").dump(), "config.json");
+  const Tensors tensors = make_tensors(spec, DiskLayout::kModules, true, true);
+  write_directory(folder / "hf", spec.config_json, tensors);
+  const HuggingFaceModel opened = open_huggingface(folder / "hf");
+  EXPECT_EQ(opened.form.layout, DiskLayout::kModules);
+  const std::string experts = "model.layers.0.mlp.experts.";
+  const at::Tensor gate_up = tensors.at(experts + "gate_up_proj").to(at::kFloat);  // [4, 12, 16]
+  EXPECT_TRUE(at::equal(made(opened.parameters, experts + "gate_proj"), gate_up.slice(1, 0, 6)));
+  EXPECT_TRUE(at::equal(made(opened.parameters, experts + "up_proj"), gate_up.slice(1, 6, 12)));
+}
+
+TEST(HuggingFaceMoe, TakesInterleavedGatesApart) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(config_of("gpt_oss").dump(), "config.json");
+  const Tensors tensors = make_tensors(spec, DiskLayout::kFiles, true, true);
+  write_directory(folder / "hf", spec.config_json, tensors);
+  const HuggingFaceModel opened = open_huggingface(folder / "hf");
+  const std::string experts = "model.layers.0.mlp.experts.";
+  const auto stored = [&](const std::string& name) { return tensors.at(experts + name).to(at::kFloat); };
+  const auto ours = [&](const std::string& name) { return made(opened.parameters, experts + name); };
+  // gate, up = gate_up[..., ::2], gate_up[..., 1::2] of y = x W with W [in, out].
+  const at::Tensor gate_up = stored("gate_up_proj");
+  EXPECT_TRUE(at::equal(ours("gate_proj"), gate_up.slice(2, 0, 48, 2).transpose(1, 2)));
+  EXPECT_TRUE(at::equal(ours("up_proj"), gate_up.slice(2, 1, 48, 2).transpose(1, 2)));
+  EXPECT_TRUE(at::equal(ours("gate_proj_bias"), stored("gate_up_proj_bias").slice(1, 0, 48, 2)));
+  EXPECT_TRUE(at::equal(ours("up_proj_bias"), stored("gate_up_proj_bias").slice(1, 1, 48, 2)));
+  EXPECT_TRUE(at::equal(ours("down_proj"), stored("down_proj").transpose(1, 2)));
+  EXPECT_TRUE(at::equal(ours("down_proj_bias"), stored("down_proj_bias")));
+}
+
+TEST(HuggingFaceMoe, InitialisesMultiTokenPredictionThatIsAbsent) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(
+      config_of("deepseek_v3", {{"num_nextn_predict_layers", 1}}).dump(), "config.json");
+  Tensors tensors = make_tensors(spec, DiskLayout::kFiles, false, false);
+  write_directory(folder / "hf", spec.config_json, tensors);
+  const HuggingFaceModel opened = open_huggingface(folder / "hf");
+  EXPECT_FALSE(opened.form.mtp);
+  const at::Tensor norm = made(opened.parameters, "model.layers.2.enorm.weight");
+  EXPECT_TRUE(at::equal(norm, at::ones({16})));
+  const at::Tensor projection = made(opened.parameters, "model.layers.2.eh_proj.weight");
+  EXPECT_NEAR(projection.std().item<double>(), 0.02, 0.004);  // 512 samples: 3 sigma is 0.002
+  EXPECT_TRUE(at::equal(projection, made(opened.parameters, "model.layers.2.eh_proj.weight")));
+
+  // Some of them is a damaged file.
+  tensors["model.layers.2.enorm.weight"] = at::ones({16});
+  write_directory(folder / "some", spec.config_json, tensors);
+  EXPECT_THAT(problem_of(folder / "some"), HasSubstr("model.layers.2.hnorm.weight"));
+}
+
+TEST(HuggingFaceMoe, KeepsEveryTensorsType) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(config_of("glm4_moe").dump(), "config.json");
+  const std::string bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+  Tensors tensors = make_tensors(spec, DiskLayout::kFiles, false, false);
+  ASSERT_EQ(tensors.at(bias).scalar_type(), at::kFloat);
+  tensors[bias] = tensors[bias].to(at::kBFloat16);
+  tensors["model.norm.weight"] = tensors["model.norm.weight"].to(at::kFloat);
+  write_directory(folder / "hf", spec.config_json, tensors);
+  round_trip(folder);
+  EXPECT_EQ(read_file(folder / "hf" / "model.safetensors"),
+            read_file(folder / "again" / "model.safetensors"));
+
+  // Without an import to remember, the bias is fp32 and the rest as asked.
+  const ModelSource source = open_model(folder / "ours");
+  export_huggingface(folder / "half", source.spec, source.parameters, source.texts,
+                     {.dtype = Dtype::kF16});
+  for (const auto& [name, tensor] : read_tensors(folder / "half"))
+    EXPECT_EQ(tensor.scalar_type(), name == bias ? at::kFloat : at::kHalf) << name;
+}
+
+TEST(HuggingFaceMoe, NamesWhatIsMissingAndWhatIsNotMapped) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(config_of("olmoe").dump(), "config.json");
+  Tensors tensors = make_tensors(spec, DiskLayout::kFiles, false, false);
+  const std::string experts = "model.layers.1.mlp.experts.";
+  tensors.erase(experts + "3.up_proj.weight");
+  write_directory(folder / "missing", spec.config_json, tensors);
+  EXPECT_THAT(problem_of(folder / "missing"), HasSubstr(experts + "3.up_proj.weight"));
+  tensors = make_tensors(spec, DiskLayout::kFiles, false, false);
+  tensors[experts + "4.up_proj.weight"] = at::ones({24, 16});
+  write_directory(folder / "more", spec.config_json, tensors);
+  EXPECT_THAT(problem_of(folder / "more"), HasSubstr(experts + "4.up_proj.weight"));
+}
+
+TEST(HuggingFaceMoe, ExportsAVariantAsItsFamily) {
+  const TestFolder folder;
+  const Json config = config_of("deepseek_v3", {{"model_type", "kimi_k2"},
+                                                {"architectures", {"DeepseekV3ForCausalLM"}},
+                                                {"auto_map", {{"AutoConfig", "a.B"}}}});
+  const ModelSpec spec = model::spec_from_config(config.dump(), "config.json");
+  write_directory(folder / "hf", config.dump(2), make_tensors(spec, DiskLayout::kFiles, false, false));
+  round_trip(folder);
+  const Json exported = parse_json(read_file(folder / "again" / "config.json"), "config.json");
+  EXPECT_EQ(exported.at("model_type"), "deepseek_v3");
+  EXPECT_FALSE(exported.contains("auto_map"));
+  EXPECT_EQ(read_file(folder / "hf" / "model.safetensors"),
+            read_file(folder / "again" / "model.safetensors"));
+}
+
+}  // namespace
+}  // namespace trireme::checkpoint
