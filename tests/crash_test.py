@@ -3,7 +3,8 @@
 
 Real `trireme train` runs of tiny models get SIGKILL at random moments of every kind (while starting, between steps, in
 the middle of writing a checkpoint, while exporting), 50 kills at least, and SIGTERM now and then; each is started
-again until it is done and compared with an undisturbed run. Python's standard library only.
+again until it is done and compared with an undisturbed run. A longer text is killed all along its tokenization, by
+`train` (two threads) and by `data prepare`. Python's standard library only.
 
   CRASH_SEED=n   the moments (default: random, printed)   CRASH_KILLS=n   kills over all runs (default 54)
 Last line: `N passed, N failed`.
@@ -75,9 +76,13 @@ def check(name, condition, detail=""):
     return condition
 
 
-def start(folder, out, *more):
-    return subprocess.Popen([trireme, "train", "run.toml", "--set", f"out=\"{out}\"", "--quiet", *more], cwd=folder,
+def launch(folder, *arguments):
+    return subprocess.Popen([trireme, *arguments], cwd=folder,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start(folder, out, *more):
+    return launch(folder, "train", "run.toml", "--set", f"out=\"{out}\"", "--quiet", *more)
 
 
 def finish(process):
@@ -239,6 +244,132 @@ def older_checkpoint(folder, out, reference):
         check("and leads to the same result", not different, "; ".join(map(str, different)))
 
 
+LONG = """
+out = "unused"
+seed = 7
+threads = 2
+[model]
+config = "config.json"
+[tokenizer]
+path = "tokenizer.json"
+[data]
+train = ["long.jsonl"]
+valid = ["text/0.txt"]
+seq_len = 32
+[batch]
+sequences = 8
+micro = 2
+lanes = 2
+[schedule]
+steps = 6
+warmup = 1
+[precision]
+recipe = "fp32"
+[eval]
+every = 3
+[checkpoint]
+every = 3
+"""
+PREPARE = ["data", "prepare", "long.jsonl", "--tokenizer", "tokenizer.json", "--valid-fraction", "0.1", "--threads", "2",
+           "--quiet", "--out"]
+
+
+def temporaries(folder):
+    """Every file below the folder with a name of the program's temporaries."""
+    return [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names
+            if name.startswith((".tmp-", ".old-")) or ".tmp" in name]
+
+
+def indexes(folder):
+    return [name for name in os.listdir(folder) if name.endswith(".idx")] if os.path.isdir(folder) else []
+
+
+def contents(folder):
+    result = {}
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name), "rb") as file:
+            result[name] = file.read()
+    return result
+
+
+def kill_all_along(begin, tokens, num_indexes, kills):
+    """Kills what `begin()` starts at delays spread over the time in which it fills the folder `tokens`, whose length the
+    first, undisturbed process shows; `num_indexes` data sets end it. Returns (length, hits, temporaries seen, problem)."""
+    process = begin()
+    wait_for(process, lambda: temporaries(tokens))
+    first = time.monotonic()
+    wait_for(process, lambda: len(indexes(tokens)) >= num_indexes)
+    length = time.monotonic() - first
+    status, _, errors = finish(process)
+    if status != 0:
+        return length, 0, 0, f"undisturbed: status {status}: {errors}"
+    shutil.rmtree(tokens)
+    hits = seen = 0
+    for number in range(kills):
+        process = begin()
+        wait_for(process, lambda: temporaries(tokens))
+        wait_for(process, lambda: False, length * (number + chance.random()) / kills)
+        process.send_signal(signal.SIGKILL)
+        status, _, errors = finish(process)
+        if status not in (0, -signal.SIGKILL):
+            return length, hits, seen, f"status {status}: {errors}"
+        seen += bool(temporaries(tokens))
+        complete = indexes(tokens)
+        hits += len(complete) < num_indexes
+        for name in complete:  # the next one works as well
+            os.remove(os.path.join(tokens, name))
+    return length, hits, seen, ""
+
+
+def killed_while_tokenizing(folder, kills):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(chance.choice(letters) for _ in range(chance.randint(2, 9))) for _ in range(50000)]
+    with open(os.path.join(folder, "long.jsonl"), "w") as file:
+        for _ in range(25000):  # several times what is encoded at once
+            file.write(json.dumps({"text": " ".join(chance.choices(words, k=25))}) + "\n")
+    with open(os.path.join(folder, "run.toml"), "w") as file:
+        file.write(LONG)
+    trained = finish(launch(folder, "tokenize", "train", "text/*.txt", "--vocab-size", "320", "--out", "tokenizer.json"))
+    check("a tokenizer", trained[0] == 0, trained[2])
+
+    # The folder of tokens is named, so that the undisturbed process that is timed has it as well.
+    out = os.path.join(folder, "long")
+    status, _, errors = finish(start(folder, "long-reference"))
+    if not check("two threads: the undisturbed run", status == 0, errors):
+        return
+    reference, tokens = result_of(f"{out}-reference"), contents(f"{out}-reference/cache")
+    attempts = iter(["timed"] + ["long"] * (kills + 1))
+    cache = os.path.join(folder, "long", "cache")
+
+    def begin():
+        name = next(attempts)
+        return start(folder, name, "--set", f"data.cache=\"{cache}\"")
+
+    length, hits, seen, problem = kill_all_along(begin, cache, 1, kills)
+    check(f"two threads: {hits} of {kills} kills in {length:.2f} s of tokenizing", not problem and hits * 2 > kills and seen > 0,
+          problem or f"{seen} left something")
+    # The moments between the writing of a small file and its name are too short to hit: what they would leave.
+    for name in (".run.toml.999999.0.tmp", "cache/.tokens-0.idx.999999.1.tmp"):
+        with open(os.path.join(out, name), "w") as file:
+            file.write("half")
+    status, _, errors = finish(start(folder, "long"))
+    if check("two threads: the run that is left alone", status == 0, errors):
+        different = differences(result_of(out), reference)
+        check("two threads: the same result", not different, "; ".join(map(str, different)))
+        check("two threads: the same tokens", contents(cache) == tokens, " ".join(os.listdir(cache)))
+        check("two threads: nothing is left over", not temporaries(out), " ".join(temporaries(out)))
+
+    prepared = os.path.join(folder, "prepared")
+    length, hits, seen, problem = kill_all_along(lambda: launch(folder, *PREPARE, "prepared/all"), prepared, 2, kills)
+    check(f"data prepare: {hits} of {kills} kills in {length:.2f} s", not problem and hits * 2 > kills and seen > 0,
+          problem or f"{seen} left something")
+    for out in ("prepared/all", "undisturbed/all"):
+        status, _, errors = finish(launch(folder, *PREPARE, out))
+        check(f"data prepare: {out}", status == 0, errors)
+    check("data prepare: the same files and nothing left over",
+          contents(prepared) == contents(os.path.join(folder, "undisturbed")), " ".join(os.listdir(prepared)))
+
+
 def main():
     folder = tempfile.mkdtemp(prefix="trireme-crash-")
     os.mkdir(os.path.join(folder, "text"))
@@ -285,6 +416,7 @@ def main():
         with open(os.path.join(folder, "run.toml"), "w") as file:
             file.write(f"out = \"unused\"\n{COMMON.format(**RUNS['adamw-fp32'])}")
         older_checkpoint(folder, "older", references["adamw-fp32"][0])
+        killed_while_tokenizing(folder, max(2, wanted_kills // 7))
     check(f"{wanted_kills} kills", kills >= wanted_kills, str(kills))
     if failed == 0:
         shutil.rmtree(folder)

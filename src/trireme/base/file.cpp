@@ -7,12 +7,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <system_error>
 #include <utility>
 
 #include "trireme/base/error.h"
+#include "trireme/base/temporary_file.h"
 
 namespace trireme {
 
@@ -84,10 +84,10 @@ class Descriptor {
   int fd_;
 };
 
-int open_retrying(const fs::path& path, int flags, mode_t mode = 0) {
+int open_retrying(const fs::path& path, int flags) {
   int fd = -1;
   do {
-    fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
+    fd = ::open(path.c_str(), flags | O_CLOEXEC);
   } while (fd < 0 && errno == EINTR);
   return fd;
 }
@@ -135,18 +135,9 @@ std::string read_file(const fs::path& path) {
 }
 
 void write_file_atomically(const fs::path& path, std::string_view content) {
-  static std::atomic<uint64_t> counter{0};
   const fs::path folder = folder_of(path);
-  const fs::path temporary =
-      folder / fmt::format(".{}.{}.{}.tmp", path.filename().string(), ::getpid(),
-                           counter.fetch_add(1, std::memory_order_relaxed));
-  int descriptor = open_retrying(temporary, O_WRONLY | O_CREAT | O_EXCL, 0666);
-  if (descriptor < 0 && errno == EEXIST) {
-    // Left by a killed process that had our number, as every first process of a container has.
-    ::unlink(temporary.c_str());
-    descriptor = open_retrying(temporary, O_WRONLY | O_CREAT | O_EXCL, 0666);
-  }
-  Descriptor out(descriptor);
+  const fs::path temporary = temporary_path(path);
+  Descriptor out(create_temporary(temporary));
   if (!out.valid()) fail_write(path, errno);
   const auto give_up = [&](int error) {
     out.reset();

@@ -20,7 +20,7 @@ namespace trireme::cli {
 
 void add_global_options(CLI::App& command, GlobalOptions& options, const std::string& example) {
   command.add_flag("--json", options.json, "one JSON document on stdout, logs on stderr");
-  command.add_flag("--quiet", options.quiet, "only warnings and errors");
+  command.add_flag("--quiet", options.quiet, "on stderr only warnings and errors; stdout stays");
   command.add_flag("--verbose", options.verbose, "more lines, and where an error arose");
   command.footer("Example:\n  " + example);
 }

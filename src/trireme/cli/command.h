@@ -12,8 +12,8 @@
 namespace trireme::cli {
 
 struct GlobalOptions {
-  bool json = false;  ///< one JSON document on stdout, logs on stderr
-  bool quiet = false;
+  bool json = false;   ///< one JSON document on stdout, logs on stderr
+  bool quiet = false;  ///< stderr without progress and notes; stdout is the same
   bool verbose = false;
 };
 

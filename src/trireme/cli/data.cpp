@@ -96,7 +96,6 @@ void run_prepare(const PrepareArguments& arguments, const GlobalOptions& global)
     print_json(json);
     return;
   }
-  if (global.quiet) return;
   print_part(result.train);
   if (!result.valid.prefix.empty()) print_part(result.valid);
   if (result.duplicates > 0) fmt::print("{} duplicates left out\n", result.duplicates);
@@ -128,7 +127,6 @@ void run_corpus(data::CorpusOptions options, const GlobalOptions& global) {
     corpus = data::make_corpus(options);
   }
   if (global.json) return print_json(corpus);
-  if (global.quiet) return;
   const auto& train = corpus["train"];
   const auto& valid = corpus["valid"];
   fmt::print(

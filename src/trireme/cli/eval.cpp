@@ -6,6 +6,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
+#include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
 #include "trireme/data/open_dataset.h"
@@ -55,7 +56,8 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
   const int modes = !arguments.data.empty() + !arguments.ids.empty() + !arguments.tasks.empty();
   TRIREME_USER_CHECK(modes == 1, kConfig, "trireme eval MODEL --data FILES",
                      "give exactly one of --data, --ids and --tasks");
-  device::get_device("cpu");  // before the first tensor: memory is held and counted
+  install_interrupt_handlers();  // an interrupted evaluation leaves no temporary folder
+  device::get_device("cpu");     // before the first tensor: memory is held and counted
   infer::LoadedModel loaded =
       infer::load_model(arguments.model, infer::parse_precision(arguments.precision));
   if (!arguments.tokenizer.empty()) loaded.tokenizer = data::load_tokenizer(arguments.tokenizer);

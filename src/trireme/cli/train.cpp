@@ -105,7 +105,6 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
     print_json(to_json(result, run.config.out));
     return;
   }
-  if (options.quiet) return;
   for (const train::ReportSample& text : result.samples)
     fmt::print("--- {}{}\n", text.prompt, text.text);
   if (result.was_done) {

@@ -11,7 +11,9 @@
 #include <type_traits>
 
 #include "trireme/base/error.h"
+#include "trireme/base/hash.h"
 #include "trireme/base/json.h"
+#include "trireme/base/temporary_file.h"
 
 namespace trireme::data {
 
@@ -302,6 +304,23 @@ std::string format_token_index(TokenType type, std::span<const int32_t> lengths)
   return out;
 }
 
+uint64_t token_fingerprint(uint64_t index_hash, std::span<const std::byte> bin) {
+  constexpr size_t kAll = size_t{1} << 20;
+  constexpr size_t kPieces = 256;
+  constexpr size_t kPiece = 4096;
+  const uint64_t hash = mix(index_hash, bin.size());
+  if (bin.size() <= kAll) return mix(hash, xxh3(bin));
+  Hasher pieces;
+  for (size_t piece = 0; piece < kPieces; ++piece) {
+    // Divided first: the product with a size of petabytes stays in range.
+    const size_t last = bin.size() - kPiece;
+    const size_t begin =
+        last / (kPieces - 1) * piece + last % (kPieces - 1) * piece / (kPieces - 1);
+    pieces.update(bin.subspan(begin, kPiece));
+  }
+  return mix(hash, pieces.digest());
+}
+
 fs::path token_prefix(const fs::path& path) {
   const auto extension = path.extension();
   if (extension != ".bin" && extension != ".idx") return path;
@@ -312,8 +331,10 @@ IndexedDataset::IndexedDataset(const fs::path& prefix) : prefix_(token_prefix(pr
   const fs::path index_path = with_suffix(prefix_, ".idx");
   const fs::path bin_path = with_suffix(prefix_, ".bin");
   ids_ = std::make_unique<MappedFile>(bin_path);
-  index_ = parse_token_index(MappedFile(index_path).bytes(),
-                             static_cast<int64_t>(ids_->bytes().size()), index_path.string());
+  const MappedFile index_file(index_path);
+  index_ = parse_token_index(index_file.bytes(), static_cast<int64_t>(ids_->bytes().size()),
+                             index_path.string());
+  index_hash_ = xxh3(index_file.bytes());
   document_starts_.reserve(index_.documents.size());
   document_starts_.push_back(0);
   for (size_t d = 0; d + 1 < index_.documents.size(); ++d) {
@@ -352,7 +373,7 @@ int32_t IndexedDataset::max_id() const {
   if (fs::exists(description)) {
     const Json json = parse_json(read_file(description), description.string());
     if (json.is_object() && json.value("format", Json()) == "trireme-tokens" &&
-        json.value("tokens", Json()) == num_tokens() && json.contains("max_id") &&
+        json.value("fingerprint", Json()) == hash_text(fingerprint()) && json.contains("max_id") &&
         json["max_id"].is_number_integer()) {
       return json["max_id"].get<int32_t>();
     }
@@ -370,12 +391,21 @@ int32_t IndexedDataset::max_id() const {
   return largest;
 }
 
+uint64_t IndexedDataset::fingerprint() const {
+  return token_fingerprint(index_hash_, ids_->bytes());
+}
+
 IndexedDatasetWriter::IndexedDatasetWriter(const fs::path& prefix, TokenType type)
     : prefix_(token_prefix(prefix)), type_(type) {
   std::error_code ignored;  // a folder that cannot be made shows below, with the reason
   if (prefix_.has_parent_path()) fs::create_directories(prefix_.parent_path(), ignored);
-  temporary_ = with_suffix(prefix_, fmt::format(".bin.tmp-{}", ::getpid()).c_str());
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  for (const char* suffix : {".bin", ".idx", ".json"}) {
+    const fs::path file = with_suffix(prefix_, suffix);
+    const fs::path folder = file.parent_path();
+    remove_abandoned_temporaries(folder.empty() ? "." : folder, file.filename().string());
+  }
+  temporary_ = temporary_path(with_suffix(prefix_, ".bin"));
+  descriptor_ = create_temporary(temporary_);
   TRIREME_USER_CHECK(descriptor_ >= 0, kData, "write to a folder that exists and is writable",
                      "cannot write {}: {}", temporary_.string(), std::strerror(errno));
 }
@@ -423,6 +453,13 @@ void IndexedDatasetWriter::flush() {
   buffer_.clear();
 }
 
+uint64_t IndexedDatasetWriter::fingerprint() {
+  TRIREME_CHECK(descriptor_ >= 0 && open_length_ == 0, "a document is open, or nothing is");
+  flush();
+  const std::string index = format_token_index(type_, lengths_);
+  return token_fingerprint(xxh3(std::as_bytes(std::span(index))), MappedFile(temporary_).bytes());
+}
+
 void IndexedDatasetWriter::finish() {
   TRIREME_CHECK(descriptor_ >= 0 && open_length_ == 0,
                 "finish() was called twice or inside a document");
@@ -439,16 +476,6 @@ void IndexedDatasetWriter::finish() {
   ::close(descriptor_);
   descriptor_ = -1;
   write_file_atomically(with_suffix(prefix_, ".idx"), format_token_index(type_, lengths_));
-}
-
-void remove_unfinished(const std::filesystem::path& folder) {
-  std::error_code ignored;
-  std::vector<std::filesystem::path> unfinished;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    if (entry.path().filename().string().find(".bin.tmp-") != std::string::npos)
-      unfinished.push_back(entry.path());
-  }
-  for (const auto& path : unfinished) std::filesystem::remove(path, ignored);
 }
 
 }  // namespace trireme::data

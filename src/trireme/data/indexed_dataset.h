@@ -50,6 +50,11 @@ TokenIndex parse_token_index(std::span<const std::byte> bytes, int64_t bin_bytes
 /// The bytes of an MMIDIDX version 1 index of documents of one sequence each, laid end to end.
 std::string format_token_index(TokenType type, std::span<const int32_t> lengths);
 
+/// Tells one pair of files from another at little cost: of the .idx file the hash of all its bytes, of the
+/// .bin file its size and its bytes, all of up to 1 MiB, else 256 pieces of 4 KiB spread evenly from the
+/// first byte to the last.
+uint64_t token_fingerprint(uint64_t index_hash, std::span<const std::byte> bin);
+
 /// "x" of "x", "x.bin" or "x.idx".
 std::filesystem::path token_prefix(const std::filesystem::path& path);
 
@@ -75,20 +80,24 @@ class IndexedDataset {
   /// Copies ids `first` .. `first + out.size() - 1` of a document. Error{kData} on an id outside 0
   /// .. 2^31 - 1.
   void read(int64_t document, int64_t first, std::span<int32_t> out) const;
-  /// Reads every id once (memory bandwidth) or, if a description lies beside the files, that; -1
-  /// when empty.
+  /// The largest id, -1 when empty: from the description beside the files if it is of these very
+  /// files (their fingerprint), else every id is read once (memory bandwidth).
   int32_t max_id() const;
+  /// token_fingerprint() of the two files.
+  uint64_t fingerprint() const;
 
  private:
   std::filesystem::path prefix_;
   TokenIndex index_;
+  uint64_t index_hash_ = 0;
   std::vector<int64_t> document_starts_;
   std::unique_ptr<MappedFile> ids_;
 };
 
 /// Writes documents one after the other, with bounded memory (4 bytes a document). Nothing appears
 /// under the final names before finish(): .bin is renamed first and .idx, which makes the pair
-/// valid, last. Thread-safety: none. Without finish() the temporaries are removed.
+/// valid, last. Thread-safety: none. Without finish() the temporaries are removed; those that killed
+/// writers of the same pair left are removed at the start.
 class IndexedDatasetWriter {
  public:
   IndexedDatasetWriter(const std::filesystem::path& prefix, TokenType type);
@@ -106,6 +115,8 @@ class IndexedDatasetWriter {
   int64_t num_documents() const { return static_cast<int64_t>(lengths_.size()); }
   int64_t num_tokens() const { return num_tokens_; }
   int32_t max_id() const { return max_id_; }
+  /// What IndexedDataset::fingerprint() will be of the finished pair. No document may be open.
+  uint64_t fingerprint();
   /// Makes the files durable and gives them their names. Blocks until the disk has them.
   void finish();
 
@@ -122,8 +133,5 @@ class IndexedDatasetWriter {
   int64_t num_tokens_ = 0;
   int32_t max_id_ = -1;
 };
-
-/// Removes what killed writers left unfinished in a folder (PREFIX.bin.tmp-PID). Call when nothing writes there.
-void remove_unfinished(const std::filesystem::path& folder);
 
 }  // namespace trireme::data

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -249,6 +250,33 @@ TEST_F(IndexedDatasetTest, AnUnfinishedWriterLeavesWhatWasThere) {
   }
   EXPECT_EQ(document(IndexedDataset(prefix()), 0), (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(std::distance(fs::directory_iterator(folder_), fs::directory_iterator()), 2);
+}
+
+TEST_F(IndexedDatasetTest, TheFingerprintOfALongFileSeesItsEndsItsSizeAndItsIndex) {
+  std::vector<std::byte> bin(size_t{3} << 20, std::byte{7});
+  const uint64_t first = token_fingerprint(1, bin);
+  EXPECT_EQ(token_fingerprint(1, bin), first);
+  EXPECT_NE(token_fingerprint(2, bin), first);
+  EXPECT_NE(token_fingerprint(1, std::span(bin).first(bin.size() - 1)), first);
+  for (const size_t place : {size_t{0}, size_t{4095}, bin.size() - 4096, bin.size() - 1}) {
+    bin[place] = std::byte{8};
+    EXPECT_NE(token_fingerprint(1, bin), first) << place;
+    bin[place] = std::byte{7};
+  }
+  // No more than 12 KiB lie between the beginnings of two pieces of 4 KiB.
+  std::fill_n(bin.begin() + 1000000, 12 << 10, std::byte{8});
+  EXPECT_NE(token_fingerprint(1, bin), first);
+}
+
+TEST_F(IndexedDatasetTest, TheWriterKnowsTheFingerprintBeforehand) {
+  IndexedDatasetWriter writer(prefix(), TokenType::kInt32);
+  std::vector<int32_t> ids(700000);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<int32_t>(i * i % 1000003);
+  writer.add(ids);
+  writer.add(std::vector<int32_t>{5});
+  const uint64_t before = writer.fingerprint();
+  writer.finish();
+  EXPECT_EQ(IndexedDataset(prefix()).fingerprint(), before);
 }
 
 TEST_F(IndexedDatasetTest, MissingFilesAreNamed) {

@@ -62,6 +62,7 @@ class PartWriter {
                                      {"tokens", part_.tokens},
                                      {"bytes", part_.bytes},
                                      {"max_id", part_.max_id},
+                                     {"fingerprint", hash_text(writer_.fingerprint())},
                                      {"vocab_size", tokenizer_.vocab_size()},
                                      {"tokenizer", tokenizer_.fingerprint()}};
     // The description first: the .idx, written last, is what makes the set valid.

@@ -10,6 +10,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
+#include "trireme/base/hash.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/json.h"
 #include "trireme/data/default_corpus.h"
@@ -74,6 +75,34 @@ TEST_F(PrepareTest, WritesEveryDocumentInOrderWithItsEnd) {
   EXPECT_EQ(IndexedDataset(folder_ / "out").max_id(), 256);
 }
 
+TEST_F(PrepareTest, TheDescriptionIsBelievedOnlyOfItsOwnFiles) {
+  prepare({write("a.txt", "one"), write("b.txt", "three")}, *tokenizer_, folder_ / "out");
+  const auto path = [this](const char* suffix) { return folder_ / (std::string("out") + suffix); };
+  const auto largest = [this] { return IndexedDataset(folder_ / "out").max_id(); };
+  const std::string bin = read_file(path(".bin"));
+  const std::string index = read_file(path(".idx"));
+  Json description = parse_json(read_file(path(".json")), "out.json");
+  EXPECT_EQ(description["fingerprint"], hash_text(IndexedDataset(folder_ / "out").fingerprint()));
+  // A mark that the ids do not hold shows who was asked.
+  description["max_id"] = 999;
+  write("out.json", description.dump());
+  EXPECT_EQ(largest(), 999);
+
+  std::string other = bin;  // as long, with a larger id at the end: 300 in place of 256
+  other[other.size() - 2] = 300 - 256;
+  write("out.bin", other);
+  EXPECT_EQ(largest(), 300);
+  write("out.bin", bin);
+  EXPECT_EQ(largest(), 999);
+  write("out.idx", format_token_index(TokenType::kUint16, std::vector<int32_t>{6, 4}));
+  EXPECT_EQ(largest(), 256);
+  write("out.idx", index);
+  EXPECT_EQ(largest(), 999);
+  description.erase("fingerprint");  // as an older program wrote it
+  write("out.json", description.dump());
+  EXPECT_EQ(largest(), 256);
+}
+
 TEST_F(PrepareTest, ASpelledOutSpecialTokenIsText) {
   prepare({write("a.txt", "a<|endoftext|>b")}, *tokenizer_, folder_ / "out");
   EXPECT_THAT(documents(folder_ / "out"), ElementsAre("a<|endoftext|>b"));
@@ -134,6 +163,20 @@ TEST_F(PrepareTest, TheSplitIsByContentWhateverTheOrder) {
   prepare(files, *tokenizer_, folder_ / "reversed", options);
   const auto again = documents(folder_ / "reversed-valid");
   EXPECT_EQ(held, std::set<std::string>(again.begin(), again.end()));
+}
+
+TEST_F(PrepareTest, WhatAKilledWriterLeftOfThisPairIsRemoved) {
+  const auto text = write("a.txt", "text");
+  for (const char* name : {".x.bin.12.0.tmp", ".x.idx.12.3.tmp", ".x.json.12.2.tmp",
+                           ".y.bin.12.0.tmp", ".x.bin.tmp"}) {
+    write(std::string("out/") + name, "half");
+  }
+  prepare({text}, *tokenizer_, folder_ / "out" / "x");
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder_ / "out"))
+    names.insert(entry.path().filename().string());
+  EXPECT_EQ(names,
+            (std::set<std::string>{"x.bin", "x.idx", "x.json", ".y.bin.12.0.tmp", ".x.bin.tmp"}));
 }
 
 TEST_F(PrepareTest, FailuresLeaveNothingBehind) {

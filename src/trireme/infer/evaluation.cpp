@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "trireme/base/error.h"
+#include "trireme/base/interrupt.h"
 #include "trireme/base/json.h"
 #include "trireme/execute/executor.h"
 
@@ -24,6 +25,14 @@ double Evaluation::bits_per_byte() const {
                        : std::numeric_limits<double>::quiet_NaN();
 }
 
+namespace {
+
+void stop_if_interrupted() {
+  if (interrupted()) throw Error(ErrorCode::kInterrupted, "interrupted while evaluating");
+}
+
+}  // namespace
+
 std::vector<std::vector<float>> sequence_losses(
     nn::Model& model, const std::vector<std::vector<int32_t>>& sequences) {
   const model::ModelSpec& spec = model.spec();
@@ -39,6 +48,7 @@ std::vector<std::vector<float>> sequence_losses(
       losses.emplace_back();
       continue;
     }
+    stop_if_interrupted();
     const size_t length = ids.size() - 1;
     TRIREME_USER_CHECK(static_cast<int64_t>(length) <= spec.max_positions, kData,
                        "cut the sequence", "line {}: {} ids, the model's context is {}", line + 1,
@@ -69,6 +79,7 @@ Evaluation evaluate_dataset(nn::Model& model, const data::Dataset& dataset, int6
       max_windows > 0 ? std::min(max_windows, dataset.num_windows()) : dataset.num_windows();
   Evaluation total;
   for (int64_t first = 0; first < windows; first += rows) {
+    stop_if_interrupted();
     const data::Batch batch = dataset.windows(first, std::min(rows, windows - first));
     const execute::EvaluationResult result = execute::evaluate(model, batch);
     total.loss_sum += result.loss_sum;

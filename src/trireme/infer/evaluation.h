@@ -1,4 +1,6 @@
 // Losses of a model on ids, on data sets and on multiple-choice tasks.
+//
+// All of it blocks, and throws Error{kInterrupted} between two forward passes once interrupted() is set.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +53,7 @@ struct TaskItem {
 std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string& origin);
 
 /// Accuracy as lm-evaluation-harness defines it: `acc` by the choice's summed log-probability,
-/// `acc_norm` by the same divided by the choice's length in bytes.
+/// `acc_norm` by the same divided by the number of characters of the choice.
 struct TaskResult {
   std::string name;
   double acc = 0.0;

@@ -13,8 +13,8 @@
 #include "trireme/base/hash.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
+#include "trireme/base/temporary_file.h"
 #include "trireme/checkpoint/checkpoint_writer.h"
-#include "trireme/data/indexed_dataset.h"
 #include "trireme/data/loader.h"
 #include "trireme/device/device.h"
 #include "trireme/execute/executor.h"
@@ -447,7 +447,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
   RunFolder folder(run.config.out);
   checkpoint::clean_up_transactions(checkpoint::disk(), run.config.out, "export");
-  data::remove_unfinished(fs::path(run.config.out) / "cache");
+  remove_abandoned_temporaries(run.config.out);
+  remove_abandoned_temporaries(fs::path(run.config.out) / "cache");
   const std::optional<fs::path> path = checkpoint_to_resume(run.config.out, options.resume);
   std::optional<checkpoint::Checkpoint> from;
   std::string precision;
