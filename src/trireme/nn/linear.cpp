@@ -54,6 +54,10 @@ at::Tensor Linear::forward(const at::Tensor& x, const at::Tensor& residual) cons
   return y;
 }
 
+void Linear::add_backward_input(const at::Tensor& dy, at::Tensor& dx) const {
+  kernels::linear_backward_input(dy, weight_, dx, true);
+}
+
 at::Tensor Linear::backward_input(const at::Tensor& dy) const {
   at::Tensor dx = at::empty({dy.size(0), in_features()}, dy.options());
   kernels::linear_backward_input(dy, weight_, dx);

@@ -27,6 +27,8 @@ class Linear {
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
   /// dy [N, out] -> a new [N, in].
   at::Tensor backward_input(const at::Tensor& dy) const;
+  /// dx [N, in] += the same.
+  void add_backward_input(const at::Tensor& dy, at::Tensor& dx) const;
   /// Adds the gradients of weights and biases to the sink.
   void backward_weight(const at::Tensor& dy, const at::Tensor& x, GradientSink& sink) const;
 

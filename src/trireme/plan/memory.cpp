@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/part_sizes.h"
 
 namespace trireme::plan {
 
@@ -15,68 +16,7 @@ using model::NormKind;
 using model::NormSpec;
 using model::PartKind;
 
-// Follows an instruction through its allocations: the workspace is how far the highest point lies
-// above what the instruction makes.
-class HighWater {
- public:
-  void hold(int64_t bytes) {
-    live_ += bytes;
-    highest_ = std::max(highest_, live_);
-  }
-  void drop(int64_t bytes) { live_ -= bytes; }
-  /// Held and dropped at once.
-  void pass(int64_t bytes) { highest_ = std::max(highest_, live_ + bytes); }
-  int64_t above(int64_t made) const { return std::max<int64_t>(highest_ - made, 0); }
-
- private:
-  int64_t live_ = 0;
-  int64_t highest_ = 0;
-};
-
-int64_t norm_statistics(const NormSpec& norm, int64_t tokens) {
-  return tensor_bytes(4 * tokens) * (norm.kind == NormKind::kLayerNorm ? 2 : 1);
-}
-
-int64_t norm_gradients(const NormSpec& norm, int64_t size) {
-  return tensor_bytes(4 * size) * (norm.bias ? 2 : 1);
-}
-
-int64_t norm_statistics(const std::optional<NormSpec>& norm, int64_t tokens) {
-  return norm ? norm_statistics(*norm, tokens) : 0;
-}
-
-int64_t norm_gradients(const std::optional<NormSpec>& norm, int64_t size) {
-  return norm ? norm_gradients(*norm, size) : 0;
-}
-
-// Sizes that both kinds of parts share.
-struct Sizes {
-  Sizes(const model::ModelSpec& spec, const Strategy& strategy)
-      : kernels(strategy.kernels),
-        precision(strategy.precision),
-        tokens(strategy.micro * strategy.seq_len),
-        width(spec.hidden),
-        hidden(activations(width)) {}
-
-  int64_t activations(int64_t columns) const {
-    return tensor_bytes(tokens * columns * element_bytes(precision));
-  }
-  int64_t product(int64_t cols, int64_t inner) const {
-    return kernels.product(tokens, cols, inner, precision);
-  }
-  int64_t weight_product(int64_t out, int64_t in, bool bias) const {
-    return std::max(kernels.weight_product(tokens, out, in, precision),
-                    bias ? kernels.bias_gradient(tokens, out) : 0);
-  }
-
-  const KernelWorkspace& kernels;
-  Precision precision;
-  int64_t tokens;
-  int64_t width;
-  int64_t hidden;
-};
-
-// Mirrors nn/attention_part.cpp line by line.
+// Mirrors nn/grouped_attention_part.cpp line by line.
 PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
                           Recompute mode) {
   const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
@@ -107,11 +47,14 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
   const int64_t qk_norm_gradients =
       has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
-  const int64_t small_gradients =
-      norm_gradients(where.attention_norm, spec.hidden) + after_gradients + qk_norm_gradients;
+  const int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
+  const int64_t small_gradients = norm_gradients(where.attention_norm, spec.hidden) +
+                                  after_gradients + qk_norm_gradients + sinks;
   const auto kernel = [&](bool backward) {
+    const int64_t wide_sinks = sizes.precision == Precision::kBf16 ? sinks : 0;
     return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
-                                   backward);
+                                   backward) +
+           wide_sinks;
   };
 
   PartBytes bytes;
@@ -162,7 +105,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   backward.hold(attended);  // its gradient
   backward.pass(sizes.product(query_width, sizes.width));
   if (selective) backward.hold(qk);
-  backward.hold(qkv);  // its gradient
+  backward.hold(qkv + sinks);  // their gradients
   backward.pass(kernel(true));
   backward.drop(attended + logsumexp + qk);
   if (!has_qk_norm) {
@@ -278,7 +221,9 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   const model::PartSpec& where = spec.parts[static_cast<size_t>(part)];
   TRIREME_CHECK(where.kind != PartKind::kHead, "the head's bytes are loss_workspace_bytes()");
   if (where.kind == PartKind::kAttention) {
-    return attention_bytes(spec, strategy, where.layer, mode);
+    const bool latent = spec.layers[static_cast<size_t>(where.layer)].attention.latent.has_value();
+    return latent ? latent_attention_bytes(spec, strategy, where.layer, mode)
+                  : attention_bytes(spec, strategy, where.layer, mode);
   }
   if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
   return {};

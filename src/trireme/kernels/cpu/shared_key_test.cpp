@@ -10,8 +10,9 @@ namespace {
 // Views as latent attention has them: keys beside values, the shared key behind the compressed vector.
 TEST(SharedKeyTest, JoinsHeadsOwnAndSharedParts) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    for (const auto& [n, heads, a, b] :
-         {std::tuple<int64_t, int64_t, int64_t, int64_t>{7, 3, 5, 4}, {300, 16, 32, 16}, {2, 1, 1, 2}}) {
+    for (const auto& [n, heads, a, b] : {std::tuple<int64_t, int64_t, int64_t, int64_t>{7, 3, 5, 4},
+                                         {300, 16, 32, 16},
+                                         {2, 1, 1, 2}}) {
       const at::Tensor own = random_tensor({n, heads, a + 9}, dtype, 1).narrow(2, 0, a);
       const at::Tensor shared = random_tensor({n, 1, 6 + b}, dtype, 2).narrow(2, 6, b);
       at::Tensor k = garbage({n, heads, a + b}, dtype);

@@ -1,0 +1,81 @@
+// What the memory models of the parts share (memory.cpp and its neighbours; not for other rooms): the high-water mark of an
+// instruction, and sizes. Bytes throughout.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "trireme/model/model_spec.h"
+#include "trireme/plan/kernel_workspace.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/program.h"
+
+namespace trireme::plan {
+
+/// Follows an instruction through its allocations: the workspace is how far the highest point lies
+/// above what the instruction makes.
+class HighWater {
+ public:
+  void hold(int64_t bytes) {
+    live_ += bytes;
+    highest_ = std::max(highest_, live_);
+  }
+  void drop(int64_t bytes) { live_ -= bytes; }
+  /// Held and dropped at once.
+  void pass(int64_t bytes) { highest_ = std::max(highest_, live_ + bytes); }
+  int64_t above(int64_t made) const { return std::max<int64_t>(highest_ - made, 0); }
+
+ private:
+  int64_t live_ = 0;
+  int64_t highest_ = 0;
+};
+
+inline int64_t norm_statistics(const model::NormSpec& norm, int64_t tokens) {
+  return tensor_bytes(4 * tokens) * (norm.kind == model::NormKind::kLayerNorm ? 2 : 1);
+}
+
+inline int64_t norm_gradients(const model::NormSpec& norm, int64_t size) {
+  return tensor_bytes(4 * size) * (norm.bias ? 2 : 1);
+}
+
+inline int64_t norm_statistics(const std::optional<model::NormSpec>& norm, int64_t tokens) {
+  return norm ? norm_statistics(*norm, tokens) : 0;
+}
+
+inline int64_t norm_gradients(const std::optional<model::NormSpec>& norm, int64_t size) {
+  return norm ? norm_gradients(*norm, size) : 0;
+}
+
+/// Sizes that all kinds of parts share.
+struct Sizes {
+  Sizes(const model::ModelSpec& spec, const Strategy& strategy)
+      : kernels(strategy.kernels),
+        precision(strategy.precision),
+        tokens(strategy.micro * strategy.seq_len),
+        width(spec.hidden),
+        hidden(activations(width)) {}
+
+  int64_t activations(int64_t columns) const {
+    return tensor_bytes(tokens * columns * element_bytes(precision));
+  }
+  int64_t product(int64_t cols, int64_t inner) const {
+    return kernels.product(tokens, cols, inner, precision);
+  }
+  int64_t weight_product(int64_t out, int64_t in, bool bias) const {
+    return std::max(kernels.weight_product(tokens, out, in, precision),
+                    bias ? kernels.bias_gradient(tokens, out) : 0);
+  }
+
+  const KernelWorkspace& kernels;
+  Precision precision;
+  int64_t tokens;
+  int64_t width;
+  int64_t hidden;
+};
+
+/// Of an attention part whose AttentionSpec has `latent`; as part_bytes().
+PartBytes latent_attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
+                                 Recompute mode);
+
+}  // namespace trireme::plan
