@@ -50,13 +50,12 @@ model::ModelSpec tiny(size_t index, uint64_t seed = 4) {
 }
 
 /// A tiny model with the experts of a variant of moe_specs.h.
-model::ModelSpec tiny_moe(const std::string& variant, uint64_t seed = 4) {
-  const auto variants = nn::testing::moe_variants();
-  for (size_t i = 0; i < variants.size(); ++i) {
-    if (variants[i].name == variant)
-      return nn::testing::tiny_spec(nn::testing::tiny_configs(seed).size() + i, seed);
+model::ModelSpec tiny_moe(const std::string& name, uint64_t seed = 4) {
+  for (const auto& variant : nn::testing::moe_variants()) {
+    if (variant.name == name)
+      return nn::testing::with_experts(tiny(3, seed), variant.moe, variant.first);
   }
-  throw std::runtime_error(variant);
+  throw std::runtime_error(name);
 }
 
 std::vector<data::Batch> random_batches(const model::ModelSpec& spec, int64_t count, int64_t rows,
@@ -487,6 +486,15 @@ model::ModelSpec medium(const std::string& family) {
                                        "n_positions":128})",
         "test");
   }
+  if (family == "sinks") return nn::testing::with_sinks(medium("llama"));
+  if (family == "latent" || family == "latent_queries") {
+    model::LatentSpec latent;
+    latent.query_rank = family == "latent" ? 0 : 96;
+    latent.kv_rank = 64;
+    latent.nope_dim = 32;
+    latent.rope_dim = 16;
+    return nn::testing::with_latent_attention(medium("llama"), latent, 24, family == "latent");
+  }
   return model::spec_from_config(
       fmt::format(R"({{"model_type":"{}","vocab_size":1000,"hidden_size":128,
       "intermediate_size":320,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,{}
@@ -562,9 +570,10 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
 
 std::vector<MemoryCase> memory_cases() {
   std::vector<MemoryCase> cases;
-  // gemma2: norms before and after; olmo2: after only, and of all heads together.
-  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2", "experts",
-                             "experts_shared", "experts_biased"}) {
+  // gemma2: norms before and after; olmo2: after only, and of all heads together. latent: deepseek's attention, with the
+  // query compressed as well in latent_queries; sinks: gpt_oss's.
+  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2", "sinks", "latent",
+                             "latent_queries", "experts", "experts_shared", "experts_biased"}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
       for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
         for (const bool delayed : {false, true})

@@ -25,6 +25,7 @@ TEST(KernelWorkspace, AgreesWithTheKernels) {
         const int64_t rows = 15 + pick(3000);  // fewer are padded
         const int64_t vocab = pick(5000);
         const int64_t width = pick(512);
+        const int64_t value_width = pick(512);
         // Every tensor is rounded up to 64 bytes.
         EXPECT_NEAR(static_cast<double>(workspace.cross_entropy(rows, vocab, width, precision)),
                     static_cast<double>(
@@ -38,11 +39,11 @@ TEST(KernelWorkspace, AgreesWithTheKernels) {
           spec.num_heads = kv_heads * group;
           spec.num_kv_heads = kv_heads;
           spec.head_dim = width;
-          spec.value_dim = width;
+          spec.value_dim = value_width;
           EXPECT_NEAR(
               static_cast<double>(workspace.attention(batch, rows, spec, precision, backward)),
               static_cast<double>(kernels::attention_workspace_bytes(
-                  {batch, rows, kv_heads * group, kv_heads, width, width}, dtype, backward,
+                  {batch, rows, kv_heads * group, kv_heads, width, value_width}, dtype, backward,
                   workspace.threads)),
               64);
         }

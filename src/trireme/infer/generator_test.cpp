@@ -10,6 +10,7 @@
 #include "trireme/execute/executor.h"
 #include "trireme/infer/evaluation.h"
 #include "trireme/model/model_spec.h"
+#include "trireme/nn/testing/attention_specs.h"
 
 namespace trireme::infer {
 namespace {
@@ -39,11 +40,29 @@ const char* kOlmo2 =
     R"({"model_type": "olmo2", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
   "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 400, "initializer_range": 0.4})";
 
+// Attention of the families with experts, on dense layers.
+const char* kSinks = "sinks";
+const char* kLatent = "latent";
+const char* kLatentQueries = "latent queries";
+
+model::ModelSpec spec_of(const std::string& config) {
+  if (config == kSinks) return nn::testing::with_sinks(spec_of(kMistral));
+  if (config == kLatent || config == kLatentQueries) {
+    model::LatentSpec latent;
+    latent.query_rank = config == kLatent ? 0 : 20;
+    latent.kv_rank = 12;
+    latent.nope_dim = 8;
+    latent.rope_dim = 6;
+    model::ModelSpec spec = spec_of(kLlama);
+    for (model::LayerSpec& layer : spec.layers) layer.attention.rotary->interleaved = true;
+    return nn::testing::with_latent_attention(spec, latent, 10, config == kLatent);
+  }
+  return model::spec_from_config(config, "test");
+}
+
 class GeneratorTest : public testing::TestWithParam<const char*> {
  protected:
-  GeneratorTest()
-      : store_(model::spec_from_config(GetParam(), "test")),
-        model_((store_.initialize(7), store_)) {}
+  GeneratorTest() : store_(spec_of(GetParam())), model_((store_.initialize(7), store_)) {}
   nn::ParameterStore store_;
   nn::Model model_;
 };
@@ -154,13 +173,14 @@ TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
 }
 
 std::string family_name(const testing::TestParamInfo<const char*>& info) {
-  static const std::vector<std::string> names = {"llama",   "gpt2",   "qwen3",
-                                                 "mistral", "gemma2", "olmo2"};
+  static const std::vector<std::string> names = {
+      "llama", "gpt2", "qwen3", "mistral", "gemma2", "olmo2", "sinks", "latent", "latent_queries"};
   return names.at(info.index);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest,
-                         testing::Values(kLlama, kGpt2, kQwen3, kMistral, kGemma2, kOlmo2),
+                         testing::Values(kLlama, kGpt2, kQwen3, kMistral, kGemma2, kOlmo2, kSinks,
+                                         kLatent, kLatentQueries),
                          family_name);
 
 /// LongRoPE turns all positions otherwise once a sequence outgrows the original context: every token must be the one that

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "trireme/base/error.h"
+#include "trireme/nn/attention_part.h"
 
 namespace trireme::infer {
 
@@ -10,10 +11,12 @@ KeyValueCache::KeyValueCache(const model::ModelSpec& spec, int64_t sequences, in
                              at::ScalarType dtype)
     : capacity_(capacity), lengths_(static_cast<size_t>(sequences), 0) {
   for (const model::LayerSpec& layer : spec.layers) {
-    const std::vector<int64_t> shape = {sequences, capacity, layer.attention.num_kv_heads,
-                                        layer.attention.head_dim};
-    keys_.push_back(at::empty(shape, at::TensorOptions().dtype(dtype)));
-    values_.push_back(at::empty(shape, at::TensorOptions().dtype(dtype)));
+    const nn::CachedShape shape = nn::cached_shape(layer.attention);
+    const auto room = [&](int64_t dim) {
+      return at::empty({sequences, capacity, shape.heads, dim}, at::TensorOptions().dtype(dtype));
+    };
+    keys_.push_back(room(shape.key_dim));
+    values_.push_back(room(shape.value_dim));
   }
 }
 
@@ -44,8 +47,8 @@ int64_t KeyValueCache::bytes(const model::ModelSpec& spec, int64_t sequences, in
                              int64_t element_bytes) {
   int64_t total = 0;
   for (const model::LayerSpec& layer : spec.layers) {
-    total += 2 * sequences * capacity * layer.attention.num_kv_heads * layer.attention.head_dim *
-             element_bytes;
+    const nn::CachedShape shape = nn::cached_shape(layer.attention);
+    total += sequences * capacity * shape.heads * (shape.key_dim + shape.value_dim) * element_bytes;
   }
   return total;
 }

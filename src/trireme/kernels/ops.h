@@ -117,14 +117,25 @@ void gated_activation(Activation act, const at::Tensor& gate_up, at::Tensor& y);
 void gated_activation_backward(Activation act, const at::Tensor& dy, const at::Tensor& gate_up,
                                at::Tensor& d_gate_up, at::Tensor y = {});
 
-// --- Rotary position embedding, rotate-half (Su et al. 2021; Hugging Face layout) ---------------
+// --- Rotary position embedding (Su et al. 2021; rotate-half as Hugging Face, or interleaved) -----
 
-/// Rotates x in place: for i < dim/2, (x_i, x_{i+dim/2}) turns by the angle of positions[n];
-/// dimensions from `dim` on stay. x [N, heads, head_dim] with strides (any, any, 1), compute dtype;
+/// Rotates x in place: for i < dim/2, (x_i, x_{i+dim/2}), or (x_{2i}, x_{2i+1}) if interleaved, turns
+/// by the angle of positions[n]; dimensions from `dim` on stay. x [N, heads, head_dim] with strides (any, any, 1), compute dtype;
 /// positions [N] int64 contiguous; cos, sin [positions, dim/2] float32. q and k heads that lie side
 /// by side are one call. inverse: the backward. Workspace: none.
 void rotary_(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos,
-             const at::Tensor& sin, bool inverse = false);
+             const at::Tensor& sin, bool inverse = false, bool interleaved = false);
+
+// --- Keys of latent attention (DeepSeek-V2, arXiv 2405.04434) ------------------------------------
+// Compute dtype; any strides but a contiguous last dimension. Workspace: none.
+
+/// k[n, h] = own[n, h] | shared[n]: every head's own part, then the part that all heads share.
+/// own [N, heads, a], shared [N, 1, b], k [N, heads, a + b].
+void join_shared_key(const at::Tensor& own, const at::Tensor& shared, at::Tensor& k);
+
+/// d_own[n, h] = dk[n, h, :a]; d_shared[n] = sum over heads of dk[n, h, a:], in float32 and in their
+/// order. Both overwritten.
+void join_shared_key_backward(const at::Tensor& dk, at::Tensor& d_own, at::Tensor& d_shared);
 
 // --- Embedding ----------------------------------------------------------------------------------
 

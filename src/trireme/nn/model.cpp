@@ -30,8 +30,8 @@ Model::Model(const ParameterStore& store) : store_(store) {
         embedding_ = add(std::make_unique<EmbeddingPart>(store, i));
         break;
       case model::PartKind::kAttention:
-        attention_.push_back(add(std::make_unique<AttentionPart>(
-            store, i, table_for(spec.layers[part.layer].attention.rotary))));
+        attention_.push_back(add(
+            make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary))));
         break;
       case model::PartKind::kMlp:
         feed_forward_.push_back({add(std::make_unique<MlpPart>(store, i))});

@@ -108,7 +108,7 @@ class Families : public ::testing::TestWithParam<int> {
   ~Families() override { at::set_num_threads(threads_); }
 
   static model::ModelSpec spec(uint64_t seed) {
-    return testing::tiny_spec(static_cast<size_t>(GetParam()), seed);
+    return testing::tiny_specs(seed).at(static_cast<size_t>(GetParam()));
   }
 
  private:
@@ -189,9 +189,11 @@ TEST_P(Families, GradientsInBfloat16StayNearTheReference) {
     const auto& parameter = store.spec().parameters[i];
     const at::Tensor want = reference.leaf(parameter.name).grad();
     // A key's bias shifts all scores of a query alike: its true gradient is zero, what is left is
-    // rounding.
+    // rounding; with positions or sinks it is the small rest of large sums.
+    const bool rest = parameter.name.ends_with("k_proj.bias");
     if (want.abs().max().item<double>() < 1e-6) continue;
-    EXPECT_LT(relative_norm_error(store.view(got.flat[parameter.part], i), want), bound)
+    EXPECT_LT(relative_norm_error(store.view(got.flat[parameter.part], i), want),
+              rest ? 2 * bound : bound)
         << parameter.name;
   }
 }
@@ -235,9 +237,9 @@ TEST_P(Families, GenerationPiecesGiveTheTrainingForwardsBits) {
   }
   std::vector<at::Tensor> keys(model.num_layers()), values(model.num_layers());
   for (int layer = 0; layer < model.num_layers(); ++layer) {
-    const auto& attention = model.attention(layer).attention_spec();
-    keys[layer] = at::empty({1, length, attention.num_kv_heads, attention.head_dim}, at::kFloat);
-    values[layer] = at::empty_like(keys[layer]);
+    const CachedShape cached = cached_shape(model.attention(layer).attention_spec());
+    keys[layer] = at::empty({1, length, cached.heads, cached.key_dim}, at::kFloat);
+    values[layer] = at::empty({1, length, cached.heads, cached.value_dim}, at::kFloat);
   }
   // LongRoPE turns the keys of a sequence anew when it outgrows the original context: the first piece is longer than that.
   const auto& rotary = store.spec().layers[0].attention.rotary;
@@ -273,7 +275,7 @@ TEST_P(Families, GenerationPiecesGiveTheTrainingForwardsBits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Families,
-                         ::testing::Range(0, static_cast<int>(testing::num_tiny_specs())));
+                         ::testing::Range(0, static_cast<int>(testing::tiny_specs(1).size())));
 
 TEST(HeadPart, ChunksDoNotChangeTheLossAndIgnoredTargetsDoNotCount) {
   ParameterStore store(model::spec_from_config(testing::tiny_configs(1).at(3), "tiny.json"));

@@ -30,9 +30,9 @@ at::Tensor Norm::forward(const at::Tensor& x, bool keep_statistics,
   return y;
 }
 
-void Norm::gradients_into(const at::Tensor& dy, const at::Tensor& x,
-                          const NormStatistics& statistics, at::Tensor dx,
-                          NormGradients& gradients) const {
+void Norm::backward_into(const at::Tensor& dy, const at::Tensor& x,
+                         const NormStatistics& statistics, at::Tensor dx,
+                         NormGradients& gradients) const {
   const auto floats = x.options().dtype(at::kFloat);
   gradients.weight = at::empty({x.size(1)}, floats);
   if (spec_.kind == model::NormKind::kRmsNorm) {
@@ -47,7 +47,7 @@ void Norm::gradients_into(const at::Tensor& dy, const at::Tensor& x,
 
 at::Tensor Norm::backward(at::Tensor dy, const at::Tensor& x, const NormStatistics& statistics,
                           const at::Tensor& residual, NormGradients& gradients) const {
-  gradients_into(dy, x, statistics, dy, gradients);
+  backward_into(dy, x, statistics, dy, gradients);
   if (residual.defined()) dy.add_(residual);
   return dy;
 }
@@ -55,7 +55,7 @@ at::Tensor Norm::backward(at::Tensor dy, const at::Tensor& x, const NormStatisti
 at::Tensor Norm::backward_over_input(const at::Tensor& dy, at::Tensor x,
                                      const NormStatistics& statistics,
                                      NormGradients& gradients) const {
-  gradients_into(dy, x, statistics, x, gradients);
+  backward_into(dy, x, statistics, x, gradients);
   return x;
 }
 

@@ -40,15 +40,15 @@ class Norm {
   /// The same without a residual, written over x, which it returns.
   at::Tensor backward_over_input(const at::Tensor& dy, at::Tensor x,
                                  const NormStatistics& statistics, NormGradients& gradients) const;
+  /// The same written to dx, which may be any rows of x's shape.
+  void backward_into(const at::Tensor& dy, const at::Tensor& x, const NormStatistics& statistics,
+                     at::Tensor dx, NormGradients& gradients) const;
   /// The number of weight tensors: 1, or 2 with a bias.
   int num_parameters() const { return bias_.defined() ? 2 : 1; }
   /// Adds (or writes) held gradients to entries `first`.. of the sink.
   void add_gradients(const NormGradients& gradients, GradientSink& sink, int first) const;
 
  private:
-  void gradients_into(const at::Tensor& dy, const at::Tensor& x, const NormStatistics& statistics,
-                      at::Tensor dx, NormGradients& gradients) const;
-
   model::NormSpec spec_;
   at::Tensor weight_;
   at::Tensor bias_;

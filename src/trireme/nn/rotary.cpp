@@ -6,6 +6,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "trireme/kernels/ops.h"
+
 namespace trireme::nn {
 namespace {
 
@@ -105,6 +107,20 @@ const RotaryTable::Rows& RotaryTable::rows(int64_t length) {
   // doubling.
   if (length > have) rows = make_rows(spec_, long_sequence, std::max(length, 2 * have));
   return rows;
+}
+
+void RotaryTable::turn(at::Tensor heads, const at::Tensor& positions, int64_t length,
+                       bool inverse) {
+  const Rows& table = rows(length);
+  kernels::rotary_(heads, positions.flatten(), table.cos, table.sin, inverse, spec_.interleaved);
+}
+
+void RotaryTable::turn_rows(const at::Tensor& heads, const at::Tensor& positions) {
+  const int64_t count = positions.size(1);
+  for (int64_t row = 0; row < positions.size(0); ++row) {
+    const at::Tensor places = positions[row];
+    turn(heads.narrow(0, row * count, count), places, places.max().item<int64_t>() + 1, false);
+  }
 }
 
 }  // namespace trireme::nn

@@ -28,6 +28,11 @@ class RotaryTable {
   /// At least rows 0 .. length - 1, for positions of a sequence of `length` tokens: LongRoPE turns all positions of a long
   /// sequence otherwise.
   const Rows& rows(int64_t length);
+  /// Turns `heads` [N, heads, at least dim], last dimension contiguous, in place by `positions` (N of int64) of sequences
+  /// of `length` tokens; inverse: the backward.
+  void turn(at::Tensor heads, const at::Tensor& positions, int64_t length, bool inverse);
+  /// The same for `positions` [B, T] whose rows are sequences of their own, as long as their last position says.
+  void turn_rows(const at::Tensor& heads, const at::Tensor& positions);
   const model::RotarySpec& spec() const { return spec_; }
 
  private:

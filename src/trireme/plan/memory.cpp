@@ -15,7 +15,7 @@ using model::MlpKind;
 using model::NormSpec;
 using model::PartKind;
 
-// Mirrors nn/attention_part.cpp line by line.
+// Mirrors nn/grouped_attention_part.cpp line by line.
 PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
                           Recompute mode) {
   const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
@@ -46,11 +46,14 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
   const int64_t qk_norm_gradients =
       has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
-  const int64_t small_gradients =
-      norm_gradients(where.attention_norm, spec.hidden) + after_gradients + qk_norm_gradients;
+  const int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
+  const int64_t small_gradients = norm_gradients(where.attention_norm, spec.hidden) +
+                                  after_gradients + qk_norm_gradients + sinks;
   const auto kernel = [&](bool backward) {
+    const int64_t wide_sinks = sizes.precision == Precision::kBf16 ? sinks : 0;
     return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
-                                   backward);
+                                   backward) +
+           wide_sinks;
   };
 
   PartBytes bytes;
@@ -101,7 +104,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   backward.hold(attended);  // its gradient
   backward.pass(sizes.product(query_width, sizes.width));
   if (selective) backward.hold(qk);
-  backward.hold(qkv);  // its gradient
+  backward.hold(qkv + sinks);  // their gradients
   backward.pass(kernel(true));
   backward.drop(attended + logsumexp + qk);
   if (!has_qk_norm) {
@@ -217,7 +220,9 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   const model::PartSpec& where = spec.parts[static_cast<size_t>(part)];
   TRIREME_CHECK(where.kind != PartKind::kHead, "the head's bytes are loss_workspace_bytes()");
   if (where.kind == PartKind::kAttention) {
-    return attention_bytes(spec, strategy, where.layer, mode);
+    const bool latent = spec.layers[static_cast<size_t>(where.layer)].attention.latent.has_value();
+    return latent ? latent_attention_bytes(spec, strategy, where.layer, mode)
+                  : attention_bytes(spec, strategy, where.layer, mode);
   }
   if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
   if (where.layer >= 0) return moe_part_bytes(spec, strategy, part, mode);

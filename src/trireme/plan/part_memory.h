@@ -71,6 +71,9 @@ struct Sizes {
   int64_t hidden;
 };
 
+/// Of an attention part whose AttentionSpec has `latent`; as part_bytes().
+PartBytes latent_attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
+                                 Recompute mode);
 /// Of a router, dispatch, experts or combine part (moe_memory.cpp).
 PartBytes moe_part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                          Recompute mode);

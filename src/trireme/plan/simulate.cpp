@@ -142,7 +142,8 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
       const auto layer =
           static_cast<size_t>(spec.parts[static_cast<size_t>(instruction.part)].layer);
       const model::AttentionSpec& shape = spec.layers[layer].attention;
-      const double width = static_cast<double>(shape.num_heads * shape.head_dim);
+      const double width =
+          static_cast<double>(shape.num_heads * (shape.head_dim + shape.value_dim)) / 2.0;
       const double passes = instruction.kind == OpKind::kBackwardInput ? 2.0 : 1.0;
       attention = passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width * tokens;
     }

@@ -158,6 +158,37 @@ void rotate_head_bf16(at::BFloat16* x, const float* c, const float* s, size_t ha
   rotate_head(x, c, s, half, sign);
 }
 
+/// The same for pairs (2 i, 2 i + 1).
+template <class T>
+void rotate_pairs(T* x, const float* cos, const float* sin, size_t half, float sign) {
+  const FloatTag d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + lanes <= half; i += lanes) {
+    auto a = hn::Zero(d);
+    auto b = hn::Zero(d);
+    load_pairs(d, x + 2 * i, a, b);
+    const auto c = hn::LoadU(d, cos + i);
+    const auto s = hn::Mul(hn::LoadU(d, sin + i), hn::Set(d, sign));
+    store_pairs(d, hn::NegMulAdd(b, s, hn::Mul(a, c)), hn::MulAdd(a, s, hn::Mul(b, c)), x + 2 * i);
+  }
+  const OneFloatTag one;
+  for (; i < half; ++i) {
+    const auto a = load(one, x + 2 * i);
+    const auto b = load(one, x + 2 * i + 1);
+    const auto c = hn::LoadU(one, cos + i);
+    const auto s = hn::Mul(hn::LoadU(one, sin + i), hn::Set(one, sign));
+    store(one, hn::NegMulAdd(b, s, hn::Mul(a, c)), x + 2 * i);
+    store(one, hn::MulAdd(a, s, hn::Mul(b, c)), x + 2 * i + 1);
+  }
+}
+void rotate_pairs_f32(float* x, const float* c, const float* s, size_t half, float sign) {
+  rotate_pairs(x, c, s, half, sign);
+}
+void rotate_pairs_bf16(at::BFloat16* x, const float* c, const float* s, size_t half, float sign) {
+  rotate_pairs(x, c, s, half, sign);
+}
+
 }  // namespace trireme::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -187,19 +218,22 @@ HWY_EXPORT(sum_two_f32);
 HWY_EXPORT(sum_two_bf16);
 HWY_EXPORT(rotate_head_f32);
 HWY_EXPORT(rotate_head_bf16);
+HWY_EXPORT(rotate_pairs_f32);
+HWY_EXPORT(rotate_pairs_bf16);
 
 namespace cpu {
 
 const FlatKernels<float>& flat_kernels(float) {
   static const FlatKernels<float> kernels = {
       TRIREME_KERNEL(start_rows_f32), TRIREME_KERNEL(add_columns_f32), TRIREME_KERNEL(sum_two_f32),
-      TRIREME_KERNEL(rotate_head_f32)};
+      TRIREME_KERNEL(rotate_head_f32), TRIREME_KERNEL(rotate_pairs_f32)};
   return kernels;
 }
 const FlatKernels<at::BFloat16>& flat_kernels(at::BFloat16) {
   static const FlatKernels<at::BFloat16> kernels = {
       TRIREME_KERNEL(start_rows_bf16), TRIREME_KERNEL(add_columns_bf16),
-      TRIREME_KERNEL(sum_two_bf16), TRIREME_KERNEL(rotate_head_bf16)};
+      TRIREME_KERNEL(sum_two_bf16), TRIREME_KERNEL(rotate_head_bf16),
+      TRIREME_KERNEL(rotate_pairs_bf16)};
   return kernels;
 }
 

@@ -32,6 +32,8 @@ struct FlatKernels {
   void (*sum_two)(const T* a, const T* b, size_t n, T* out);
   /// Rotates the pairs (x[i], x[half + i]).
   void (*rotate_head)(T* x, const float* cos, const float* sin, size_t half, float sign);
+  /// Rotates the pairs (x[2 i], x[2 i + 1]).
+  void (*rotate_pairs)(T* x, const float* cos, const float* sin, size_t half, float sign);
 };
 const FlatKernels<float>& flat_kernels(float);
 const FlatKernels<at::BFloat16>& flat_kernels(at::BFloat16);

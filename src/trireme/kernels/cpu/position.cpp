@@ -41,7 +41,7 @@ void check_ids(const int64_t* ids, int64_t count, int64_t limit, const char* wha
 
 template <class T>
 void rotary_typed(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos,
-                  const at::Tensor& sin, bool inverse) {
+                  const at::Tensor& sin, bool inverse, bool interleaved) {
   const auto rows = cpu::rows_of<T>(x, "x");
   TRIREME_CHECK(x.dim() == 3, "x must be [N, heads, head_dim]");
   const int64_t n = x.size(0);
@@ -54,7 +54,8 @@ void rotary_typed(at::Tensor& x, const at::Tensor& positions, const at::Tensor& 
   check_ids(place, n, cos.size(0), "position");
   const float* c = cos.const_data_ptr<float>();
   const float* s = sin.const_data_ptr<float>();
-  const auto kernel = cpu::flat_kernels(T{}).rotate_head;
+  const auto& kernels = cpu::flat_kernels(T{});
+  const auto kernel = interleaved ? kernels.rotate_pairs : kernels.rotate_head;
   const float sign = inverse ? -1.0f : 1.0f;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, heads * half));
   at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
@@ -137,10 +138,10 @@ void embedding_backward_typed(const at::Tensor& tokens, const at::Tensor& dy, at
 }  // namespace
 
 void rotary_(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos,
-             const at::Tensor& sin, bool inverse) {
+             const at::Tensor& sin, bool inverse, bool interleaved) {
   if (x.scalar_type() == at::kBFloat16)
-    return rotary_typed<at::BFloat16>(x, positions, cos, sin, inverse);
-  rotary_typed<float>(x, positions, cos, sin, inverse);
+    return rotary_typed<at::BFloat16>(x, positions, cos, sin, inverse, interleaved);
+  rotary_typed<float>(x, positions, cos, sin, inverse, interleaved);
 }
 
 void embedding(const at::Tensor& tokens, const at::Tensor& weight, const at::Tensor& positions,

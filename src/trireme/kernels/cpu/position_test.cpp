@@ -50,6 +50,31 @@ TEST(RotaryTest, MatchesReferenceInPlaceOnAFusedView) {
   }
 }
 
+// Every place of a vector and of its rest; the last dimensions of a head, as latent attention has them.
+TEST(RotaryTest, InterleavedMatchesReferenceAndTurnsBack) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t half : {1, 3, 8, 17, 32}) {
+      const int64_t n = 11;
+      const int64_t heads = 3;
+      const int64_t own = 5;
+      const at::Tensor whole = random_tensor({n, heads, own + 2 * half}, dtype, 1);
+      const at::Tensor angles = random_tensor({20, half}, at::kFloat, 2);
+      const at::Tensor positions = random_ids(n, 20, 3);
+      at::Tensor turned = whole.clone();
+      at::Tensor view = turned.narrow(2, own, 2 * half);
+      const auto before = values_of(whole.narrow(2, own, 2 * half));
+      auto expected = before;
+      ref::rotary(expected, ids_of(positions), values_of(angles.cos()), values_of(angles.sin()),
+                  heads, 2 * half, half, false, true);
+      rotary_(view, positions, angles.cos(), angles.sin(), false, true);
+      expect_close(view, expected, tolerance_of(dtype), "rotated");
+      EXPECT_TRUE(same_bits(turned.narrow(2, 0, own), whole.narrow(2, 0, own)));
+      rotary_(view, positions, angles.cos(), angles.sin(), true, true);
+      expect_close(view, before, 2 * tolerance_of(dtype), "turned back");
+    }
+  }
+}
+
 TEST(RotaryTest, RefusesAPositionOutsideTheTable) {
   at::Tensor x = random_tensor({1, 1, 4}, at::kFloat, 1);
   const at::Tensor table = at::zeros({8, 2});

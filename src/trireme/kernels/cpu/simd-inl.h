@@ -38,19 +38,46 @@ template <class D>
 HWY_INLINE void store(D d, hn::Vec<D> v, float* p) {
   hn::StoreU(v, d, p);
 }
-/// Rounds to nearest even as c10::BFloat16 does; NaN stays NaN.
+/// The bits of a bfloat16 in the low half of each lane: rounded to nearest even as c10::BFloat16
+/// does; NaN stays NaN.
 template <class D>
-HWY_INLINE void store(D /*d*/, hn::Vec<D> v, at::BFloat16* p) {
-  const hn::Rebind<uint16_t, D> d16;
+HWY_INLINE hn::Vec<hn::Rebind<uint32_t, D>> bf16_bits(D /*d*/, hn::Vec<D> v) {
   const hn::Rebind<uint32_t, D> d32;
-  const hn::Rebind<int32_t, D> di32;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFu)));
   const auto nan = hn::RebindMask(d32, hn::IsNaN(v));
-  const auto result = hn::IfThenElse(nan, hn::Set(d32, 0x7FC00000u), rounded);
-  hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(result))), d16,
+  return hn::ShiftRight<16>(hn::IfThenElse(nan, hn::Set(d32, 0x7FC00000u), rounded));
+}
+template <class D>
+HWY_INLINE void store(D d, hn::Vec<D> v, at::BFloat16* p) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<int32_t, D> di32;
+  hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, bf16_bits(d, v))), d16,
              reinterpret_cast<uint16_t*>(p));
+}
+
+/// a = p[0], p[2] ..., b = p[1], p[3] ...
+template <class D>
+HWY_INLINE void load_pairs(D d, const float* p, hn::Vec<D>& a, hn::Vec<D>& b) {
+  hn::LoadInterleaved2(d, p, a, b);
+}
+template <class D>
+HWY_INLINE void load_pairs(D d, const at::BFloat16* p, hn::Vec<D>& a, hn::Vec<D>& b) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto words = hn::LoadU(d32, reinterpret_cast<const uint32_t*>(p));
+  a = hn::BitCast(d, hn::ShiftLeft<16>(words));
+  b = hn::BitCast(d, hn::And(words, hn::Set(d32, 0xFFFF0000u)));
+}
+template <class D>
+HWY_INLINE void store_pairs(D d, hn::Vec<D> a, hn::Vec<D> b, float* p) {
+  hn::StoreInterleaved2(a, b, d, p);
+}
+template <class D>
+HWY_INLINE void store_pairs(D d, hn::Vec<D> a, hn::Vec<D> b, at::BFloat16* p) {
+  const hn::Rebind<uint32_t, D> d32;
+  const auto words = hn::Or(bf16_bits(d, a), hn::ShiftLeft<16>(bf16_bits(d, b)));
+  hn::StoreU(words, d32, reinterpret_cast<uint32_t*>(p));
 }
 
 /// Calls body(tag, i) for whole vectors of [0, n), then for single lanes of the rest.

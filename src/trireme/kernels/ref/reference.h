@@ -175,20 +175,22 @@ T activation_slope(Activation act, T x) {
 
 // --- Rotary ---
 
-/// x [rows, heads, head_dim] turned in place; cos, sin [positions, half].
+/// x [rows, heads, head_dim] turned in place; cos, sin [positions, half]. Pairs are (i, half + i), or (2 i, 2 i + 1).
 template <class T>
 void rotary(Array<T>& x, const Array<int64_t>& positions, const Array<T>& cos, const Array<T>& sin,
-            int64_t heads, int64_t head_dim, int64_t half, bool inverse) {
+            int64_t heads, int64_t head_dim, int64_t half, bool inverse, bool interleaved = false) {
   for (size_t n = 0; n < positions.size(); ++n) {
     for (int64_t h = 0; h < heads; ++h) {
       T* head = x.data() + (static_cast<int64_t>(n) * heads + h) * head_dim;
       for (int64_t i = 0; i < half; ++i) {
         const T c = cos[index(positions[n] * half + i)];
         const T s = sin[index(positions[n] * half + i)] * (inverse ? -1 : 1);
-        const T a = head[i];
-        const T b = head[half + i];
-        head[i] = a * c - b * s;
-        head[half + i] = b * c + a * s;
+        T& first = head[interleaved ? 2 * i : i];
+        T& second = head[interleaved ? 2 * i + 1 : half + i];
+        const T a = first;
+        const T b = second;
+        first = a * c - b * s;
+        second = b * c + a * s;
       }
     }
   }

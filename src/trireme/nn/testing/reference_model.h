@@ -1,4 +1,4 @@
-// The dense families written plainly with ATen in float64 and differentiated by ATen's autograd:
+// The dense families, and the attention of those with experts, written plainly with ATen in float64 and differentiated by ATen's autograd:
 // what the parts' forward and hand-written backward are tested against. Header only, for tests.
 #pragma once
 
@@ -20,6 +20,7 @@
 #include "trireme/model/model_spec.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
+#include "trireme/nn/testing/attention_specs.h"
 #include "trireme/nn/testing/moe_specs.h"
 
 namespace trireme::nn::testing {
@@ -101,17 +102,50 @@ inline std::vector<std::string> tiny_configs(uint64_t seed) {
   return configs;
 }
 
-/// Dense configurations, then a llama with every kind of experts.
-inline size_t num_tiny_specs() {
-  return tiny_configs(1).size() + moe_variants().size();
-}
-inline model::ModelSpec tiny_spec(size_t index, uint64_t seed) {
-  const std::vector<std::string> configs = tiny_configs(seed);
-  if (index < configs.size()) return model::spec_from_config(configs[index], "tiny.json");
-  const MoeVariant variant = moe_variants().at(index - configs.size());
+/// All of tiny_configs(), the attention of the families with experts on dense layers, and every kind of experts.
+inline std::vector<model::ModelSpec> tiny_specs(uint64_t seed) {
+  std::vector<model::ModelSpec> specs;
+  for (const std::string& config : tiny_configs(seed))
+    specs.push_back(model::spec_from_config(config, "tiny.json"));
+  std::mt19937_64 random(seed);
+  const auto pick = [&random](std::vector<int64_t> values) {
+    return values[random() % values.size()];
+  };
+  const auto llama = [&](int64_t kv_heads, const std::string& more) {
+    return model::spec_from_config(
+        fmt::format(
+            R"({{"model_type":"llama","vocab_size":50,"hidden_size":{},"intermediate_size":24,)"
+            R"("num_hidden_layers":2,"num_attention_heads":{},"num_key_value_heads":{},"head_dim":{},)"
+            R"("max_position_embeddings":64,"initializer_range":0.2{}}})",
+            pick({24, 32}), kv_heads * pick({1, 2}), kv_heads, pick({4, 8}), more),
+        "tiny.json");
+  };
+  // gpt_oss: sinks, every other layer with a window, YaRN without rounded ends, biases.
+  model::ModelSpec sinks = with_sinks(llama(
+      pick({1, 2}), R"(,"attention_bias":true,"rope_scaling":{"rope_type":"yarn","factor":8.0,)"
+                    R"("original_max_position_embeddings":16,"truncate":false})"));
+  sinks.layers[0].attention.window = 5;
+  specs.push_back(sinks);
+  const std::string yarn =
+      R"(,"rope_scaling":{"rope_type":"yarn","factor":4.0,"original_max_position_embeddings":12,)"
+      R"("mscale":1.0,"mscale_all_dim":0.7})";
+  for (const bool compressed : {false, true}) {
+    for (const bool bias : {false, true}) {
+      model::LatentSpec latent;
+      latent.query_rank = compressed ? pick({6, 16}) : 0;
+      latent.kv_rank = pick({5, 12});
+      latent.nope_dim = pick({3, 8});
+      latent.rope_dim = pick({4, 6});
+      model::ModelSpec spec = llama(pick({1, 2, 3}), compressed ? yarn : "");
+      for (model::LayerSpec& layer : spec.layers) layer.attention.rotary->interleaved = !bias;
+      specs.push_back(with_latent_attention(spec, latent, pick({4, 7}), bias));
+    }
+  }
+  // A llama with every kind of experts.
   constexpr size_t kLlama = 3;
-  return with_experts(model::spec_from_config(configs[kLlama], "tiny.json"), variant.moe,
-                      variant.first);
+  for (const MoeVariant& variant : moe_variants())
+    specs.push_back(with_experts(specs[kLlama], variant.moe, variant.first));
+  return specs;
 }
 
 /// A random batch; with `documents` rows are cut into segments with positions of their own. Some
@@ -291,9 +325,10 @@ class ReferenceModel {
                           (2.0 * std::numbers::pi * rotations)) /
                  std::log(spec.theta);
         };
-        const double low = std::max(std::floor(dimension(spec.beta_fast)), 0.0);
+        const double first = dimension(spec.beta_fast), last = dimension(spec.beta_slow);
+        const double low = std::max(spec.truncate ? std::floor(first) : first, 0.0);
         double high =
-            std::min(std::ceil(dimension(spec.beta_slow)), static_cast<double>(spec.dim - 1));
+            std::min(spec.truncate ? std::ceil(last) : last, static_cast<double>(spec.dim - 1));
         if (high == low) high += 1e-3;
         const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
         value = value * (1.0 - ramp) + value / spec.factor * ramp;
@@ -305,11 +340,16 @@ class ReferenceModel {
     const at::Tensor angle = positions.to(at::kDouble).unsqueeze(-1) * frequency;  // [B, T, half]
     const at::Tensor cos = angle.cos().unsqueeze(2) * spec.attention_factor;
     const at::Tensor sin = angle.sin().unsqueeze(2) * spec.attention_factor;
+    const at::Tensor rest = whole.narrow(-1, spec.dim, whole.size(-1) - spec.dim);
+    if (spec.interleaved) {
+      const at::Tensor pairs = x.unflatten(-1, {half, 2});
+      const at::Tensor a = pairs.select(-1, 0);
+      const at::Tensor b = pairs.select(-1, 1);
+      return at::cat({at::stack({a * cos - b * sin, b * cos + a * sin}, -1).flatten(-2), rest}, -1);
+    }
     const at::Tensor a = x.narrow(-1, 0, half);
     const at::Tensor b = x.narrow(-1, half, half);
-    return at::cat({a * cos - b * sin, b * cos + a * sin,
-                    whole.narrow(-1, spec.dim, whole.size(-1) - spec.dim)},
-                   -1);
+    return at::cat({a * cos - b * sin, b * cos + a * sin, rest}, -1);
   }
   static at::Tensor allowed(const BatchTensors& batch) {
     at::Tensor mask = at::zeros({batch.rows, 1, batch.seq_len, batch.seq_len}, at::kBool);
@@ -325,10 +365,11 @@ class ReferenceModel {
     }
     return mask;
   }
-  at::Tensor attention(int part, const model::LayerSpec& layer, const at::Tensor& input,
-                       const at::Tensor& positions, const at::Tensor& mask) const {
-    const model::AttentionSpec& spec = layer.attention;
-    const at::Tensor x = norm(part, layer.attention_norm, input);
+  struct Heads {
+    at::Tensor q, k, v;  // [B, T, heads, dim]
+  };
+  Heads grouped_heads(int part, const model::AttentionSpec& spec, const at::Tensor& x,
+                      const at::Tensor& positions) const {
     const int64_t rows = x.size(0), length = x.size(1);
     at::Tensor q =
         linear(part, model::Role::kQuery, x).view({rows, length, spec.num_heads, spec.head_dim});
@@ -351,15 +392,49 @@ class ReferenceModel {
       q = rotate(*spec.rotary, q, positions);
       k = rotate(*spec.rotary, k, positions);
     }
+    return {q, k, v};
+  }
+  // Latent attention: the keys' and values' heads written out from the compressed vector.
+  Heads latent_heads(int part, const model::AttentionSpec& spec, const at::Tensor& x,
+                     const at::Tensor& positions) const {
+    const model::LatentSpec& latent = *spec.latent;
+    const std::vector<at::Tensor> norms = all_of(part, model::Role::kLatentNorm);
+    at::Tensor query = x;
+    if (latent.query_rank > 0)
+      query = rms(linear(part, model::Role::kQueryDown, x), norms.at(0), latent.norm_eps);
+    const auto parts_of = [&](const at::Tensor& all, int64_t second) {
+      return all.unflatten(2, {spec.num_heads, -1}).split_with_sizes({latent.nope_dim, second}, 3);
+    };
+    const auto q = parts_of(linear(part, model::Role::kQuery, query), latent.rope_dim);
+    const auto down = linear(part, model::Role::kKeyValueDown, x)
+                          .split_with_sizes({latent.kv_rank, latent.rope_dim}, 2);
+    const at::Tensor compressed = rms(down[0], norms.back(), latent.norm_eps);
+    const auto kv = parts_of(linear(part, model::Role::kKeyValueUp, compressed), spec.value_dim);
+    const at::Tensor shared = rotate(*spec.rotary, down[1].unsqueeze(2), positions);
+    return {at::cat({q[0], rotate(*spec.rotary, q[1], positions)}, 3),
+            at::cat({kv[0], shared.expand({-1, -1, spec.num_heads, -1})}, 3), kv[1]};
+  }
+  at::Tensor attention(int part, const model::LayerSpec& layer, const at::Tensor& input,
+                       const at::Tensor& positions, const at::Tensor& mask) const {
+    const model::AttentionSpec& spec = layer.attention;
+    const at::Tensor x = norm(part, layer.attention_norm, input);
+    const int64_t rows = x.size(0), length = x.size(1);
+    const Heads heads = spec.latent ? latent_heads(part, spec, x, positions)
+                                    : grouped_heads(part, spec, x, positions);
     const int64_t group = spec.num_heads / spec.num_kv_heads;
-    const at::Tensor keys = k.repeat_interleave(group, 2).transpose(1, 2);
-    const at::Tensor values = v.repeat_interleave(group, 2).transpose(1, 2);
+    const at::Tensor keys = heads.k.repeat_interleave(group, 2).transpose(1, 2);
+    const at::Tensor values = heads.v.repeat_interleave(group, 2).transpose(1, 2);
     const at::Tensor scores =
-        cap(q.transpose(1, 2).matmul(keys.transpose(2, 3)) * spec.scale, spec.softcap);
+        cap(heads.q.transpose(1, 2).matmul(keys.transpose(2, 3)) * spec.scale, spec.softcap);
     at::Tensor visible = mask;
     if (spec.window > 0)
       visible = mask & at::ones({length, length}, at::kBool).triu(1 - spec.window);
-    const at::Tensor weights = scores.masked_fill(visible.logical_not(), -INFINITY).softmax(-1);
+    at::Tensor logits = scores.masked_fill(visible.logical_not(), -INFINITY);
+    if (spec.sinks) {
+      const at::Tensor sinks = by_role(part, model::Role::kSink).view({1, -1, 1, 1});
+      logits = at::cat({logits, sinks.expand({rows, -1, length, 1})}, 3);
+    }
+    const at::Tensor weights = logits.softmax(-1).narrow(3, 0, length);
     const at::Tensor out = weights.matmul(values).transpose(1, 2).reshape({rows, length, -1});
     return norm(part, layer.attention_post_norm, linear(part, model::Role::kAttentionOut, out),
                 layer.attention_norm ? 1 : 0);
