@@ -1,7 +1,10 @@
 """Tiny models of every family with all their options on, shared by the goldens and by the live parity check."""
+import random
+
 import torch
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig,
-                          Olmo2Config, Phi3Config, Qwen2Config, Qwen3Config)
+from transformers import (AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, Gemma2Config, Gemma3TextConfig,
+                          Glm4MoeConfig, GPT2Config, GptOssConfig, LlamaConfig, MistralConfig, MixtralConfig, Olmo2Config,
+                          OlmoeConfig, Phi3Config, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig)
 
 _llama = dict(vocab_size=64, hidden_size=16, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
@@ -10,6 +13,14 @@ _gpt2 = dict(vocab_size=64, n_embd=16, n_layer=2, n_head=4, n_positions=64, init
              resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)
 _llama3_rope = dict(rope_type="llama3", rope_theta=500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                     original_max_position_embeddings=16)
+
+_yarn = dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=16, beta_fast=32.0,
+             beta_slow=1.0, mscale=1.0, mscale_all_dim=0.8)
+# Two groups of groups: 8 experts in 4 groups, the best 2 groups are chosen from.
+_deepseek = dict(_llama, num_key_value_heads=4, kv_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=5,
+                 n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12, n_shared_experts=2, n_group=4,
+                 topk_group=2, routed_scaling_factor=2.5, first_k_dense_replace=1, attention_bias=False,
+                 pad_token_id=None, num_hidden_layers=3)
 
 CASES = {
     "gpt2": lambda: GPT2Config(**_gpt2),
@@ -37,6 +48,42 @@ CASES = {
                                         rope_parameters=dict(rope_type="longrope", rope_theta=10000.0,
                                                              partial_rotary_factor=0.5, original_max_position_embeddings=16,
                                                              short_factor=[1.0, 1.5], long_factor=[2.0, 3.5])),
+    "mixtral": lambda: MixtralConfig(**_llama, num_local_experts=4, num_experts_per_tok=2, sliding_window=11,
+                                     pad_token_id=None),
+    "qwen2_moe": lambda: Qwen2MoeConfig(**dict(_llama, num_hidden_layers=3), moe_intermediate_size=12, num_experts=6,
+                                        shared_expert_intermediate_size=20, num_experts_per_tok=3, norm_topk_prob=False,
+                                        decoder_sparse_step=1, mlp_only_layers=[1], pad_token_id=None),
+    "qwen2_moe-window": lambda: Qwen2MoeConfig(**dict(_llama, num_hidden_layers=3), moe_intermediate_size=12,
+                                               num_experts=4, shared_expert_intermediate_size=8, num_experts_per_tok=2,
+                                               norm_topk_prob=True, decoder_sparse_step=2, use_sliding_window=True,
+                                               sliding_window=7, max_window_layers=2, pad_token_id=None),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**dict(_llama, num_hidden_layers=3), head_dim=8, moe_intermediate_size=12,
+                                        num_experts=6, num_experts_per_tok=2, norm_topk_prob=True, mlp_only_layers=[0],
+                                        pad_token_id=None),
+    "qwen3_moe-plain": lambda: Qwen3MoeConfig(**_llama, head_dim=6, moe_intermediate_size=8, num_experts=4,
+                                              num_experts_per_tok=3, norm_topk_prob=False, attention_bias=True,
+                                              use_sliding_window=True, sliding_window=9, max_window_layers=1,
+                                              tie_word_embeddings=True, pad_token_id=None),
+    "olmoe": lambda: OlmoeConfig(**_llama, num_experts=6, num_experts_per_tok=2, norm_topk_prob=False, pad_token_id=None),
+    "olmoe-normed": lambda: OlmoeConfig(**_llama, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True,
+                                        attention_bias=True, pad_token_id=None),
+    "gpt_oss": lambda: GptOssConfig(**dict(_llama, num_hidden_layers=2), head_dim=8, num_local_experts=4,
+                                    num_experts_per_tok=2, sliding_window=7, swiglu_limit=0.9, pad_token_id=None,
+                                    rope_parameters=dict(rope_type="yarn", rope_theta=100.0, factor=4.0, truncate=False,
+                                                         beta_fast=32.0, beta_slow=1.0,
+                                                         original_max_position_embeddings=16)),
+    "glm4_moe": lambda: Glm4MoeConfig(**dict(_llama, num_hidden_layers=3), head_dim=8, moe_intermediate_size=12,
+                                      n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, n_group=2,
+                                      topk_group=1, routed_scaling_factor=1.5, norm_topk_prob=True, use_qk_norm=True,
+                                      first_k_dense_replace=1, attention_bias=True, pad_token_id=None),
+    "deepseek_v2": lambda: DeepseekV2Config(**_deepseek, q_lora_rank=None, topk_method="group_limited_greedy",
+                                            norm_topk_prob=False),
+    "deepseek_v2-yarn": lambda: DeepseekV2Config(**_deepseek, q_lora_rank=10, topk_method="greedy", norm_topk_prob=False,
+                                                 rope_parameters=_yarn),
+    "deepseek_v3": lambda: DeepseekV3Config(**_deepseek, q_lora_rank=10, norm_topk_prob=True, rope_parameters=_yarn,
+                                            num_nextn_predict_layers=0),
+    "deepseek_v3-plain": lambda: DeepseekV3Config(**_deepseek, q_lora_rank=None, norm_topk_prob=True,
+                                                  rope_interleave=False, num_nextn_predict_layers=0),
     "olmo2": lambda: Olmo2Config(**_llama, attention_bias=True, pad_token_id=None),
     "gemma2": lambda: Gemma2Config(**_llama, head_dim=8, pad_token_id=None, sliding_window=7, query_pre_attn_scalar=5,
                                    attn_logit_softcapping=3.0, final_logit_softcapping=2.0),
@@ -49,15 +96,81 @@ CASES = {
 }
 
 
-def build(name, seed):
+def draw(name, seed):
+    """The case's config with sizes, options and constants drawn anew within what its class and the family allow."""
+    rng = random.Random(f"{name} {seed}")
+    config = CASES[name]()
+    if config.model_type == "gpt2":
+        config.n_head = rng.choice([1, 2, 3, 4])
+        config.n_embd = config.n_head * rng.choice([4, 6, 8])
+        config.n_layer = rng.randint(1, 3)
+        config.n_inner = rng.choice([None, 20, 36])
+        config.activation_function = rng.choice(["gelu_new", "gelu", "relu"])
+        config.scale_attn_by_inverse_layer_idx = rng.random() < 0.5
+        config.tie_word_embeddings = rng.random() < 0.5
+        config.layer_norm_epsilon = rng.choice([1e-5, 1e-6, 1e-3])
+        return config
+    kv = rng.choice([1, 2, 3])
+    heads = kv * rng.choice([1, 2, 3])
+    latent = hasattr(config, "kv_lora_rank")
+    has_head_dim = getattr(config, "head_dim", None) is not None and config.model_type not in ("phi3", "olmo2", "olmoe")
+    old_width = config.hidden_size // config.num_attention_heads
+    config.num_attention_heads = heads
+    config.num_key_value_heads = heads if latent or config.model_type == "llama" and rng.random() < 0.3 else kv
+    # LongRoPE's factors are a list as long as half a rotated head.
+    width = old_width if config.model_type == "phi3" else rng.choice([4, 8, 12])
+    if has_head_dim and not latent:
+        config.hidden_size = rng.choice([16, 24, 40])
+        config.head_dim = 8 if config.model_type == "glm4_moe" else rng.choice([4, 6, 8, 10])
+    else:
+        config.hidden_size = heads * width
+        if not latent and getattr(config, "head_dim", None) is not None:
+            config.head_dim = width
+    if latent:
+        config.q_lora_rank = rng.choice([None, 6, 11])
+        config.kv_lora_rank = rng.choice([4, 8, 12])
+        config.qk_rope_head_dim = rng.choice([2, 4, 8])
+        config.qk_nope_head_dim = rng.choice([4, 6, 8])
+        config.v_head_dim = rng.choice([4, 5, 8])
+        config.head_dim = config.qk_rope_head_dim
+        config.qk_head_dim = config.qk_rope_head_dim + config.qk_nope_head_dim
+        config.first_k_dense_replace = rng.randint(0, 2)
+        config.n_group = rng.choice([1, 2, 4])
+        config.topk_group = rng.randint(1, config.n_group)
+        config.num_experts_per_tok = rng.randint(1, 2 * config.topk_group)
+        config.routed_scaling_factor = rng.choice([1.0, 2.5])
+    elif config.model_type == "glm4_moe":
+        config.num_experts_per_tok = rng.randint(1, 4)
+        config.first_k_dense_replace = rng.randint(0, 2)
+    elif hasattr(config, "num_experts_per_tok"):
+        experts = rng.choice([3, 4, 8])
+        for key in ("num_experts", "num_local_experts"):
+            if hasattr(config, key):
+                setattr(config, key, experts)
+        config.num_experts_per_tok = rng.randint(1, min(3, experts))
+    for key in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        if hasattr(config, key):
+            setattr(config, key, rng.choice([5, 8, 20]))
+    config.intermediate_size = rng.choice([12, 30, 44])
+    if config.sliding_window if hasattr(config, "sliding_window") else None:
+        config.sliding_window = rng.randint(2, 40)
+    config.rms_norm_eps = rng.choice([1e-6, 1e-5, 1e-3])
+    return config
+
+
+def build(name, seed, drawn=False):
     """The model in fp32 with every parameter random, norms and biases too; eager attention as the plainest reference."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CASES[name](), attn_implementation="eager").float()
+    config = draw(name, seed) if drawn else CASES[name]()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").float()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or key.endswith("_bias"):
                 parameter.copy_((1.0 if "norm" in key or "ln_" in key else 0.0) * (1 - ("bias" in key))
                                 + 0.2 * torch.randn_like(parameter))
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn_like(buffer))
     return model.eval()
 
 

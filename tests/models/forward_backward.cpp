@@ -21,7 +21,8 @@ ForwardBackward forward_backward(nn::Model& model, const std::vector<std::vector
     }
     batch.segments.push_back({0});
   }
-  const nn::BatchTensors tensors = execute::to_tensors(batch);
+  nn::BatchTensors tensors = execute::to_tensors(batch);
+  tensors.share_of_step = 0.0;  // transformers leaves balancing losses out unless it is asked
   const nn::ParameterStore& store = model.store();
 
   // One flat float32 accumulator per part, as the executor has; a tied head writes into the

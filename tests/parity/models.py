@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Live parity with transformers: logits, loss and every parameter's gradient of all families, fp32.
 
-For every case of goldens/model_cases.py and a fresh random seed: transformers saves the model, the probe program
-(build/tests/model_probe) reads that folder, runs forward and backward through the executor's own path and
-writes what it got. Bounds: logits within 1e-5 of their largest magnitude, gradients within 1e-4 of theirs.
+For every case of goldens/model_cases.py, and PARITY_DRAWS (20) random configs of every family, with a fresh
+random seed: transformers saves the model, the probe program (build/tests/model_probe) reads that folder, runs
+forward and backward through the executor's own path and writes what it got. Arguments: families to do alone. Bounds: logits within 1e-5 of their largest magnitude, gradients within 1e-4 of theirs.
 """
 import json
 import os
@@ -29,19 +29,32 @@ def error(got, want):
     return float((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(1e-30))
 
 
+# A family's draws are shared by its cases.
+draws = int(os.environ.get("PARITY_DRAWS", 20))
+families = {}
+for name in model_cases.CASES:
+    families.setdefault(name.split("-")[0], []).append(name)
+cases = [(name, seed + number, False) for number, name in enumerate(model_cases.CASES)]
+for family, names in families.items():
+    cases += [(names[i % len(names)], seed + 1000 + i, True) for i in range(draws)]
+only = sys.argv[1:]
+
 passed = failed = 0
-for number, name in enumerate(model_cases.CASES):
+for name, number, drawn in cases:
+    if only and name.split("-")[0] not in only:
+        continue
+    label = f"{name}{f' drawn with {number}' if drawn else ''}"
     with tempfile.TemporaryDirectory() as folder:
-        model = model_cases.build(name, seed + number)
+        model = model_cases.build(name, number, drawn)
         model.save_pretrained(folder)
-        ids = torch.randint(0, 64, (2, 48), generator=torch.Generator().manual_seed(seed + number))
+        ids = torch.randint(0, 64, (2, 48), generator=torch.Generator().manual_seed(number))
         logits, loss, gradients = model_cases.reference(model, ids)
         ids_file, out = os.path.join(folder, "ids.json"), os.path.join(folder, "out.safetensors")
         with open(ids_file, "w") as file:
             json.dump(ids.tolist(), file)
         done = subprocess.run([probe, folder, ids_file, out], capture_output=True, text=True)
         if done.returncode != 0:
-            print(f"FAILED {name}: {done.stderr.strip()}")
+            print(f"FAILED {label}: {done.stderr.strip()}")
             failed += 1
             continue
         got = load_file(out)
@@ -54,7 +67,7 @@ for number, name in enumerate(model_cases.CASES):
                 worst[key] = (float((got[f"gradient.{key}"].double() - want.double()).abs().max()) / scale, 1e-4)
         bad = [f"{key} {value:.1e} > {bound}" for key, (value, bound) in worst.items() if not value <= bound]
         bad += [f"no gradient of {key}" for key in sorted(missing)]
-        print(("FAILED " if bad else "ok     ") + f"{name}: logits {worst['logits'][0]:.1e}, worst gradient "
+        print(("FAILED " if bad else "ok     ") + f"{label}: logits {worst['logits'][0]:.1e}, worst gradient "
               f"{max(v for k, (v, _) in worst.items() if k not in ('logits', 'loss')):.1e}" + "".join("\n  " + b for b in bad))
         passed, failed = (passed, failed + 1) if bad else (passed + 1, failed)
 print(f"{passed} passed, {failed} failed")
