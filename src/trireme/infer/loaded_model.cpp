@@ -3,6 +3,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
 #include "trireme/checkpoint/model_source.h"
+#include "trireme/model/mtp.h"
 
 namespace trireme::infer {
 
@@ -19,8 +20,9 @@ LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute
   loaded.path = source.path;
   loaded.step = source.step;
   const at::ScalarType master = compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
-  loaded.store = std::make_unique<nn::ParameterStore>(source.spec, compute_dtype, master);
-  for (size_t i = 0; i < source.parameters.size(); ++i) {
+  const model::ModelSpec spec = model::without_mtp(source.spec);
+  loaded.store = std::make_unique<nn::ParameterStore>(spec, compute_dtype, master);
+  for (size_t i = 0; i < spec.parameters.size(); ++i) {
     const checkpoint::TensorToWrite& parameter = source.parameters[i];
     loaded.store->master(parameter.name).copy_(parameter.make());
   }

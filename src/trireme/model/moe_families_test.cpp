@@ -8,6 +8,7 @@
 #include "trireme/base/json.h"
 #include "trireme/model/flops.h"
 #include "trireme/model/model_spec.h"
+#include "trireme/model/mtp.h"
 #include "trireme/model/moe_test_configs.h"
 
 namespace trireme::model {
@@ -217,6 +218,22 @@ TEST(MoeFamilies, MultiTokenPredictionIsALayerAndAProjection) {
   // The report: 14 billion with its copies of embedding and head.
   EXPECT_NEAR(static_cast<double>(spec.num_mtp_parameters() + 2LL * 129280 * 7168) / 1e9, 14, 0.6);
   EXPECT_EQ(spec.parts.back().name, "layer.61.mtp-head");
+}
+
+/// Without its last layers a config says that it has none, and reads back as the same model.
+TEST(MoeFamilies, MultiTokenPredictionCanBeLeftOut) {
+  const ModelSpec whole = read_with("deepseek_v3", {{"num_nextn_predict_layers", 1}});
+  const ModelSpec spec = without_mtp(whole);
+  const ModelSpec plain = read_with("deepseek_v3", {{"num_nextn_predict_layers", 0}});
+  ASSERT_EQ(spec.parameters.size(), plain.parameters.size());
+  for (size_t i = 0; i < plain.parameters.size(); ++i) {
+    EXPECT_EQ(spec.parameters[i].name, plain.parameters[i].name);
+    EXPECT_EQ(spec.parameters[i].name, whole.parameters[i].name);
+  }
+  EXPECT_EQ(spec.parts.back().name, "head");
+  EXPECT_EQ(spec.layers.size(), plain.layers.size());
+  EXPECT_EQ(spec.config_json, plain.config_json);
+  EXPECT_LT(spec.parameters.size(), whole.parameters.size());
 }
 
 TEST(MoeFlops, OfTheMoePresetAreTheDenseOnesPlusTheRouters) {

@@ -4,8 +4,10 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
+#include "trireme/base/log.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/product_rate.h"
+#include "trireme/model/mtp.h"
 #include "trireme/optim/muon.h"
 
 namespace trireme::train {
@@ -29,6 +31,18 @@ model::ModelSpec preset_spec(const RunConfig& run, const data::Tokenizer& tokeni
   config["eos_token_id"] =
       tokenizer.eos_id() ? OrderedJson(*tokenizer.eos_id()) : OrderedJson(nullptr);
   return model::spec_from_config(config.dump(), origin);
+}
+
+void leave_out_mtp(RunModel& model) {
+  if (model.spec.num_mtp_layers > 0) {
+    log::warning_once("mtp",
+                      "the model's multi-token-prediction layers are left out of the run: they are "
+                      "not trained yet");
+  }
+  model.spec = model::without_mtp(model.spec);
+  if (!model.initial) return;
+  model.initial->spec = model::without_mtp(model.initial->spec);
+  model.initial->parameters.resize(model.initial->spec.parameters.size());
 }
 
 /// What [moe] says, in every layer with experts.
@@ -66,6 +80,7 @@ RunModel open_run_model(const RunConfig& run) {
   } else {
     result.spec = result.initial->spec;
   }
+  leave_out_mtp(result);
   apply_moe_options(run, result.spec);
   if (result.initial) {
     // The same tensors, whatever the config says beside them.
