@@ -96,7 +96,8 @@ void round_trip(const TestFolder& folder) {
 TEST(HuggingFaceMoe, ImportThenExportGivesTheSameBytes) {
   for (const std::string& family : model::moe_families()) {
     const bool mtp = family == "deepseek_v3" || family == "glm4_moe";
-    const Json config = mtp ? config_of(family, {{"num_nextn_predict_layers", 1}}) : config_of(family);
+    const Json config =
+        mtp ? config_of(family, {{"num_nextn_predict_layers", 1}}) : config_of(family);
     const ModelSpec spec = model::spec_from_config(config.dump(), "config.json");
     for (const DiskLayout layout : {DiskLayout::kFiles, DiskLayout::kModules}) {
       for (int with = 0; with < (mtp ? 3 : 1); ++with) {
@@ -154,8 +155,12 @@ TEST(HuggingFaceMoe, TakesInterleavedGatesApart) {
   write_directory(folder / "hf", spec.config_json, tensors);
   const HuggingFaceModel opened = open_huggingface(folder / "hf");
   const std::string experts = "model.layers.0.mlp.experts.";
-  const auto stored = [&](const std::string& name) { return tensors.at(experts + name).to(at::kFloat); };
-  const auto ours = [&](const std::string& name) { return made(opened.parameters, experts + name); };
+  const auto stored = [&](const std::string& name) {
+    return tensors.at(experts + name).to(at::kFloat);
+  };
+  const auto ours = [&](const std::string& name) {
+    return made(opened.parameters, experts + name);
+  };
   // gate, up = gate_up[..., ::2], gate_up[..., 1::2] of y = x W with W [in, out].
   const at::Tensor gate_up = stored("gate_up_proj");
   EXPECT_TRUE(at::equal(ours("gate_proj"), gate_up.slice(2, 0, 48, 2).transpose(1, 2)));
@@ -227,7 +232,8 @@ TEST(HuggingFaceMoe, ExportsAVariantAsItsFamily) {
                                                 {"architectures", {"DeepseekV3ForCausalLM"}},
                                                 {"auto_map", {{"AutoConfig", "a.B"}}}});
   const ModelSpec spec = model::spec_from_config(config.dump(), "config.json");
-  write_directory(folder / "hf", config.dump(2), make_tensors(spec, DiskLayout::kFiles, false, false));
+  write_directory(folder / "hf", config.dump(2),
+                  make_tensors(spec, DiskLayout::kFiles, false, false));
   round_trip(folder);
   const Json exported = parse_json(read_file(folder / "again" / "config.json"), "config.json");
   EXPECT_EQ(exported.at("model_type"), "deepseek_v3");

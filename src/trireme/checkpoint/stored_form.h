@@ -16,9 +16,11 @@ namespace trireme::checkpoint {
 
 struct StoredForm {
   model::DiskLayout layout = model::DiskLayout::kFiles;
-  bool mtp = true;         ///< tensors of multi-token-prediction layers; transformers itself writes none
-  bool mtp_copies = true;  ///< those layers' copies of embedding and head, as DeepSeek publishes them
-  std::map<std::string, Dtype> other_dtypes = {};  ///< tensors of another type than the rest, and not as DiskTensor::fp32 says
+  bool mtp = true;  ///< tensors of multi-token-prediction layers; transformers itself writes none
+  bool mtp_copies =
+      true;  ///< those layers' copies of embedding and head, as DeepSeek publishes them
+  std::map<std::string, Dtype> other_dtypes =
+      {};  ///< tensors of another type than the rest, and not as DiskTensor::fp32 says
   bool operator==(const StoredForm&) const = default;
 };
 
