@@ -49,17 +49,11 @@ TokenFlops part_flops(const ModelSpec& spec, int part, int64_t seq_len) {
   flops.backward_weight = products;
   flops.recompute = flops.forward;
   for (const ParameterSpec& parameter : spec.parameters) {
-    // The experts' last product stays: the gradient of a token's probabilities needs its result, as does that of the
-    // shared expert's gate.
-    const LayerSpec* layer =
-        spec.parts[static_cast<size_t>(part)].layer < 0
-            ? nullptr
-            : &spec.layers[static_cast<size_t>(spec.parts[static_cast<size_t>(part)].layer)];
-    const bool gated = layer != nullptr && layer->moe && layer->moe->shared_gate;
-    const bool last =
-        parameter.role == Role::kAttentionOut || (parameter.role == Role::kDown && !gated);
+    // Nothing needs a part's last product a second time. Experts have their weights before it (nn/experts_part.h).
+    const bool last = parameter.role == Role::kAttentionOut || parameter.role == Role::kDown ||
+                      parameter.role == Role::kExpertDown;
     if (parameter.part == part && last) {
-      flops.recompute -= 2.0 * static_cast<double>(parameter.numel());
+      flops.recompute -= 2.0 * static_cast<double>(spec.active_numel(parameter));
     }
   }
   return flops;

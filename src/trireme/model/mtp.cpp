@@ -25,7 +25,7 @@ ModelSpec without_mtp(const ModelSpec& spec) {
   for (const char* key : {"num_nextn_predict_layers", "num_mtp_layers"}) {
     if (config.contains(key)) config[key] = 0;
   }
-  result.config_json = config.dump(2);
+  result.config_json = config.dump(2) + "\n";
   return result;
 }
 

@@ -204,7 +204,8 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
 bool uses_muon(const model::ParameterSpec& parameter) {
   if (!parameter.is_matrix()) return false;
   return parameter.role != Role::kTokenEmbedding && parameter.role != Role::kPositionEmbedding &&
-         parameter.role != Role::kHead;
+         parameter.role != Role::kHead && parameter.role != Role::kRouter &&
+         parameter.role != Role::kSharedExpertGate;
 }
 
 int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& parameter) {
