@@ -15,7 +15,7 @@ namespace {
 struct ExpertsArguments {
   std::vector<int64_t> experts = {8, 64};
   std::vector<std::string> precisions = {"fp32", "bf16"};
-  int64_t tokens = 2048;
+  int64_t tokens = 4096;
   int64_t hidden = 512;
   int64_t width = 2048;
   int rounds = 5;
