@@ -12,7 +12,8 @@ namespace trireme::infer {
 
 /// Room for `capacity` positions of `sequences` sequences. Sequences grow independently.
 /// Ownership: owns its tensors, per layer [sequences, capacity, heads, key_dim or value_dim] of
-/// nn::cached_shape() in the compute dtype (latent attention: one compressed vector a position). Thread-safety: one thread at a time.
+/// nn::cached_shape() in the compute dtype (latent attention: one compressed vector a position).
+/// Thread-safety: one thread at a time.
 class KeyValueCache {
  public:
   KeyValueCache(const model::ModelSpec& spec, int64_t sequences, int64_t capacity,
@@ -21,15 +22,15 @@ class KeyValueCache {
   int64_t capacity() const { return capacity_; }
   int64_t length(int64_t sequence) const { return lengths_[static_cast<size_t>(sequence)]; }
 
-  /// Writes k and v [1, T, heads, key_dim or value_dim] after the positions that the sequence has. The
-  /// length grows with advance(), once all layers have written.
+  /// Writes k and v [1, T, heads, key_dim or value_dim] after the positions that the sequence has.
+  /// The length grows with advance(), once all layers have written.
   void write(int layer, int64_t sequence, const at::Tensor& k, const at::Tensor& v);
   /// Forgets what is held for a sequence.
   void clear(int64_t sequence) { lengths_[static_cast<size_t>(sequence)] = 0; }
   void advance(int64_t sequence, int64_t positions);
 
-  /// Views [1, length + extra, heads, key_dim or value_dim]; `extra` counts positions written and not yet
-  /// advanced over.
+  /// Views [1, length + extra, heads, key_dim or value_dim]; `extra` counts positions written and
+  /// not yet advanced over.
   at::Tensor keys(int layer, int64_t sequence, int64_t extra) const;
   at::Tensor values(int layer, int64_t sequence, int64_t extra) const;
 
