@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "trireme/base/file.h"
+#include "trireme/data/token_mask.h"
 
 namespace trireme::data {
 
@@ -58,8 +59,9 @@ std::filesystem::path token_prefix(const std::filesystem::path& path);
 /// does.
 class IndexedDataset {
  public:
-  /// `prefix`: the path without .bin / .idx (given with either it is cut off). Error{kData}.
-  explicit IndexedDataset(const std::filesystem::path& prefix);
+  /// `prefix`: the path without .bin / .idx (given with either it is cut off). `masked`: PREFIX.mask
+  /// says which ids are to be predicted; else all are. Error{kData}.
+  explicit IndexedDataset(const std::filesystem::path& prefix, bool masked = false);
 
   const std::filesystem::path& prefix() const { return prefix_; }
   TokenType type() const { return index_.type; }
@@ -75,15 +77,23 @@ class IndexedDataset {
   /// Copies ids `first` .. `first + out.size() - 1` of a document. Error{kData} on an id outside 0
   /// .. 2^31 - 1.
   void read(int64_t document, int64_t first, std::span<int32_t> out) const;
+  bool masked() const { return mask_ != nullptr; }
+  /// Whether the same ids as of read() are to be predicted: 0 or 1; 1 without a mask.
+  void read_mask(int64_t document, int64_t first, std::span<uint8_t> out) const;
   /// Reads every id once (memory bandwidth) or, if a description lies beside the files, that; -1
   /// when empty.
   int32_t max_id() const;
 
  private:
+  /// Calls `visit(byte offset, done, count)` for the stretches of a document's ids.
+  template <typename Visit>
+  void visit(int64_t document, int64_t first, size_t size, Visit visit) const;
+
   std::filesystem::path prefix_;
   TokenIndex index_;
   std::vector<int64_t> document_starts_;
   std::unique_ptr<MappedFile> ids_;
+  std::unique_ptr<TokenMask> mask_;
 };
 
 /// Writes documents one after the other, with bounded memory (4 bytes a document). Nothing appears
@@ -123,7 +133,7 @@ class IndexedDatasetWriter {
   int32_t max_id_ = -1;
 };
 
-/// Removes what killed writers left unfinished in a folder (PREFIX.bin.tmp-PID). Call when nothing writes there.
+/// Removes what killed writers left unfinished in a folder (PREFIX.bin.tmp-PID and the like). Call when nothing writes there.
 void remove_unfinished(const std::filesystem::path& folder);
 
 }  // namespace trireme::data
