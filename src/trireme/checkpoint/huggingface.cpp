@@ -9,6 +9,7 @@
 #include "trireme/base/file.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
+#include "trireme/checkpoint/tensor_stream.h"
 
 namespace trireme::checkpoint {
 
@@ -141,12 +142,37 @@ std::string some_of(const std::vector<std::string>& names) {
   return names.size() > kShown ? fmt::format("{} and {} more", text, names.size() - kShown) : text;
 }
 
-/// A parameter's own piece of what the directory stores, in our layout, as fp32.
+/// A parameter's own piece of what the directory stores, in our layout.
 at::Tensor parameter_of(const Found& found, const StoredTensor& stored, int64_t row, int64_t rows) {
   at::Tensor tensor = found.file->tensor(*found.info);
   if (stored.transposed) tensor = tensor.t();
   if (stored.members.size() > 1) tensor = tensor.narrow(0, row, rows);
-  return tensor.to(at::kFloat);
+  return tensor;
+}
+
+/// How `tensor` is made of parameters that follow each other along our dimension 0: piece by piece, but
+/// for those that are packed and transposed.
+void stream_members(const std::vector<const TensorToWrite*>& members, bool transposed,
+                    TensorToWrite& tensor) {
+  if (members.size() > 1 && transposed) {
+    tensor.make = [members] {
+      std::vector<at::Tensor> pieces;
+      for (const TensorToWrite* member : members)
+        pieces.push_back(member->make().detach().cpu().to(at::kFloat));
+      return at::cat(pieces, 0).t();
+    };
+  } else {
+    for (const TensorToWrite* member : members) {
+      tensor.pieces.push_back([member, transposed] {
+        const at::Tensor made = member->make().detach();
+        return transposed ? made.t() : made;
+      });
+    }
+  }
+  tensor.release = [members] {
+    for (const TensorToWrite* member : members)
+      if (member->release) member->release();
+  };
 }
 
 std::string torch_dtype_name(Dtype dtype) {
@@ -226,8 +252,12 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
       const model::ParameterSpec& parameter = result.spec.parameters[member];
       const int64_t rows = parameter.shape[0];
       result.parameters[member] = {
-          parameter.name, Dtype::kF32, parameter.shape,
-          [place, tensor, row, rows] { return parameter_of(place, tensor, row, rows); }};
+          parameter.name,
+          Dtype::kF32,
+          parameter.shape,
+          [place, tensor, row, rows] { return parameter_of(place, tensor, row, rows); },
+          {},
+          [place] { release_pages(place.file->bytes_of(*place.info)); }};
       row += rows;
       if (parameter.role == model::Role::kTokenEmbedding) places = {place};
     }
@@ -247,6 +277,8 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
       const bool equal = place.info->shape == embedding_place.info->shape &&
                          std::ranges::equal(place.file->bytes_of(*place.info),
                                             embedding_place.file->bytes_of(*embedding_place.info));
+      release_pages(place.file->bytes_of(*place.info));
+      release_pages(embedding_place.file->bytes_of(*embedding_place.info));
       if (!equal) {
         log::warning(
             "{}: lm_head.weight differs from the token embedding and config.json ties them; it is "
@@ -287,7 +319,6 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   std::map<std::string, const TensorToWrite*> by_name;
   for (const TensorToWrite& parameter : parameters) by_name[parameter.name] = &parameter;
 
-  const at::ScalarType type = scalar_type(options.dtype);
   std::vector<TensorToWrite> tensors;
   uint64_t bytes = 0;
   int64_t num_parameters = 0;
@@ -306,13 +337,7 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
       members.push_back(member->second);
     }
     TensorToWrite tensor{stored.name, options.dtype, stored.shape, {}};
-    tensor.make = [members, transposed = stored.transposed, type] {
-      std::vector<at::Tensor> pieces;
-      for (const TensorToWrite* member : members) pieces.push_back(member->make().detach().cpu());
-      at::Tensor whole = pieces.size() == 1 ? pieces.front() : at::cat(pieces, 0);
-      if (transposed) whole = whole.t();
-      return whole.to(type).contiguous();
-    };
+    stream_members(members, stored.transposed, tensor);
     bytes += byte_size(tensor);
     num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(options.dtype);
     tensors.push_back(std::move(tensor));

@@ -15,7 +15,8 @@ namespace trireme::checkpoint {
 struct ModelSource {
   model::ModelSpec spec;
   std::vector<TensorToWrite>
-      parameters;  ///< our names and layout, order of spec.parameters; make() gives fp32, CPU
+      parameters;  ///< our names and layout, order of spec.parameters; make() gives the type that
+                   ///< is stored, on the CPU
   std::map<std::string, std::string>
       texts;  ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
   Dtype stored_dtype = Dtype::kF32;  ///< an imported checkpoint remembers its origin's
