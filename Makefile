@@ -34,7 +34,7 @@ bench: build ## time the matrix products and kernels of this machine, and traini
 	@scripts/bench
 
 parity: setup ## compare with PyTorch, transformers, tokenizers, TensorBoard and a browser (.deps/peers, chromium)
-	@scripts/build release trireme model_probe tokenizer_probe
+	@scripts/build release trireme model_probe tokenizer_probe chat_probe
 	@scripts/setup peers report
 	@scripts/parity
 

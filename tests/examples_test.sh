@@ -63,6 +63,16 @@ check "jsonl" "$TRIREME" train "$examples/jsonl/run.toml" "${small[@]}" \
   --set 'data.train=[{path="jsonl/articles*.jsonl",weight=3},{path="jsonl/forum.jsonl",weight=1}]' --set data.valid_fraction=0.2
 check "jsonl: prepare" "$TRIREME" data prepare --tokenizer bytes --out data/articles --deduplicate 'jsonl/articles*.jsonl'
 
+mkdir -p chat
+cp -r runs/text/export chat/model
+check "chat: conversations" python3 "$examples/chat/make_conversations.py" chat/conversations.jsonl 100
+cp "$examples/chat/plain.jinja" chat/model/chat_template.jinja
+check "chat" "$TRIREME" train "$examples/chat/run.toml" "${small[@]}" --set batch.lanes=2 --set data.valid_fraction=0.2 --set model.config=
+check "chat: the template goes with the model" cmp chat/model/chat_template.jinja runs/chat/export/chat_template.jinja
+check "chat: prepare" "$TRIREME" data prepare --loss-mask answers --tokenizer chat/model --out chat/prepared chat/conversations.jsonl
+check "chat: prepared" "$TRIREME" train "$examples/chat/run.toml" "${small[@]}" --set batch.lanes=2 --set model.config= \
+  --set data.train=chat/prepared --set data.valid_fraction=0.2 --set out=runs/chat-prepared
+
 cp runs/text-tokenizer.json gpt2/tokenizer.json
 check "gpt2-124m: prepare" "$TRIREME" data prepare --tokenizer gpt2/tokenizer.json --out data/web --valid-fraction 0.1 'jsonl/*.jsonl'
 check "gpt2-124m: inspect" "$TRIREME" data inspect data/web data/web-valid --tokenizer gpt2/tokenizer.json

@@ -8,6 +8,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/checkpoint/manifest.h"
 #include "trireme/checkpoint/tensor_file.h"
+#include "trireme/checkpoint/tensor_stream.h"
 
 namespace trireme::checkpoint {
 
@@ -243,12 +244,17 @@ at::Tensor Checkpoint::tensor(const std::string& name, bool verify) const {
   }
   const auto& [entry, info] = found->second;
   const TensorFile& shard = *impl_->shards.at(entry->file);
-  if (verify && hash_of(shard.bytes_of(*info)) != entry->xxh3) {
+  if (verify && hash_text(hash_of_map(shard.bytes_of(*info))) != entry->xxh3) {
     throw Error(ErrorCode::kData,
                 message_of(path(), {entry->file, name, "its bytes do not match its checksum"}),
                 kResumeHint);
   }
   return shard.tensor(*info);
+}
+
+void Checkpoint::release(const std::string& name) const {
+  const auto& [entry, info] = impl_->tensors.at(name);
+  release_pages(impl_->shards.at(entry->file)->bytes_of(*info));
 }
 
 std::vector<NamedTensor> Checkpoint::tensors(bool verify) const {

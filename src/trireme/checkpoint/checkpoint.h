@@ -41,7 +41,13 @@ struct TensorToWrite {
   Dtype dtype = Dtype::kF32;
   std::vector<int64_t> shape;
   std::function<at::Tensor()>
-      make;  ///< called once; returns that type and shape, contiguous or not, any device
+      make;  ///< called once; returns that shape, contiguous or not, any device; of that type, or of
+             ///< another floating type, which is converted piece by piece as it is written
+  /// In place of make: what lies one after the other along dimension 0, made in turn.
+  std::vector<std::function<at::Tensor()>> pieces = {};
+  /// May be empty. Lets go of the mapped memory behind what was made; what is read again comes back
+  /// from the file.
+  std::function<void()> release = {};
 };
 
 /// Everything of a checkpoint that is not a tensor.
@@ -121,6 +127,8 @@ class Checkpoint {
   /// A read-only view of the map; copy it before writing. With `verify` its checksum is checked
   /// first. Error{kData} if absent or damaged.
   at::Tensor tensor(const std::string& name, bool verify = true) const;
+  /// Lets go of the memory that reading a tensor has taken; views of it stay valid.
+  void release(const std::string& name) const;
   /// All tensors in the order of the manifest.
   std::vector<NamedTensor> tensors(bool verify = true) const;
   /// The content of a text file, "" if the checkpoint has none of that name; its checksum is

@@ -11,6 +11,7 @@
 #include "trireme/base/hash.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
+#include "trireme/checkpoint/tensor_stream.h"
 
 namespace trireme::checkpoint {
 
@@ -126,7 +127,7 @@ struct Asked {
   std::vector<model::DiskTensor> tensors;
 };
 
-/// A parameter in our layout, as fp32.
+/// A parameter in our layout, of the type it is stored in; a view of the memory map where it is stored alone.
 at::Tensor parameter_of(const Asked& asked, const std::vector<Source>& sources, int index) {
   const auto piece = [&](const Source& source) {
     return piece_of(source.found.file->tensor(*source.found.info), asked.tensors[source.tensor],
@@ -135,8 +136,10 @@ at::Tensor parameter_of(const Asked& asked, const std::vector<Source>& sources, 
   const auto expert_of = [&](const Source& source) {
     return asked.tensors[source.tensor].pieces[source.piece].expert;
   };
-  if (expert_of(sources.front()) < 0) return piece(sources.front()).to(at::kFloat);
-  at::Tensor stack = at::empty(asked.spec.parameters[static_cast<size_t>(index)].shape, at::kFloat);
+  const at::Tensor first = piece(sources.front());
+  if (expert_of(sources.front()) < 0) return first;
+  at::Tensor stack =
+      at::empty(asked.spec.parameters[static_cast<size_t>(index)].shape, first.options());
   for (const Source& source : sources) {
     stack.select(0, expert_of(source)).copy_(piece(source));
   }
@@ -196,6 +199,8 @@ void compare_copy(const fs::path& path, const std::string& name, const Found& co
   const bool equal =
       copy.info->shape == first.info->shape &&
       std::ranges::equal(copy.file->bytes_of(*copy.info), first.file->bytes_of(*first.info));
+  release_pages(copy.file->bytes_of(*copy.info));
+  release_pages(first.file->bytes_of(*first.info));
   if (!equal) {
     log::warning(
         "{}: {} differs from the tensor that it is a copy of by config.json; it is ignored",
@@ -335,6 +340,10 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
       made.make = [asked, pieces = sources[i], i] {
         return parameter_of(*asked, pieces, static_cast<int>(i));
       };
+      made.release = [pieces = sources[i]] {
+        for (const Source& source : pieces)
+          release_pages(source.found.file->bytes_of(*source.found.info));
+      };
     }
   }
 
@@ -384,6 +393,7 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   const auto stacks = std::make_shared<Stacks>();
   for (const model::DiskTensor& stored : tensors_of(spec, options.form)) {
     std::vector<std::function<at::Tensor()>> pieces;
+    std::vector<const TensorToWrite*> wholes;  // whose memory maps may go once this is written
     for (const model::DiskPiece& piece : stored.pieces) {
       const model::ParameterSpec& parameter = spec.parameters[static_cast<size_t>(piece.parameter)];
       const auto member = by_name.find(parameter.name);
@@ -396,6 +406,7 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
                          shape_text(member->second->shape), shape_text(parameter.shape));
       const TensorToWrite* whole = member->second;
       if (piece.expert < 0) {
+        wholes.push_back(whole);
         pieces.emplace_back([whole] { return whole->make().detach().cpu(); });
       } else {
         pieces.emplace_back(
@@ -407,10 +418,16 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
                         : stored.fp32                            ? Dtype::kF32
                                                                  : options.dtype;
     TensorToWrite tensor{stored.name, dtype, stored.shape, {}};
-    tensor.make = [pieces, stored, type = scalar_type(dtype)] {
+    tensor.release = [wholes] {
+      for (const TensorToWrite* whole : wholes) {
+        if (whole->release) whole->release();
+      }
+    };
+    // The writer converts row by row.
+    tensor.make = [pieces, stored] {
       std::vector<at::Tensor> made;
       for (const auto& make : pieces) made.push_back(make());
-      return joined(stored, made).to(type).contiguous();
+      return joined(stored, made);
     };
     bytes += byte_size(tensor);
     num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(dtype);

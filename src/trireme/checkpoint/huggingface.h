@@ -15,8 +15,8 @@
 namespace trireme::checkpoint {
 
 /// A model as an HF directory holds it. Parameters are in our names and layout, in the order of
-/// ModelSpec::parameters; `make` returns fp32 on the CPU (a view of the file's map where nothing is
-/// to convert).
+/// ModelSpec::parameters; `make` returns what is stored, of the stored type, as a view of the file's
+/// map on the CPU; it is converted as it is copied or written.
 struct HuggingFaceModel {
   model::ModelSpec spec;
   std::vector<TensorToWrite> parameters;  ///< dtype kF32

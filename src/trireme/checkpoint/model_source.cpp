@@ -64,8 +64,12 @@ ModelSource from_checkpoint(const fs::path& path) {
                        source.path.string(), parameter.name, shape_text(found->second->info.shape),
                        shape_text(parameter.shape));
     source.parameters.push_back(
-        {parameter.name, Dtype::kF32, parameter.shape,
-         [checkpoint, name = parameter.name] { return checkpoint->tensor(name).to(at::kFloat); }});
+        {parameter.name,
+         Dtype::kF32,
+         parameter.shape,
+         [checkpoint, name = parameter.name] { return checkpoint->tensor(name); },
+         {},
+         [checkpoint, name = parameter.name] { checkpoint->release(name); }});
   }
   return source;
 }

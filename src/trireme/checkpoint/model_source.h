@@ -15,7 +15,8 @@ namespace trireme::checkpoint {
 struct ModelSource {
   model::ModelSpec spec;
   std::vector<TensorToWrite>
-      parameters;  ///< our names and layout, order of spec.parameters; make() gives fp32, CPU
+      parameters;  ///< our names and layout, order of spec.parameters; make() gives the type that
+                   ///< is stored, on the CPU
   std::map<std::string, std::string>
       texts;        ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
   StoredForm form;  ///< of what was imported, as long as it was not trained on

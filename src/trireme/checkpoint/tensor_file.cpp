@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "trireme/base/hash.h"
+#include "trireme/checkpoint/tensor_stream.h"
 
 namespace trireme::checkpoint {
 
@@ -143,14 +144,9 @@ WrittenFile write_tensor_file(Storage& storage, const fs::path& folder, const st
 
   WrittenFile written;
   for (const TensorInfo& info : infos) {
-    const at::Tensor made = by_name.at(info.name)->make();
-    TRIREME_CHECK(
-        made.sizes() == at::IntArrayRef(info.shape) && dtype_of(made.scalar_type()) == info.dtype,
-        "tensor '{}' was announced as {} {} and came as {} {}", info.name, dtype_name(info.dtype),
-        shape_text(info.shape), c10::toString(made.scalar_type()), shape_text(made.sizes().vec()));
-    const at::Tensor host = made.detach().cpu().contiguous();
     Hasher hash;
-    put(host_bytes(host), &hash);
+    stream_tensor(*by_name.at(info.name),
+                  [&](std::span<const std::byte> bytes) { put(bytes, &hash); });
     written.tensors.push_back({info, name, hash_text(hash.digest())});
   }
   file->sync_and_close();

@@ -40,6 +40,8 @@ struct PrepareArguments {
   std::vector<std::string> inputs;
   std::string tokenizer;
   std::string out;
+  std::string loss_mask = "none";
+  std::string chat_template;
   data::PrepareOptions options;
 };
 
@@ -62,16 +64,14 @@ std::vector<std::filesystem::path> expand(const std::vector<std::string>& patter
 }
 
 OrderedJson json_of(const data::PreparedPart& part) {
-  return {{"path", part.prefix.string()},
-          {"documents", part.documents},
-          {"tokens", part.tokens},
-          {"bytes", part.bytes},
-          {"max_id", part.max_id}};
+  return {{"path", part.prefix.string()}, {"documents", part.documents}, {"tokens", part.tokens},
+          {"predicted", part.predicted},  {"bytes", part.bytes},         {"max_id", part.max_id}};
 }
 
 void print_part(const data::PreparedPart& part) {
   fmt::print("{}.bin: {} documents, {} tokens from {} bytes\n", part.prefix.string(),
              part.documents, part.tokens, part.bytes);
+  if (part.predicted < part.tokens) fmt::print("  {} of the tokens are answers\n", part.predicted);
 }
 
 void run_prepare(const PrepareArguments& arguments, const GlobalOptions& global) {
@@ -82,6 +82,15 @@ void run_prepare(const PrepareArguments& arguments, const GlobalOptions& global)
   {
     const ProgressLine line(global);
     data::PrepareOptions options = arguments.options;
+    if (arguments.loss_mask == "answers") {
+      options.format.conversations = true;
+      options.chat = data::load_chat_template(arguments.tokenizer, arguments.chat_template);
+      TRIREME_USER_CHECK(
+          options.chat != nullptr, kConfig,
+          "put the model's chat_template.jinja beside the tokenizer, or name one with "
+          "--chat-template",
+          "--tokenizer {}: it has no chat template", arguments.tokenizer);
+    }
     options.progress = [&line](const data::PrepareProgress& progress) {
       line.show(fmt::format("file {} of {}, {} tokens", progress.files_done, progress.files,
                             progress.tokens));
@@ -158,6 +167,15 @@ void add_prepare(CLI::App& data_command, GlobalOptions& global) {
       "string between the documents of a text file; without it a file is a document");
   command->add_option("--valid-fraction", arguments->options.valid_fraction,
                       "share of the documents that goes to OUT-valid");
+  command
+      ->add_option(
+          "--loss-mask", arguments->loss_mask,
+          "answers: lines are conversations ({\"messages\": [...]}), and a mask says which "
+          "tokens the assistant says")
+      ->check(CLI::IsMember({"none", "answers"}))
+      ->capture_default_str();
+  command->add_option("--chat-template", arguments->chat_template,
+                      "a Jinja file in place of the tokenizer's own template");
   command->add_flag("--deduplicate", arguments->options.deduplicate,
                     "leave out documents seen before");
   command->add_option("--threads", arguments->options.num_threads, "0: all");

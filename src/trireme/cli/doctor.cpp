@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -10,6 +11,7 @@
 #include "trireme/cli/command.h"
 #include "trireme/device/machine.h"
 #include "trireme/kernels/ops.h"
+#include "trireme/train/model_inspection.h"
 
 namespace trireme::cli {
 
@@ -45,19 +47,34 @@ OrderedJson rows_json(const std::vector<device::RowDependence>& rows) {
   return result;
 }
 
+OrderedJson findings_json(const std::vector<Finding>& findings) {
+  OrderedJson list = OrderedJson::array();
+  for (const Finding& finding : findings) {
+    list.push_back(
+        {{"level", level_name(finding.level)}, {"what", finding.what}, {"advice", finding.advice}});
+  }
+  return list;
+}
+
+void print_findings(const std::vector<Finding>& findings, const char* subject) {
+  bool healthy = true;
+  for (const Finding& finding : findings) {
+    healthy = healthy && finding.level == Finding::Level::kNote;
+    fmt::print("{}: {}\n", level_name(finding.level), finding.what);
+    if (!finding.advice.empty()) fmt::print("  what to do: {}\n", finding.advice);
+  }
+  if (healthy) fmt::print("nothing is wrong with this {}\n", subject);
+}
+
 void print_document(const device::Machine& machine, const device::MachineRates& rates,
                     const std::vector<Finding>& findings) {
   OrderedJson results = {rate_json("gemm.fp32", rates.gemm_fp32, "GFLOP/s"),
                          rate_json("gemm.bf16", rates.gemm_bf16, "GFLOP/s"),
                          rate_json("memory", rates.memory_bandwidth, "GB/s")};
   if (rates.disk_write) results.push_back(rate_json("disk_write", *rates.disk_write, "MB/s"));
-  OrderedJson list = OrderedJson::array();
-  bool ok = true;
-  for (const Finding& finding : findings) {
-    list.push_back(
-        {{"level", level_name(finding.level)}, {"what", finding.what}, {"advice", finding.advice}});
-    ok = ok && finding.level != Finding::Level::kProblem;
-  }
+  const bool ok = std::none_of(findings.begin(), findings.end(), [](const Finding& finding) {
+    return finding.level == Finding::Level::kProblem;
+  });
   print_json({{"ok", ok},
               {"machine", device::to_json(machine)},
               {"results", results},
@@ -68,7 +85,7 @@ void print_document(const device::Machine& machine, const device::MachineRates& 
                 {"bf16",
                  {{"independent_from", device::independent_from(rates.rows_bf16)},
                   {"tested", rows_json(rates.rows_bf16)}}}}},
-              {"findings", list}});
+              {"findings", findings_json(findings)}});
 }
 
 void print_rate(const char* label, const device::Rate& rate, const char* unit) {
@@ -96,24 +113,36 @@ void print_text(const device::Machine& machine, const device::MachineRates& rate
   if (rates.disk_write) print_rate("disk write", *rates.disk_write, "MB/s");
   if (verbose) fmt::print("\n{}\n", machine.torch_configuration);
   fmt::print("\n");
-  bool healthy = true;
-  for (const Finding& finding : findings) {
-    healthy = healthy && finding.level == Finding::Level::kNote;
-    fmt::print("{}: {}\n", level_name(finding.level), finding.what);
-    if (!finding.advice.empty()) fmt::print("  what to do: {}\n", finding.advice);
+  print_findings(findings, "machine");
+}
+
+void examine_model(const std::string& path, const GlobalOptions& options) {
+  const train::ModelInspection inspection = train::inspect_model(path);
+  if (options.json) {
+    OrderedJson document = {{"ok", inspection.ok()}};
+    document.update(train::to_json(inspection));
+    document["findings"] = findings_json(inspection.findings);
+    print_json(document);
+    return;
   }
-  if (healthy) fmt::print("nothing is wrong with this machine\n");
+  fmt::print("{}\n", train::describe(inspection));
+  print_findings(inspection.findings, "model");
 }
 
 }  // namespace
 
 void add_doctor(CLI::App& app, GlobalOptions& options) {
-  CLI::App* command =
-      app.add_subcommand("doctor", "what this machine can do, and what is wrong with it");
+  CLI::App* command = app.add_subcommand(
+      "doctor", "what this machine can do or what a model is, and what is wrong with it");
+  auto model = std::make_shared<std::string>();
+  command->add_option(
+      "MODEL_DIR", *model,
+      "a Hugging Face directory, a checkpoint or a run's folder; without it the machine");
   auto folder = std::make_shared<std::string>(".");
   command->add_option("--folder", *folder, "where the disk is measured")->capture_default_str();
   add_global_options(*command, options, "trireme doctor");
-  command->callback([folder, &options] {
+  command->callback([folder, model, &options] {
+    if (!model->empty()) return examine_model(*model, options);
     const device::Machine machine = device::read_machine();
     log::info("measuring for about 5 seconds ...");
     const auto product = [](const at::Tensor& x, const at::Tensor& w, at::Tensor& y) {

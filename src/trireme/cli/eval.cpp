@@ -89,6 +89,7 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
       list.push_back({{"name", task.name},
                       {"acc", task.acc},
                       {"acc_norm", task.acc_norm},
+                      {"acc_bytes", task.acc_bytes},
                       {"count", task.count}});
       if (!options.json) {
         fmt::print("{}: acc {:.4f}, acc_norm {:.4f} over {}\n", task.name, task.acc, task.acc_norm,

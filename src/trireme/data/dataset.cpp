@@ -41,6 +41,7 @@ void TokenStream::add(const std::shared_ptr<const IndexedDataset>& dataset, int6
   places_.push_back((static_cast<uint64_t>(datasets_.size() - 1) << kDatasetShift) |
                     static_cast<uint64_t>(document));
   starts_.push_back(starts_.back() + length);
+  masked_ = masked_ || dataset->masked();
 }
 
 void TokenStream::add_all(const std::shared_ptr<const IndexedDataset>& dataset) {
@@ -54,6 +55,12 @@ int64_t TokenStream::document_at(int64_t position) const {
 void TokenStream::read(int64_t document, int64_t first, std::span<int32_t> out) const {
   const uint64_t place = places_[static_cast<size_t>(document)];
   datasets_[place >> kDatasetShift]->read(static_cast<int64_t>(place & kDocumentMask), first, out);
+}
+
+void TokenStream::read_mask(int64_t document, int64_t first, std::span<uint8_t> out) const {
+  const uint64_t place = places_[static_cast<size_t>(document)];
+  datasets_[place >> kDatasetShift]->read_mask(static_cast<int64_t>(place & kDocumentMask), first,
+                                               out);
 }
 
 int64_t TokenStream::num_windows(int64_t seq_len) const {
@@ -73,10 +80,15 @@ uint64_t TokenStream::fingerprint() const {
   uint64_t hash =
       mix(xxh3(std::as_bytes(std::span(starts_))), xxh3(std::as_bytes(std::span(places_))));
   std::vector<int32_t> tokens;
+  std::vector<uint8_t> mask;
   const auto add = [&](int64_t document, int64_t first, int64_t count) {
     tokens.resize(static_cast<size_t>(count));
     read(document, first, tokens);
     hash = mix(hash, xxh3(std::as_bytes(std::span(tokens))));
+    if (!masked_) return;
+    mask.resize(static_cast<size_t>(count));
+    read_mask(document, first, mask);
+    hash = mix(hash, xxh3(std::as_bytes(std::span(mask))));
   };
   if (num_tokens() <= kAll) {
     for (int64_t d = 0; d < num_documents(); ++d)
@@ -177,6 +189,7 @@ void Dataset::append(int32_t part, int64_t window, Batch& batch) const {
   ++batch.rows;
 
   std::vector<int32_t> ids(static_cast<size_t>(end - begin));
+  std::vector<uint8_t> mask(stream.masked() ? ids.size() : 0);
   std::vector<int32_t>
       segments;  // where a document begins inside the window, the window's own start first
   int64_t document = stream.document_at(begin);
@@ -185,6 +198,11 @@ void Dataset::append(int32_t part, int64_t window, Batch& batch) const {
     stream.read(document, position - stream.document_start(document),
                 std::span(ids).subspan(static_cast<size_t>(position - begin),
                                        static_cast<size_t>(stop - position)));
+    if (stream.masked()) {
+      stream.read_mask(document, position - stream.document_start(document),
+                       std::span(mask).subspan(static_cast<size_t>(position - begin),
+                                               static_cast<size_t>(stop - position)));
+    }
     segments.push_back(static_cast<int32_t>(position - begin));
     position = stop;
   }
@@ -193,6 +211,9 @@ void Dataset::append(int32_t part, int64_t window, Batch& batch) const {
   const size_t predicted = ids.size() - 1;
   std::copy_n(ids.begin(), predicted, batch.tokens.begin() + static_cast<ptrdiff_t>(row));
   std::copy_n(ids.begin() + 1, predicted, batch.targets.begin() + static_cast<ptrdiff_t>(row));
+  for (size_t i = 1; i < mask.size(); ++i) {
+    if (mask[i] == 0) batch.targets[row + i - 1] = kIgnoredTarget;
+  }
   // The first token of a document is not predicted from the last of another.
   for (size_t s = 1; s < segments.size(); ++s) {
     batch.targets[row + static_cast<size_t>(segments[s]) - 1] = kIgnoredTarget;

@@ -5,7 +5,7 @@
 //
 // Window w of a stream of n tokens reads tokens w * seq_len .. (w + 1) * seq_len: neighbours share
 // one token, so every token but the first is predicted exactly once and none is dropped; the last
-// window is padded with ignored targets.
+// window is padded with ignored targets. Tokens that a mask leaves out are ignored targets, too.
 #pragma once
 
 #include <cstdint>
@@ -44,11 +44,13 @@ class TokenStream {
   int64_t document_at(int64_t position) const;
   /// Copies tokens of one document.
   void read(int64_t document, int64_t first, std::span<int32_t> out) const;
+  bool masked() const { return masked_; }  ///< a mask says which tokens are to be predicted
+  void read_mask(int64_t document, int64_t first, std::span<uint8_t> out) const;
   /// Windows of `seq_len` predicted positions: ceil((num_tokens - 1) / seq_len), 0 for fewer than
   /// two tokens.
   int64_t num_windows(int64_t seq_len) const;
   int32_t max_id() const;  ///< of the whole data sets it takes documents from
-  /// A hash of the documents' lengths and places and of their tokens (all of up to a million, else evenly spaced pieces of
+  /// A hash of the documents' lengths and places and of their tokens and mask (all of up to a million, else evenly spaced pieces of
   /// them): a changed corpus is noticed on resume.
   uint64_t fingerprint() const;
 
@@ -56,6 +58,7 @@ class TokenStream {
   std::vector<std::shared_ptr<const IndexedDataset>> datasets_;
   std::vector<int64_t> starts_{0};
   std::vector<uint64_t> places_;  ///< data set in the upper 16 bits, document below
+  bool masked_ = false;
 };
 
 /// Bytes of text behind each id, 0 for special tokens; empty if unknown.

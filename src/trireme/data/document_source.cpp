@@ -168,15 +168,24 @@ class DelimitedReader {
 
 class JsonlSource final : public DocumentSource {
  public:
-  JsonlSource(const fs::path& path, std::string field)
-      : path_(path.string()), lines_(open_bytes(path), "\n"), field_(std::move(field)) {}
+  JsonlSource(const fs::path& path, const DocumentFormat& format)
+      : path_(path.string()),
+        lines_(open_bytes(path), "\n"),
+        field_(format.jsonl_field),
+        whole_lines_(format.conversations) {}
 
   bool next(TextPiece& piece) override {
     std::string line;
     while (lines_.next(line)) {
-      auto text = jsonl_text(line, field_, fmt::format("{}:{}", path_, ++line_number_));
+      std::string origin = fmt::format("{}:{}", path_, ++line_number_);
+      if (whole_lines_) {
+        if (is_blank(line)) continue;
+        piece = {std::move(line), true, true, std::move(origin)};
+        return true;
+      }
+      auto text = jsonl_text(line, field_, origin);
       if (!text || text->empty()) continue;
-      piece = {std::move(*text), true, true};
+      piece = {std::move(*text), true, true, ""};
       return true;
     }
     return false;
@@ -186,6 +195,7 @@ class JsonlSource final : public DocumentSource {
   std::string path_;
   DelimitedReader lines_;
   std::string field_;
+  bool whole_lines_;
   int64_t line_number_ = 0;
 };
 
@@ -220,12 +230,12 @@ class WholeFileSource final : public DocumentSource {
       if (at_end) {
         done_ = true;
         if (buffer_.empty() && begins_) return false;
-        piece = {std::move(buffer_), begins_, true};
+        piece = {std::move(buffer_), begins_, true, ""};
         return true;
       }
       const size_t cut = safe_cut_ ? safe_cut_(buffer_) : 0;
       if (cut == 0) continue;
-      piece = {buffer_.substr(0, cut), begins_, false};
+      piece = {buffer_.substr(0, cut), begins_, false, ""};
       buffer_.erase(0, cut);
       begins_ = false;
       return true;
@@ -269,7 +279,10 @@ bool is_jsonl(const fs::path& path) {
 
 std::unique_ptr<DocumentSource> open_documents(const fs::path& path, const DocumentFormat& format,
                                                size_t piece_bytes, SafeCut safe_cut) {
-  if (is_jsonl(path)) return std::make_unique<JsonlSource>(path, format.jsonl_field);
+  if (is_jsonl(path)) return std::make_unique<JsonlSource>(path, format);
+  TRIREME_USER_CHECK(!format.conversations, kData,
+                     "name .jsonl files, one conversation a line, or set data.loss_mask = \"none\"",
+                     "{}: conversations are read from JSONL, not from text", path.string());
   if (!format.separator.empty()) return std::make_unique<SeparatedSource>(path, format.separator);
   return std::make_unique<WholeFileSource>(path, piece_bytes, std::move(safe_cut));
 }

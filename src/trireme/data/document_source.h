@@ -31,6 +31,8 @@ bool is_jsonl(const std::filesystem::path& path);
 struct DocumentFormat {
   std::string jsonl_field = "text";
   std::string separator;  ///< cuts text files, e.g. "<|endoftext|>"; empty: a file is one document
+  /// Every document is a line of JSONL as it stands, to be read as a conversation.
+  bool conversations = false;
 };
 
 /// A document, or a stretch of a long one.
@@ -38,6 +40,7 @@ struct TextPiece {
   std::string text;
   bool begins = true;  ///< the first piece of its document
   bool ends = true;    ///< the last one
+  std::string origin;  ///< file and line of a conversation
 };
 
 /// The documents of one file in order. Memory: one document, or a few times `piece_bytes` for a
@@ -52,6 +55,7 @@ class DocumentSource {
 /// `safe_cut` returns the length of the longest prefix of a text that may be encoded on its own (0:
 /// none); a document longer than `piece_bytes` is cut there. Empty: documents are never cut.
 using SafeCut = std::function<size_t(std::string_view text)>;
+/// Error{kData} for conversations in a file that is not JSONL.
 std::unique_ptr<DocumentSource> open_documents(const std::filesystem::path& path,
                                                const DocumentFormat& format,
                                                size_t piece_bytes = size_t{16} << 20,

@@ -327,7 +327,8 @@ fs::path token_prefix(const fs::path& path) {
   return fs::path(path).replace_extension();
 }
 
-IndexedDataset::IndexedDataset(const fs::path& prefix) : prefix_(token_prefix(prefix)) {
+IndexedDataset::IndexedDataset(const fs::path& prefix, bool masked)
+    : prefix_(token_prefix(prefix)) {
   const fs::path index_path = with_suffix(prefix_, ".idx");
   const fs::path bin_path = with_suffix(prefix_, ".bin");
   ids_ = std::make_unique<MappedFile>(bin_path);
@@ -344,28 +345,53 @@ IndexedDataset::IndexedDataset(const fs::path& prefix) : prefix_(token_prefix(pr
     }
     document_starts_.push_back(document_starts_.back() + length);
   }
+  if (!masked) return;
+  const fs::path mask_path = with_suffix(prefix_, ".mask");
+  std::error_code ignored;
+  TRIREME_USER_CHECK(
+      fs::exists(mask_path, ignored), kData,
+      "write it with `trireme data prepare --loss-mask answers`, or set data.loss_mask = \"none\"",
+      "{} has no mask: there is no {}", prefix_.string(), mask_path.string());
+  mask_ = std::make_unique<TokenMask>(
+      mask_path, static_cast<int64_t>(ids_->bytes().size() / token_size(index_.type)));
 }
 
-void IndexedDataset::read(int64_t document, int64_t first, std::span<int32_t> out) const {
+template <typename Visit>
+void IndexedDataset::visit(int64_t document, int64_t first, size_t size, Visit visit) const {
   TRIREME_CHECK(document >= 0 && document < num_documents() && first >= 0 &&
-                    first + static_cast<int64_t>(out.size()) <= document_length(document),
-                "ids {} + {} of document {}", first, out.size(), document);
-  const auto size = static_cast<int64_t>(token_size(index_.type));
+                    first + static_cast<int64_t>(size) <= document_length(document),
+                "ids {} + {} of document {}", first, size, document);
+  const auto id_bytes = static_cast<int64_t>(token_size(index_.type));
   auto sequence = static_cast<size_t>(index_.documents[static_cast<size_t>(document)]);
-  for (size_t done = 0; done < out.size(); ++sequence) {
+  for (size_t done = 0; done < size; ++sequence) {
     const int64_t length = index_.lengths[sequence];
     if (first >= length) {
       first -= length;
       continue;
     }
-    const auto count = std::min<size_t>(out.size() - done, static_cast<size_t>(length - first));
-    const std::byte* source = ids_->bytes().data() + index_.offsets[sequence] + first * size;
-    TRIREME_USER_CHECK(widen_ids(index_.type, source, out.subspan(done, count)), kData,
-                       kRebuildHint, "{}.bin: document {} holds an id below 0 or above 2^31 - 1",
-                       prefix_.string(), document);
+    const auto count = std::min<size_t>(size - done, static_cast<size_t>(length - first));
+    visit(index_.offsets[sequence] + first * id_bytes, done, count);
     done += count;
     first = 0;
   }
+}
+
+void IndexedDataset::read(int64_t document, int64_t first, std::span<int32_t> out) const {
+  visit(document, first, out.size(), [&](int64_t offset, size_t done, size_t count) {
+    const std::byte* source = ids_->bytes().data() + offset;
+    TRIREME_USER_CHECK(widen_ids(index_.type, source, out.subspan(done, count)), kData,
+                       kRebuildHint, "{}.bin: document {} holds an id below 0 or above 2^31 - 1",
+                       prefix_.string(), document);
+  });
+}
+
+void IndexedDataset::read_mask(int64_t document, int64_t first, std::span<uint8_t> out) const {
+  if (mask_ == nullptr) return std::fill(out.begin(), out.end(), uint8_t{1});
+  const auto id_bytes = static_cast<int64_t>(token_size(index_.type));
+  visit(document, first, out.size(), [&](int64_t offset, size_t done, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+      out[done + i] = (*mask_)[offset / id_bytes + static_cast<int64_t>(i)] ? 1 : 0;
+  });
 }
 
 int32_t IndexedDataset::max_id() const {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "trireme/base/file.h"
+#include "trireme/data/token_mask.h"
 
 namespace trireme::data {
 
@@ -63,8 +64,9 @@ std::filesystem::path token_prefix(const std::filesystem::path& path);
 /// does.
 class IndexedDataset {
  public:
-  /// `prefix`: the path without .bin / .idx (given with either it is cut off). Error{kData}.
-  explicit IndexedDataset(const std::filesystem::path& prefix);
+  /// `prefix`: the path without .bin / .idx (given with either it is cut off). `masked`: PREFIX.mask
+  /// says which ids are to be predicted; else all are. Error{kData}.
+  explicit IndexedDataset(const std::filesystem::path& prefix, bool masked = false);
 
   const std::filesystem::path& prefix() const { return prefix_; }
   TokenType type() const { return index_.type; }
@@ -80,6 +82,9 @@ class IndexedDataset {
   /// Copies ids `first` .. `first + out.size() - 1` of a document. Error{kData} on an id outside 0
   /// .. 2^31 - 1.
   void read(int64_t document, int64_t first, std::span<int32_t> out) const;
+  bool masked() const { return mask_ != nullptr; }
+  /// Whether the same ids as of read() are to be predicted: 0 or 1; 1 without a mask.
+  void read_mask(int64_t document, int64_t first, std::span<uint8_t> out) const;
   /// The largest id, -1 when empty: from the description beside the files if it is of these very
   /// files (their fingerprint), else every id is read once (memory bandwidth).
   int32_t max_id() const;
@@ -87,11 +92,16 @@ class IndexedDataset {
   uint64_t fingerprint() const;
 
  private:
+  /// Calls `visit(byte offset, done, count)` for the stretches of a document's ids.
+  template <typename Visit>
+  void visit(int64_t document, int64_t first, size_t size, Visit visit) const;
+
   std::filesystem::path prefix_;
   TokenIndex index_;
   uint64_t index_hash_ = 0;
   std::vector<int64_t> document_starts_;
   std::unique_ptr<MappedFile> ids_;
+  std::unique_ptr<TokenMask> mask_;
 };
 
 /// Writes documents one after the other, with bounded memory (4 bytes a document). Nothing appears

@@ -66,10 +66,11 @@ Inputs find_inputs(const DataInput& input, const std::string& key) {
 
 /// A name for the tokenized form of `texts` that changes when any of them, the tokenizer or the
 /// format does.
-std::string cache_name(const std::vector<fs::path>& texts, const DocumentFormat& format,
+std::string cache_name(const std::vector<fs::path>& texts, const PrepareOptions& options,
                        const Tokenizer& tokenizer) {
-  std::string key =
-      "1\n" + tokenizer.fingerprint() + "\n" + format.jsonl_field + "\n" + format.separator + "\n";
+  std::string key = "1\n" + tokenizer.fingerprint() + "\n" + options.format.jsonl_field + "\n" +
+                    options.format.separator + "\n";
+  if (options.chat != nullptr) key += "answers\n" + options.chat->fingerprint() + "\n";
   for (const fs::path& path : texts) {
     std::error_code error;
     const auto size = fs::file_size(path, error);
@@ -111,7 +112,7 @@ class Opener {
  private:
   std::shared_ptr<const IndexedDataset> open_prefix(const fs::path& prefix) {
     auto& dataset = opened_[fs::absolute(prefix).lexically_normal()];
-    if (!dataset) dataset = std::make_shared<const IndexedDataset>(prefix);
+    if (!dataset) dataset = std::make_shared<const IndexedDataset>(prefix, options_.mask_answers);
     return dataset;
   }
 
@@ -123,15 +124,23 @@ class Opener {
     TRIREME_USER_CHECK(!options_.cache.empty(), kConfig, "run `trireme data prepare` on it first",
                        "{}: \"{}\" is text, and there is no folder for its tokens", key,
                        entry.path);
+    TRIREME_USER_CHECK(!options_.mask_answers || options_.chat != nullptr, kConfig,
+                       "put the model's chat_template.jinja beside tokenizer.json, or name one in "
+                       "data.chat_template",
+                       "{}: \"{}\" are conversations, but the tokenizer has no chat template", key,
+                       entry.path);
     PrepareOptions prepare_options;
-    prepare_options.format = {options_.jsonl_field, options_.separator};
+    prepare_options.format = {options_.jsonl_field, options_.separator, options_.mask_answers};
+    if (options_.mask_answers) prepare_options.chat = options_.chat;
     prepare_options.num_threads = options_.num_threads;
-    const fs::path prefix = options_.cache / cache_name(texts, prepare_options.format, *tokenizer_);
+    const fs::path prefix = options_.cache / cache_name(texts, prepare_options, *tokenizer_);
     if (!is_pair(prefix)) {
       log::info("tokenizing {} files of \"{}\"", texts.size(), entry.path);
       try {
         const PrepareResult result = prepare(texts, *tokenizer_, prefix, prepare_options);
         log::info("tokenized {} documents: {} tokens", result.train.documents, result.train.tokens);
+        if (options_.mask_answers)
+          log::info("{} of the tokens are answers, and predicted", result.train.predicted);
       } catch (const Error& error) {
         if (error.code() == ErrorCode::kInterrupted) throw;
         throw Error(error.code(), fmt::format("{}: \"{}\": {}", key, entry.path, error.what()),

@@ -12,6 +12,7 @@
 
 namespace trireme::data {
 
+class ChatTemplate;
 class Tokenizer;
 
 /// One entry of data.train or data.valid: a file, a glob, or the prefix of a .bin/.idx pair.
@@ -31,6 +32,9 @@ struct DataOptions {
   int64_t seq_len = 512;
   Packing packing = Packing::kDocuments;
   std::string jsonl_field = "text";
+  /// The loss is on answers only: JSONL holds conversations, .bin/.idx pairs have a mask.
+  bool mask_answers = false;
+  std::shared_ptr<const ChatTemplate> chat;  ///< writes conversations out; null: none is at hand
   std::string separator;  ///< cuts a text file into documents; empty: a file is a document
   uint64_t seed = 0;
   std::filesystem::path cache;  ///< folder for tokenized text, e.g. out/cache

@@ -15,6 +15,7 @@
 #include "trireme/base/json.h"
 #include "trireme/base/thread_pool.h"
 #include "trireme/data/indexed_dataset.h"
+#include "trireme/data/token_mask.h"
 
 namespace trireme::data {
 
@@ -37,14 +38,20 @@ int64_t size_of(const fs::path& path) {
 /// One pair being written, with its description.
 class PartWriter {
  public:
-  PartWriter(const fs::path& prefix, const Tokenizer& tokenizer)
+  PartWriter(const fs::path& prefix, const Tokenizer& tokenizer, bool masked)
       : tokenizer_(tokenizer), writer_(prefix, narrowest_token_type(tokenizer.vocab_size())) {
     part_.prefix = prefix;
+    if (masked) mask_.emplace(mask_path());
   }
 
   void append(std::span<const int32_t> ids, size_t bytes) {
     writer_.append(ids);
     part_.bytes += static_cast<int64_t>(bytes);
+  }
+  void add(const EncodedConversation& conversation) {
+    writer_.add(conversation.ids);
+    mask_->append(conversation.predicted);
+    part_.bytes += static_cast<int64_t>(conversation.bytes);
   }
   void end_document(const std::optional<int32_t>& end) {
     if (end) writer_.append(std::span(&*end, 1));
@@ -57,23 +64,39 @@ class PartWriter {
     part_.documents = writer_.num_documents();
     part_.tokens = writer_.num_tokens();
     part_.max_id = writer_.max_id();
-    const OrderedJson description = {{"format", "trireme-tokens"},
-                                     {"documents", part_.documents},
-                                     {"tokens", part_.tokens},
-                                     {"bytes", part_.bytes},
-                                     {"max_id", part_.max_id},
-                                     {"fingerprint", hash_text(writer_.fingerprint())},
-                                     {"vocab_size", tokenizer_.vocab_size()},
-                                     {"tokenizer", tokenizer_.fingerprint()}};
-    // The description first: the .idx, written last, is what makes the set valid.
+    part_.predicted = mask_ ? mask_->num_predicted() : part_.tokens;
+    OrderedJson description = {{"format", "trireme-tokens"},
+                               {"documents", part_.documents},
+                               {"tokens", part_.tokens},
+                               {"bytes", part_.bytes},
+                               {"max_id", part_.max_id},
+                               {"fingerprint", hash_text(writer_.fingerprint())},
+                               {"vocab_size", tokenizer_.vocab_size()},
+                               {"tokenizer", tokenizer_.fingerprint()}};
+    if (mask_) {
+      description["loss_mask"] = "answers";
+      description["predicted"] = part_.predicted;
+    }
+    // What an earlier set left there is invalid before the first file is replaced.
+    std::error_code ignored;
+    fs::remove(part_.prefix.string() + ".idx", ignored);
+    if (mask_) {
+      mask_->finish();
+    } else {
+      fs::remove(mask_path(), ignored);
+    }
+    // The .idx, written last, is what makes the set valid.
     write_file_atomically(fs::path(part_.prefix.string() + ".json"), description.dump(2) + "\n");
     writer_.finish();
     return part_;
   }
 
  private:
+  fs::path mask_path() const { return part_.prefix.string() + ".mask"; }
+
   const Tokenizer& tokenizer_;
   IndexedDatasetWriter writer_;
+  std::optional<TokenMaskWriter> mask_;
   PreparedPart part_;
 };
 
@@ -85,9 +108,10 @@ class Preparation {
         options_(options),
         end_(tokenizer.eos_id()),
         pool_(options.num_threads),
-        train_(prefix, tokenizer) {
+        train_(prefix, tokenizer, options.chat != nullptr) {
     if (options.valid_fraction > 0) {
-      valid_ = std::make_unique<PartWriter>(fs::path(prefix.string() + "-valid"), tokenizer);
+      valid_ = std::make_unique<PartWriter>(fs::path(prefix.string() + "-valid"), tokenizer,
+                                            options.chat != nullptr);
     }
   }
 
@@ -99,6 +123,7 @@ class Preparation {
 
   void flush() {
     if (options_.deduplicate) drop_duplicates();
+    if (options_.chat != nullptr) return flush_conversations();
     std::vector<std::string_view> texts(pending_.size());
     for (size_t i = 0; i < pending_.size(); ++i) texts[i] = pending_[i].text;
     // A special token spelled out in a text is text.
@@ -106,10 +131,7 @@ class Preparation {
                                      {.add_special_tokens = false, .parse_special = false});
     for (size_t i = 0; i < pending_.size(); ++i) {
       const TextPiece& piece = pending_[i];
-      if (piece.begins) {
-        part_ = valid_ && held_out(hash_of(piece.text), options_.valid_fraction) ? valid_.get()
-                                                                                 : &train_;
-      }
+      if (piece.begins) part_ = part_of(piece);
       part_->append(ids[i], piece.text.size());
       if (piece.ends) part_->end_document(end_);
     }
@@ -136,6 +158,24 @@ class Preparation {
   }
 
  private:
+  PartWriter* part_of(const TextPiece& piece) {
+    const bool out = valid_ && held_out(hash_of(piece.text), options_.valid_fraction);
+    return out ? valid_.get() : &train_;
+  }
+
+  void flush_conversations() {
+    std::vector<EncodedConversation> encoded(pending_.size());
+    pool_.parallel_for(static_cast<int64_t>(pending_.size()), [&](int64_t i) {
+      const TextPiece& piece = pending_[static_cast<size_t>(i)];
+      const auto conversation = parse_conversation(piece.text, piece.origin);
+      encoded[static_cast<size_t>(i)] =
+          encode_conversation(*options_.chat, tokenizer_, *conversation, piece.origin);
+    });
+    for (size_t i = 0; i < pending_.size(); ++i) part_of(pending_[i])->add(encoded[i]);
+    pending_.clear();
+    pending_bytes_ = 0;
+  }
+
   void drop_duplicates() {
     const auto seen_before = [this](const TextPiece& piece) {
       return piece.begins && piece.ends && !seen_.insert(hash_of(piece.text)).second;
@@ -179,6 +219,8 @@ PrepareResult prepare(const std::vector<fs::path>& files, const Tokenizer& token
                       const fs::path& prefix, const PrepareOptions& options) {
   TRIREME_USER_CHECK(options.valid_fraction >= 0 && options.valid_fraction < 1, kConfig,
                      "give a part of one, e.g. 0.01", "valid fraction {}", options.valid_fraction);
+  TRIREME_CHECK(options.format.conversations == (options.chat != nullptr),
+                "conversations and a template come together");
   PrepareProgress progress;
   progress.files = static_cast<int64_t>(files.size());
   for (const fs::path& file : files) progress.bytes += size_of(file);

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "trireme/data/chat_template.h"
 #include "trireme/data/document_source.h"
 #include "trireme/data/tokenizer.h"
 
@@ -22,6 +24,8 @@ struct PrepareProgress {
 
 struct PrepareOptions {
   DocumentFormat format;
+  /// With format.conversations: what writes them out; <prefix>.mask says which tokens are answers.
+  std::shared_ptr<const ChatTemplate> chat;
   bool deduplicate = false;   ///< a document with the same text as an earlier one is left out
   double valid_fraction = 0;  ///< > 0: those documents go to <prefix>-valid.bin/.idx
   int num_threads = 0;        ///< 0: all
@@ -35,8 +39,9 @@ struct PrepareOptions {
 struct PreparedPart {
   std::filesystem::path prefix;
   int64_t documents = 0;
-  int64_t tokens = 0;  ///< with one end-of-text id a document
-  int64_t bytes = 0;   ///< of text
+  int64_t tokens = 0;     ///< with one end-of-text id a document
+  int64_t predicted = 0;  ///< of the tokens, those that a mask leaves to be predicted
+  int64_t bytes = 0;      ///< of text
   int32_t max_id = -1;
 };
 
@@ -47,7 +52,8 @@ struct PrepareResult {
 };
 
 /// Tokenizes the documents of `files` in order, each followed by the tokenizer's end-of-text id if
-/// it has one, and writes <prefix>.bin, .idx and .json. The result does not depend on the number of
+/// it has one, and writes <prefix>.bin, .idx and .json. Conversations end as their template ends
+/// them, and a <prefix>.mask is written beside. The result does not depend on the number of
 /// threads. Bounded memory: documents longer than batch_bytes pass in pieces (and are not compared for
 /// duplicates). Blocks; Error{kInterrupted} on a signal, and nothing is left. Error{kData} naming
 /// the file; also if no document remains for one of the parts.

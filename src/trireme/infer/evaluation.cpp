@@ -4,11 +4,14 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string_view>
 
 #include "trireme/base/error.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/json.h"
+#include "trireme/data/jinja/builtins.h"
+#include "trireme/data/tokenizer_unicode.h"
 #include "trireme/execute/executor.h"
 
 namespace trireme::infer {
@@ -140,6 +143,7 @@ std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string&
       TRIREME_USER_CHECK(json.contains(key), kData, shape, "{}: key \"{}\" is missing", where, key);
     }
     TaskItem item;
+    item.task = "task";
     TRIREME_USER_CHECK(json["context"].is_string(), kData, shape, "{}: \"context\" is not text",
                        where);
     item.context = json["context"].get<std::string>();
@@ -156,7 +160,12 @@ std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string&
     TRIREME_USER_CHECK(item.answer >= 0 && item.answer < static_cast<int64_t>(item.choices.size()),
                        kData, shape, "{}: answer {} of {} choices (indices start at 0)", where,
                        item.answer, item.choices.size());
-    item.task = json.value("task", std::string("task"));
+    for (const auto& [key, text] :
+         {std::pair{"task", &item.task}, {"delimiter", &item.delimiter}}) {
+      if (!json.contains(key)) continue;
+      TRIREME_USER_CHECK(json[key].is_string(), kData, shape, "{}: \"{}\" is not text", where, key);
+      *text = json[key].get<std::string>();
+    }
     items.push_back(std::move(item));
   });
   TRIREME_USER_CHECK(!items.empty(), kData, "write one JSON object a line", "{} has no questions",
@@ -164,47 +173,78 @@ std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string&
   return items;
 }
 
+ContinuationIds encode_continuation(const data::Tokenizer& tokenizer, const std::string& context,
+                                    const std::string& continuation) {
+  const size_t cut = data::jinja::strip(data::jinja::Text(context), {}, false, true).size();
+  const std::string text = context.substr(0, cut);
+  const std::string rest = context.substr(cut) + continuation;
+  const std::optional<int32_t> prefix =
+      tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
+  ContinuationIds result;
+  if (text.empty()) {
+    result.ids = tokenizer.encode(rest, {.add_special_tokens = false});
+    if (prefix && (result.ids.empty() || result.ids.front() != *prefix))
+      result.ids.insert(result.ids.begin(), *prefix);
+    result.first = 1;
+    return result;
+  }
+  data::EncodeOptions options;
+  // A text that spells its first token out gets no second one.
+  options.add_special_tokens = !prefix || !text.starts_with(tokenizer.id_to_token(*prefix));
+  result.ids = tokenizer.encode(text, options);
+  result.first = result.ids.size();
+  const std::vector<int32_t> whole = tokenizer.encode(text + rest, options);
+  if (whole.size() > result.first) {
+    result.ids.insert(result.ids.end(), whole.begin() + static_cast<ptrdiff_t>(result.first),
+                      whole.end());
+  }
+  return result;
+}
+
+namespace {
+
+/// Where the largest value is; the first of equals.
+size_t best_of(const std::vector<double>& scores) {
+  return static_cast<size_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
+}
+
+}  // namespace
+
 std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& tokenizer,
                                        const std::vector<TaskItem>& items) {
+  const auto limit = static_cast<size_t>(model.spec().max_positions) + 1;
   std::map<std::string, TaskResult> results;
   for (const TaskItem& item : items) {
-    const std::vector<int32_t> context = tokenizer.encode(item.context);
-    size_t best = 0, best_norm = 0;
-    double best_score = -std::numeric_limits<double>::infinity(), best_norm_score = best_score;
-    for (size_t c = 0; c < item.choices.size(); ++c) {
-      // The choice's tokens are those of the whole text after the context's, so that merges across
-      // the seam count.
-      std::vector<int32_t> whole = tokenizer.encode(item.context + item.choices[c]);
-      size_t shared = std::min(context.size(), whole.size() - (whole.empty() ? 0 : 1));
-      if (shared == 0 && model.spec().bos_token_id >= 0) {
-        whole.insert(whole.begin(), model.spec().bos_token_id);
-        shared = 1;
-      }
-      const int64_t excess = static_cast<int64_t>(whole.size()) - 1 - model.spec().max_positions;
-      if (excess > 0) {
-        whole.erase(whole.begin(), whole.begin() + excess);
-        shared = shared > static_cast<size_t>(excess) ? shared - static_cast<size_t>(excess) : 1;
-      }
-      const std::vector<float> losses = sequence_losses(model, {whole})[0];
+    std::vector<double> scores, by_character, by_byte;
+    for (const std::string& choice : item.choices) {
+      ContinuationIds text = encode_continuation(tokenizer, item.context, item.delimiter + choice);
+      TRIREME_USER_CHECK(text.ids.size() > text.first, kData,
+                         "end the context before a space, and begin the choice with it",
+                         "task \"{}\": the choice \"{}\" adds no token to its context", item.task,
+                         choice);
+      const size_t excess = text.ids.size() - std::min(text.ids.size(), limit);
+      text.ids.erase(text.ids.begin(), text.ids.begin() + static_cast<ptrdiff_t>(excess));
+      text.first -= std::min(text.first, excess);
+      const std::vector<float> losses = sequence_losses(model, {text.ids})[0];
       double score = 0.0;
-      for (size_t t = shared > 0 ? shared - 1 : 0; t < losses.size(); ++t) score -= losses[t];
-      // Characters, as lm-evaluation-harness counts them: bytes that begin one.
-      const auto characters = std::count_if(item.choices[c].begin(), item.choices[c].end(),
-                                            [](char byte) { return (byte & 0xC0) != 0x80; });
-      const double norm_score = score / static_cast<double>(characters);
-      if (score > best_score) best = c, best_score = score;
-      if (norm_score > best_norm_score) best_norm = c, best_norm_score = norm_score;
+      for (size_t t = std::max<size_t>(text.first, 1) - 1; t < losses.size(); ++t)
+        score -= losses[t];
+      scores.push_back(score);
+      by_character.push_back(score / static_cast<double>(data::count_characters(choice)));
+      by_byte.push_back(score / static_cast<double>(choice.size()));
     }
     TaskResult& result = results[item.task];
+    const auto answer = static_cast<size_t>(item.answer);
     result.name = item.task;
     result.count += 1;
-    result.acc += best == static_cast<size_t>(item.answer);
-    result.acc_norm += best_norm == static_cast<size_t>(item.answer);
+    result.acc += best_of(scores) == answer;
+    result.acc_norm += best_of(by_character) == answer;
+    result.acc_bytes += best_of(by_byte) == answer;
   }
   std::vector<TaskResult> list;
   for (auto& [name, result] : results) {
-    result.acc /= static_cast<double>(result.count);
-    result.acc_norm /= static_cast<double>(result.count);
+    for (double* share : {&result.acc, &result.acc_norm, &result.acc_bytes})
+      *share /= static_cast<double>(result.count);
     list.push_back(result);
   }
   return list;

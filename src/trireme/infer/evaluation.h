@@ -45,21 +45,36 @@ struct TaskItem {
   std::string task;
   std::string context;
   std::vector<std::string> choices;
+  std::string delimiter;  ///< between context and choice; does not count as the choice's
   int64_t answer = 0;
 };
 
-/// JSON lines with keys `task` (optional), `context`, `choices`, `answer` (index). Error{kData}
-/// naming the line.
+/// JSON lines with keys `task` (optional), `context`, `choices`, `answer` (index), `delimiter`
+/// (optional). Error{kData} naming the line.
 std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string& origin);
 
-/// Accuracy as lm-evaluation-harness defines it: `acc` by the choice's summed log-probability,
-/// `acc_norm` by the same divided by the number of characters of the choice.
+/// Ids of a context and what continues it: ids[first .. ] are the continuation.
+struct ContinuationIds {
+  std::vector<int32_t> ids;
+  size_t first = 0;
+};
+/// As lm-evaluation-harness 0.4 splits them: white space at the end of the context belongs to the
+/// continuation, whose ids are those of the whole text behind as many as the context alone has. An
+/// empty context is the beginning-of-text token, else the end-of-text token.
+ContinuationIds encode_continuation(const data::Tokenizer& tokenizer, const std::string& context,
+                                    const std::string& continuation);
+
+/// Accuracy as lm-evaluation-harness 0.4 defines it: `acc` by the choice's summed log-probability,
+/// `acc_norm` by the same divided by the choice's length in characters, `acc_bytes` in bytes. The
+/// first of equals wins.
 struct TaskResult {
   std::string name;
   double acc = 0.0;
   double acc_norm = 0.0;
+  double acc_bytes = 0.0;
   int64_t count = 0;
 };
+/// Contexts that are too long lose their beginning. Error{kData} naming the choice that adds no token.
 std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& tokenizer,
                                        const std::vector<TaskItem>& items);
 

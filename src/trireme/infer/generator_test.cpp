@@ -251,9 +251,37 @@ TEST(EvaluationTest, ReadsTaskLinesAndNamesWhatIsWrong) {
   for (const char* text :
        {R"({"context": "a", "choices": ["b"], "answer": 1})", R"({"choices": ["b"], "answer": 0})",
         R"({"context": "a", "choices": [], "answer": 0})",
-        R"({"context": "a", "choices": [""], "answer": 0})", "[]"}) {
+        R"({"context": "a", "choices": [""], "answer": 0})",
+        R"({"context": "a", "choices": ["b"], "answer": 0, "delimiter": 1})", "[]"}) {
     EXPECT_THROW(parse_task_lines(text, "f"), Error) << text;
   }
+}
+
+// As lm_eval 0.4's TemplateLM._encode_pair() and loglikelihood() split them; tests/parity/tasks.py asks the package itself.
+TEST(EvaluationTest, SplitsContextAndContinuationAsTheHarnessDoes) {
+  const auto bytes = data::make_byte_tokenizer();
+  const auto text_of = [&](const ContinuationIds& c) {
+    const std::span<const int32_t> ids(c.ids);
+    return bytes->decode(ids.subspan(0, c.first), false) + "|" +
+           bytes->decode(ids.subspan(c.first), false);
+  };
+  EXPECT_EQ(text_of(encode_continuation(*bytes, "a b", " c")), "a b| c");
+  EXPECT_EQ(text_of(encode_continuation(*bytes, "a b \n", "c")), "a b| \nc");
+  EXPECT_EQ(text_of(encode_continuation(*bytes, "a\u00a0", "c")), "a|\u00a0c") << "any white space";
+  EXPECT_EQ(text_of(encode_continuation(*bytes, "", "c")), "<|endoftext|>|c");
+  EXPECT_EQ(text_of(encode_continuation(*bytes, "", "<|endoftext|>c")), "<|endoftext|>|c");
+  // A tokenizer that merges across the seam: the context keeps its own ids, the rest is the whole text's.
+  const auto merging =
+      data::parse_tokenizer(R"({"version": "1.0", "added_tokens": [], "normalizer": null,
+      "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": {"type": "BPE", "vocab":
+      {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}, "merges": ["a b", "ab c"]}})",
+                            "t");
+  const ContinuationIds none = encode_continuation(*merging, "ab", "c");
+  EXPECT_EQ(none.ids, (std::vector<int32_t>{3})) << "abc is one id: nothing is left for the choice";
+  EXPECT_EQ(none.first, 1u);
+  const ContinuationIds some = encode_continuation(*merging, "ca", "bb");
+  EXPECT_EQ(some.ids, (std::vector<int32_t>{2, 0, 1})) << "c a | of c ab b";
+  EXPECT_EQ(some.first, 2u);
 }
 
 TEST(EvaluationTest, FiguresFollowTheirDefinitions) {

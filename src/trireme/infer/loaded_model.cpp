@@ -25,6 +25,7 @@ LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute
   for (size_t i = 0; i < spec.parameters.size(); ++i) {
     const checkpoint::TensorToWrite& parameter = source.parameters[i];
     loaded.store->master(parameter.name).copy_(parameter.make());
+    if (parameter.release) parameter.release();
   }
   loaded.store->refresh_compute();
   loaded.model = std::make_unique<nn::Model>(*loaded.store);

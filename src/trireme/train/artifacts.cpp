@@ -14,10 +14,28 @@ namespace trireme::train {
 namespace fs = std::filesystem;
 
 std::map<std::string, std::string> model_texts(const RunModel& model) {
-  return {{"config.json", model.spec.config_json},
-          {"tokenizer.json", model.tokenizer->to_json()},
-          {"tokenizer_config.json",
-           data::tokenizer_config_json(*model.tokenizer, model.spec.max_positions)}};
+  std::map<std::string, std::string> texts = {
+      {"config.json", model.spec.config_json},
+      {"tokenizer.json", model.tokenizer->to_json()},
+      {"tokenizer_config.json",
+       data::tokenizer_config_json(*model.tokenizer, model.spec.max_positions)}};
+  if (model.initial) {
+    const auto keep = [&](const char* name) {
+      if (const std::string text = model.initial->text(name); !text.empty()) texts[name] = text;
+    };
+    keep("generation_config.json");
+    // What belongs to the tokenizer goes with it, and not with another one.
+    const std::string tokenizer = model.initial->text("tokenizer.json");
+    if (!tokenizer.empty() &&
+        data::parse_tokenizer(tokenizer, model.initial->path.string())->to_json() ==
+            model.tokenizer->to_json()) {
+      for (const char* name : {"tokenizer_config.json", "special_tokens_map.json",
+                               "added_tokens.json", "chat_template.jinja"})
+        keep(name);
+    }
+  }
+  if (model.chat != nullptr) texts["chat_template.jinja"] = model.chat->source();
+  return texts;
 }
 
 std::string trace_of_step(const model::ModelSpec& spec, const plan::Program& program,

@@ -13,7 +13,8 @@
 
 namespace trireme::train {
 
-/// config.json, tokenizer.json and tokenizer_config.json of the run's model, by file name.
+/// config.json, tokenizer.json and tokenizer_config.json of the run's model, by file name; with the chat template and
+/// what else the model that it begins with has beside its weights.
 std::map<std::string, std::string> model_texts(const RunModel& model);
 
 /// The measured step as Chrome trace JSON.

@@ -148,8 +148,9 @@ void inspect_strategy(Preflight& p) {
 
 void inspect_data(Preflight& p) {
   const RunConfig& c = p.run.config;
-  if (!attempt(p.problems,
-               [&] { p.data = data::open_data(data_options_of(c), p.model.tokenizer.get()); }))
+  if (!attempt(p.problems, [&] {
+        p.data = data::open_data(data_options_of(c, p.model), p.model.tokenizer.get());
+      }))
     return;
   for (const auto& [name, dataset] :
        {std::pair{"data.train", p.data.train}, std::pair{"data.valid", p.data.valid}}) {

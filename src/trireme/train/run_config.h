@@ -46,6 +46,8 @@ struct RunConfig {
     std::string packing = "documents";
     std::string jsonl_field = "text";
     std::string separator;
+    std::string loss_mask = "none";
+    std::string chat_template;
     std::string cache;
     int64_t prefetch = 4;
     std::string baselines;

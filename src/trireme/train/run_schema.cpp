@@ -201,6 +201,12 @@ std::vector<SchemaEntry> make_schema() {
                   "Name of the field of a JSONL line that holds the text."));
   s.push_back(key("data.separator", REF(data.separator), any(),
                   "Cuts a text file into documents; empty: a file is a document."));
+  s.push_back(
+      key("data.loss_mask", REF(data.loss_mask), one_of({"none", "answers"}),
+          "`answers`: JSONL lines are conversations (`messages`), written out by the chat "
+          "template, and only what the assistant says is predicted. `none`: every token is."));
+  s.push_back(key("data.chat_template", REF(data.chat_template), any(),
+                  "Path of a Jinja chat template; empty: the one beside the tokenizer."));
   s.push_back(key("data.cache", REF(data.cache), any(),
                   "Folder for tokenized text; empty: `cache/` in the output folder.", kNoEffect));
   s.push_back(key("data.prefetch", REF(data.prefetch), integer_between(1, 1024),

@@ -69,6 +69,8 @@ void apply_moe_options(const RunConfig& run, model::ModelSpec& spec) {
 RunModel open_run_model(const RunConfig& run) {
   RunModel result;
   result.tokenizer = data::load_tokenizer(run.tokenizer.path);
+  if (run.data.loss_mask == "answers")
+    result.chat = data::load_chat_template(run.tokenizer.path, run.data.chat_template);
   if (run.model.init != "random") result.initial = checkpoint::open_model(run.model.init);
   if (!run.model.config.empty()) {
     TRIREME_USER_CHECK(std::filesystem::exists(run.model.config), kConfig,
@@ -170,7 +172,7 @@ optim::BatchRampSpec ramp_of(const RunConfig& run) {
   return ramp;
 }
 
-data::DataOptions data_options_of(const RunConfig& run) {
+data::DataOptions data_options_of(const RunConfig& run, const RunModel& model) {
   data::DataOptions options;
   for (const DataSource& source : run.data.train)
     options.train.push_back({source.path, source.weight});
@@ -181,6 +183,8 @@ data::DataOptions data_options_of(const RunConfig& run) {
   options.packing = data::parse_packing(run.data.packing);
   options.jsonl_field = run.data.jsonl_field;
   options.separator = run.data.separator;
+  options.mask_answers = run.data.loss_mask == "answers";
+  options.chat = model.chat;
   options.seed = static_cast<uint64_t>(run.seed);
   options.cache = run.data.cache.empty() ? std::filesystem::path(run.out) / "cache"
                                          : std::filesystem::path(run.data.cache);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "trireme/checkpoint/model_source.h"
+#include "trireme/data/chat_template.h"
 #include "trireme/data/open_dataset.h"
 #include "trireme/data/tokenizer.h"
 #include "trireme/model/model_spec.h"
@@ -22,6 +23,7 @@ struct RunModel {
   std::unique_ptr<data::Tokenizer> tokenizer;
   model::ModelSpec spec;
   std::optional<checkpoint::ModelSource> initial;  ///< where the weights come from; empty: random
+  std::shared_ptr<const data::ChatTemplate> chat;  ///< of data.loss_mask = "answers"; may be null
 };
 
 /// Opens them. Error{kConfig} or {kData} naming the key.
@@ -38,7 +40,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
 optim::OptimizerConfig optimizer_of(const RunConfig& run);
 optim::ScheduleSpec schedule_of(const RunConfig& run);
 optim::BatchRampSpec ramp_of(const RunConfig& run);
-data::DataOptions data_options_of(const RunConfig& run);
+data::DataOptions data_options_of(const RunConfig& run, const RunModel& model);
 
 /// Which precision a run takes, and what was measured for it.
 struct PrecisionChoice {

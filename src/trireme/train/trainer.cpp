@@ -126,7 +126,9 @@ void Run::initialize() {
     return;
   }
   for (size_t i = 0; i < p_.model.initial->parameters.size(); ++i) {
-    store_.master(static_cast<int>(i)).copy_(p_.model.initial->parameters[i].make());
+    const checkpoint::TensorToWrite& parameter = p_.model.initial->parameters[i];
+    store_.master(static_cast<int>(i)).copy_(parameter.make());
+    if (parameter.release) parameter.release();
   }
   store_.refresh_compute();
   log::info("weights from {}", p_.model.initial->path.string());

@@ -188,6 +188,97 @@ TEST_F(TrainerTest, TwoRunsDoNotShareAFolder) {
   }
 }
 
+/// Conversations, most tokens of which are not to be predicted and unevenly so.
+class ChatTrainerTest : public TrainerTest {
+ protected:
+  void SetUp() override {
+    TrainerTest::SetUp();
+    std::ofstream lines(folder_ / "chat.jsonl");
+    for (int i = 0; i < 40; ++i) {
+      lines << fmt::format(
+          R"({{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "{}"}}]}})"
+          "\n",
+          std::string(static_cast<size_t>(5 + i * 7 % 40), 'q'), i * i);
+    }
+    std::ofstream(folder_ / "chat.jinja")
+        << "{% for m in messages %}{{ m.role[0] ~ m.content }}<|endoftext|>{% endfor %}";
+  }
+
+  RunFile chat_run(const std::string& out, std::vector<std::string> sets = {}) const {
+    const std::string folder = folder_.string();
+    sets.insert(sets.begin(),
+                {"data.train=\"" + folder + "/chat.jsonl\"",
+                 "data.valid=\"" + folder + "/chat.jsonl\"", "data.loss_mask=\"answers\"",
+                 "data.chat_template=\"" + folder + "/chat.jinja\"", "batch.sequences=8"});
+    return run(out, sets);
+  }
+};
+
+// Means of the lanes' or the micro-batches' means would differ by far more: the answers are spread unevenly.
+TEST_F(ChatTrainerTest, TheLossIsTheMeanOverAnswersHoweverTheBatchIsCut) {
+  train(chat_run("a"), options());
+  const std::vector<StepMetrics> wanted = read_metrics(folder_ / "a/metrics.jsonl");
+  for (const char* cut : {"batch.micro=2", "batch.micro=4", "batch.lanes=1", "batch.lanes=8"}) {
+    train(chat_run(cut, {cut}), options());
+    const std::vector<StepMetrics> metrics = read_metrics(folder_ / cut / "metrics.jsonl");
+    ASSERT_EQ(metrics.size(), wanted.size());
+    for (size_t i = 0; i < metrics.size(); ++i) {
+      EXPECT_NEAR(metrics[i].loss, wanted[i].loss, 1e-6 * wanted[i].loss) << cut;
+      EXPECT_NEAR(metrics[i].grad_norm, wanted[i].grad_norm, 1e-5 * wanted[i].grad_norm) << cut;
+    }
+  }
+  train(chat_run("later", {"memory.delay_weight_gradients=true", "memory.recompute=\"full\""}),
+        options());
+  EXPECT_EQ(digest("later"), digest("a"));
+}
+
+TEST_F(ChatTrainerTest, AnInterruptedRunEndsBitEqualFromTextAndFromPreparedData) {
+  train(chat_run("whole"), options());
+  for (int i = 0; i < 6; ++i) {
+    set_interrupted(true);
+    if (i < 5) {
+      EXPECT_THROW(train(chat_run("pieces"), options()), Error);
+    } else {
+      train(chat_run("pieces"), options());
+    }
+  }
+  set_interrupted(false);
+  EXPECT_EQ(digest("whole"), digest("pieces"));
+  EXPECT_EQ(figures("whole"), figures("pieces"));
+  EXPECT_EQ(read_file(folder_ / "whole/export/chat_template.jinja"),
+            read_file(folder_ / "chat.jinja"));
+
+  std::string prefix;
+  for (const auto& entry : fs::directory_iterator(folder_ / "cache"))
+    if (entry.path().extension() == ".mask") prefix = entry.path().string();
+  prefix.resize(prefix.size() - std::string(".mask").size());
+  const std::vector<std::string> pair = {"data.train=\"" + prefix + "\"",
+                                         "data.valid=\"" + prefix + "\""};
+  train(chat_run("pair", pair), options());
+  EXPECT_EQ(digest("whole"), digest("pair"));
+  std::vector<std::string> all = pair;
+  all.push_back("data.loss_mask=\"none\"");
+  train(chat_run("all", all), options());
+  EXPECT_NE(digest("whole"), digest("all")) << "a mask is used only where it is asked for";
+}
+
+TEST_F(ChatTrainerTest, WhatIsMissingIsNamedBeforeStepZero) {
+  const auto problem = [&](const std::vector<std::string>& sets) {
+    const Preflight preflight = inspect_run(chat_run("a", sets));
+    return preflight.problems.empty() ? std::string()
+                                      : std::string(preflight.problems.front().what());
+  };
+  EXPECT_EQ(problem({}), "");
+  EXPECT_THAT(problem({"data.chat_template=\"\""}),
+              HasSubstr("the tokenizer has no chat template"));
+  EXPECT_THAT(problem({"data.chat_template=\"absent.jinja\""}), HasSubstr("absent.jinja"));
+  EXPECT_THAT(problem({"data.train=\"" + folder_.string() + "/text.txt\""}),
+              HasSubstr("conversations are read from JSONL"));
+  std::ofstream(folder_ / "plain.jsonl") << "{\"text\": \"x\"}\n";
+  EXPECT_THAT(problem({"data.train=\"" + folder_.string() + "/plain.jsonl\""}),
+              HasSubstr("plain.jsonl:1: no key \"messages\""));
+}
+
 TEST(TrainState, SurvivesItsJson) {
   TrainState state;
   state.step = 5;

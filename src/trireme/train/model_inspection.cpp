@@ -1,0 +1,302 @@
+#include "trireme/train/model_inspection.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+
+#include "trireme/base/error.h"
+#include "trireme/base/file.h"
+#include "trireme/checkpoint/model_source.h"
+#include "trireme/checkpoint/tensor_file.h"
+#include "trireme/data/chat_template.h"
+#include "trireme/data/tokenizer.h"
+#include "trireme/model/flops.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/simulate.h"
+#include "trireme/train/progress.h"
+#include "trireme/train/run_setup.h"
+
+namespace trireme::train {
+
+namespace {
+
+namespace fs = std::filesystem;
+using device::Finding;
+using Level = device::Finding::Level;
+
+constexpr int64_t kSeqLen = 2048;
+
+void find(ModelInspection& m, Level level, std::string what, std::string advice = "") {
+  m.findings.push_back({level, std::move(what), std::move(advice)});
+}
+
+/// Runs `body`; an Error becomes a finding. False if it failed.
+template <typename Body>
+bool attempt(ModelInspection& m, Level level, Body body) {
+  try {
+    body();
+    return true;
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kInternal) throw;
+    find(m, level, error.what(), error.hint());
+    return false;
+  }
+}
+
+/// Types and sizes of what the weight files hold.
+void inspect_files(ModelInspection& m) {
+  std::map<std::string, uint64_t> bytes;
+  std::map<std::string, int64_t> matrices;
+  bool stored_head = false;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(m.path, ignored)) {
+    if (entry.path().extension() != ".safetensors") continue;
+    attempt(m, Level::kProblem, [&] {
+      const checkpoint::TensorFile file(entry.path());
+      for (const checkpoint::TensorInfo& info : file.header().tensors) {
+        if (info.name.starts_with(checkpoint::kOptimizerPrefix)) continue;
+        bytes[checkpoint::dtype_name(info.dtype)] += info.bytes();
+        if (info.shape.size() >= 2) ++matrices[checkpoint::dtype_name(info.dtype)];
+        stored_head = stored_head || info.name == "lm_head.weight";
+        ++m.stored_tensors;
+      }
+    });
+  }
+  m.stored_bytes.assign(bytes.begin(), bytes.end());
+  std::sort(m.stored_bytes.begin(), m.stored_bytes.end(),
+            [](const auto& a, const auto& b) { return a.second > b.second; });
+  if (matrices.size() > 1) {
+    std::string kinds;
+    for (const auto& [name, count] : matrices)
+      kinds += fmt::format("{}{} of {}", kinds.empty() ? "" : ", ", count, name);
+    find(m, Level::kNote, "the matrices are of different types: " + kinds);
+  }
+  if (stored_head && m.spec.tied_embeddings)
+    find(m, Level::kNote,
+         "lm_head.weight is stored although config.json ties it to the token embedding: it is not "
+         "used");
+}
+
+/// What config.json says beside the model, against what is there.
+void inspect_config(ModelInspection& m, const std::string& text) {
+  const OrderedJson config = parse_ordered_json(text, "config.json", ErrorCode::kConfig);
+  const char* key = config.contains("dtype") ? "dtype" : "torch_dtype";
+  static const std::map<std::string, std::string> names = {
+      {"float32", "F32"}, {"bfloat16", "BF16"}, {"float16", "F16"}, {"float64", "F64"}};
+  if (!config.contains(key) || !config[key].is_string() || m.stored_bytes.empty()) return;
+  const auto said = names.find(config[key].get<std::string>());
+  if (m.huggingface && said != names.end() && said->second != m.stored_bytes.front().first)
+    find(m, Level::kNote,
+         fmt::format("config.json says {} = \"{}\", but most of the weights are {}", key,
+                     said->first, m.stored_bytes.front().first));
+}
+
+std::string tokenizer_kind(const std::string& text, const std::string& origin) {
+  const Json json = parse_json(text, origin);
+  if (!json.is_object() || !json.contains("model") || !json["model"].is_object()) return "unknown";
+  const Json& model = json["model"];
+  const std::string type = model.value("type", "BPE");
+  if (type != "BPE") return type;
+  const std::string steps = json.value("pre_tokenizer", Json()).dump() +
+                            json.value("decoder", Json()).dump();
+  if (steps.find("\"ByteLevel\"") != std::string::npos) return "BPE on bytes";
+  return model.contains("byte_fallback") && model["byte_fallback"] == true
+             ? "BPE on characters, others as bytes"
+             : "BPE on characters";
+}
+
+void inspect_tokenizer(ModelInspection& m, const std::string& text, const std::string& config) {
+  const std::string origin = (m.path / "tokenizer.json").string();
+  if (text.empty()) {
+    find(m, Level::kWarning, "there is no tokenizer.json: text cannot be encoded",
+         "put the tokenizer.json that the model was trained with there, or work with ids");
+    return;
+  }
+  std::unique_ptr<data::Tokenizer> tokenizer;
+  if (!attempt(m, Level::kProblem, [&] {
+        m.tokenizer_kind = tokenizer_kind(text, origin);
+        tokenizer = data::parse_tokenizer(text, origin, config);
+      }))
+    return;
+  m.tokenizer_vocab_size = tokenizer->vocab_size();
+  if (tokenizer->bos_id()) m.bos = tokenizer->id_to_token(*tokenizer->bos_id());
+  if (tokenizer->eos_id()) m.eos = tokenizer->id_to_token(*tokenizer->eos_id());
+  const int64_t rows = m.spec.vocab_size;
+  if (rows == 0) return;
+  if (m.tokenizer_vocab_size > rows) {
+    find(m, Level::kProblem,
+         fmt::format("the tokenizer has ids up to {}, the model a vocabulary of {}",
+                     m.tokenizer_vocab_size - 1, rows),
+         "use the model's own tokenizer");
+  } else if (m.tokenizer_vocab_size < rows) {
+    find(m, Level::kNote,
+         fmt::format("the model's vocabulary of {} is {} larger than the tokenizer's", rows,
+                     rows - m.tokenizer_vocab_size));
+  }
+  const auto compare = [&](const char* name, int id, std::optional<int32_t> ours) {
+    if (id >= 0 && ours && *ours != id)
+      find(m, Level::kWarning,
+           fmt::format("config.json says {} = {}, the tokenizer's is {} (\"{}\")", name, id, *ours,
+                       tokenizer->id_to_token(*ours)));
+  };
+  compare("bos_token_id", m.spec.bos_token_id, tokenizer->bos_id());
+  compare("eos_token_id", m.spec.eos_token_id, tokenizer->eos_id());
+}
+
+void inspect_chat_template(ModelInspection& m) {
+  m.chat_template = "not covered";
+  attempt(m, Level::kWarning, [&] {
+    const auto chat = data::load_chat_template(m.path.string());
+    m.chat_template = chat == nullptr          ? "none"
+                      : chat->has_generation() ? "covered, marks what is generated"
+                                               : "covered";
+  });
+}
+
+/// Keys and values of one sequence.
+int64_t cache_bytes(const model::ModelSpec& spec, int64_t element_bytes) {
+  int64_t bytes = 0;
+  for (const model::LayerSpec& layer : spec.layers) {
+    const model::AttentionSpec& a = layer.attention;
+    const int64_t value_dim = a.value_dim > 0 ? a.value_dim : a.head_dim;
+    bytes += spec.max_positions * a.num_kv_heads * (a.head_dim + value_dim) * element_bytes;
+  }
+  return bytes;
+}
+
+void inspect_memory(ModelInspection& m) {
+  RunConfig run;
+  run.batch.sequences = run.batch.micro = run.batch.lanes = 1;
+  run.data.seq_len = m.seq_len;
+  attempt(m, Level::kNote, [&] {
+    for (const plan::Precision precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+      ModelMemory memory;
+      memory.precision = plan::to_string(precision);
+      for (const bool least : {false, true}) {
+        run.memory.recompute = {least ? "full" : "none"};
+        const plan::Strategy strategy = strategy_of(run, m.spec, precision);
+        const plan::Program program = plan::build_program(m.spec, strategy);
+        (least ? memory.train_least_bytes : memory.train_bytes) =
+            plan::simulate(program, std::vector<double>(program.instructions.size(), 1e-3))
+                .peak_bytes;
+        memory.train_resident_bytes = program.resident_bytes;
+        const plan::ResidentBytes held = plan::resident_bytes(m.spec, strategy);
+        memory.run_bytes = held.total() - held.optimizer_states +
+                           cache_bytes(m.spec, plan::element_bytes(precision));
+      }
+      m.memory.push_back(memory);
+    }
+  });
+}
+
+}  // namespace
+
+bool ModelInspection::ok() const {
+  return std::none_of(findings.begin(), findings.end(),
+                      [](const Finding& f) { return f.level == Level::kProblem; });
+}
+
+ModelInspection inspect_model(const fs::path& path) {
+  TRIREME_USER_CHECK(fs::exists(path), kData, "check the path", "there is no {}", path.string());
+  ModelInspection m;
+  m.path = path;
+  std::map<std::string, std::string> texts;
+  std::error_code ignored;
+  const auto read = [&](const char* name) {
+    if (!texts.contains(name) && fs::exists(m.path / name, ignored))
+      texts[name] = read_file(m.path / name);
+    return texts[name];
+  };
+  const bool opened = attempt(m, Level::kProblem, [&] {
+    checkpoint::ModelSource source = checkpoint::open_model(path);
+    m.path = source.path;
+    m.huggingface = source.huggingface;
+    m.spec = std::move(source.spec);
+    texts = std::move(source.texts);
+  });
+  // Weights that do not fit leave a config that may still be read.
+  if (!opened && fs::exists(m.path / "config.json", ignored)) {
+    ModelInspection quiet = m;
+    attempt(quiet, Level::kNote, [&] {
+      m.spec = model::spec_from_config(read("config.json"), (m.path / "config.json").string());
+    });
+  }
+  inspect_files(m);
+  if (m.spec.vocab_size > 0) {
+    inspect_config(m, read("config.json"));
+    m.parameters = m.spec.num_parameters();
+    m.active_parameters = m.spec.num_active_parameters();
+    m.seq_len = std::min(m.spec.max_positions, kSeqLen);
+    m.flops_per_token = model::flops_per_token(m.spec, m.seq_len).model();
+    inspect_memory(m);
+  }
+  inspect_tokenizer(m, read("tokenizer.json"), read("tokenizer_config.json"));
+  inspect_chat_template(m);
+  return m;
+}
+
+OrderedJson to_json(const ModelInspection& m) {
+  OrderedJson json = {{"path", m.path.string()}, {"kind", m.huggingface ? "huggingface" : "checkpoint"}};
+  json["family"] = m.spec.family;
+  json["architecture"] = m.spec.architecture;
+  json["parameters"] = m.parameters;
+  json["active_parameters"] = m.active_parameters;
+  json["flops_per_token"] = m.flops_per_token;
+  json["layers"] = m.spec.layers.size();
+  json["hidden"] = m.spec.hidden;
+  json["vocab_size"] = m.spec.vocab_size;
+  json["context"] = m.spec.max_positions;
+  json["tied_embeddings"] = m.spec.tied_embeddings;
+  json["stored"] = {{"tensors", m.stored_tensors}, {"bytes", OrderedJson::object()}};
+  for (const auto& [type, bytes] : m.stored_bytes) json["stored"]["bytes"][type] = bytes;
+  json["tokenizer"] = nullptr;
+  if (!m.tokenizer_kind.empty())
+    json["tokenizer"] = {{"kind", m.tokenizer_kind},
+                         {"vocab_size", m.tokenizer_vocab_size},
+                         {"bos", m.bos},
+                         {"eos", m.eos}};
+  json["chat_template"] = m.chat_template;
+  json["memory"] = OrderedJson::array();
+  for (const ModelMemory& memory : m.memory)
+    json["memory"].push_back({{"precision", memory.precision},
+                              {"run_bytes", memory.run_bytes},
+                              {"train_bytes", memory.train_bytes},
+                              {"train_least_bytes", memory.train_least_bytes},
+                              {"train_resident_bytes", memory.train_resident_bytes},
+                              {"seq_len", m.seq_len}});
+  return json;
+}
+
+std::string describe(const ModelInspection& m) {
+  const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
+  std::string text = fmt::format("{:<14} {} ({})\n", "model", m.path.string(),
+                                 m.huggingface ? "Hugging Face directory" : "checkpoint");
+  if (m.spec.vocab_size > 0) {
+    text += fmt::format("{:<14} {}, {} layers of {}, vocabulary {}, context {}\n", "family",
+                        m.spec.family, m.spec.layers.size(), m.spec.hidden, m.spec.vocab_size,
+                        m.spec.max_positions);
+    text += fmt::format("{:<14} {} parameters", "size", count_text(static_cast<double>(m.parameters)));
+    if (m.active_parameters < m.parameters)
+      text += fmt::format(", {} active for a token",
+                          count_text(static_cast<double>(m.active_parameters)));
+    text += fmt::format("; {} operations a trained token\n", count_text(m.flops_per_token));
+  }
+  std::string types;
+  for (const auto& [type, size] : m.stored_bytes)
+    types += fmt::format("{}{} of {}", types.empty() ? "" : ", ", bytes(static_cast<int64_t>(size)), type);
+  text += fmt::format("{:<14} {} tensors{}\n", "stored", m.stored_tensors,
+                      types.empty() ? "" : ": " + types);
+  for (const ModelMemory& memory : m.memory) {
+    text += fmt::format("{:<14} {} to run; {} to train on a sequence of {}, {} with recompute = \"full\"\n",
+                        "memory, " + memory.precision, bytes(memory.run_bytes),
+                        bytes(memory.train_bytes), m.seq_len, bytes(memory.train_least_bytes));
+  }
+  text += fmt::format("{:<14} {}\n", "tokenizer",
+                      m.tokenizer_kind.empty()
+                          ? "none"
+                          : fmt::format("{}, {} ids, begins with \"{}\", ends with \"{}\"",
+                                        m.tokenizer_kind, m.tokenizer_vocab_size, m.bos, m.eos));
+  return text + fmt::format("{:<14} {}\n", "chat template", m.chat_template);
+}
+
+}  // namespace trireme::train
