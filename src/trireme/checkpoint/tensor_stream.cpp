@@ -41,12 +41,11 @@ void stream_tensor(const TensorToWrite& tensor,
   const at::ScalarType type = scalar_type(tensor.dtype);
   const auto check = [&](const at::Tensor& made, bool whole) {
     const std::vector<int64_t> sizes = made.sizes().vec();
-    const bool same_rows =
-        sizes.size() == tensor.shape.size() &&
-        std::equal(sizes.begin() + (whole || sizes.empty() ? 0 : 1), sizes.end(),
-                   tensor.shape.begin() + (whole || sizes.empty() ? 0 : 1));
-    const bool convertible = made.scalar_type() == type ||
-                             (made.is_floating_point() && at::isFloatingType(type));
+    const bool same_rows = sizes.size() == tensor.shape.size() &&
+                           std::equal(sizes.begin() + (whole || sizes.empty() ? 0 : 1), sizes.end(),
+                                      tensor.shape.begin() + (whole || sizes.empty() ? 0 : 1));
+    const bool convertible =
+        made.scalar_type() == type || (made.is_floating_point() && at::isFloatingType(type));
     TRIREME_CHECK(same_rows && convertible, "tensor '{}' was announced as {} {} and came as {} {}",
                   tensor.name, dtype_name(tensor.dtype), shape_text(tensor.shape),
                   c10::toString(made.scalar_type()), shape_text(sizes));

@@ -8,8 +8,8 @@
 #include "trireme/base/json.h"
 #include "trireme/model/flops.h"
 #include "trireme/model/model_spec.h"
-#include "trireme/model/mtp.h"
 #include "trireme/model/moe_test_configs.h"
+#include "trireme/model/mtp.h"
 
 namespace trireme::model {
 namespace {

@@ -97,8 +97,8 @@ std::string tokenizer_kind(const std::string& text, const std::string& origin) {
   const Json& model = json["model"];
   const std::string type = model.value("type", "BPE");
   if (type != "BPE") return type;
-  const std::string steps = json.value("pre_tokenizer", Json()).dump() +
-                            json.value("decoder", Json()).dump();
+  const std::string steps =
+      json.value("pre_tokenizer", Json()).dump() + json.value("decoder", Json()).dump();
   if (steps.find("\"ByteLevel\"") != std::string::npos) return "BPE on bytes";
   return model.contains("byte_fallback") && model["byte_fallback"] == true
              ? "BPE on characters, others as bytes"
@@ -236,7 +236,8 @@ ModelInspection inspect_model(const fs::path& path) {
 }
 
 OrderedJson to_json(const ModelInspection& m) {
-  OrderedJson json = {{"path", m.path.string()}, {"kind", m.huggingface ? "huggingface" : "checkpoint"}};
+  OrderedJson json = {{"path", m.path.string()},
+                      {"kind", m.huggingface ? "huggingface" : "checkpoint"}};
   json["family"] = m.spec.family;
   json["architecture"] = m.spec.architecture;
   json["parameters"] = m.parameters;
@@ -275,7 +276,8 @@ std::string describe(const ModelInspection& m) {
     text += fmt::format("{:<14} {}, {} layers of {}, vocabulary {}, context {}\n", "family",
                         m.spec.family, m.spec.layers.size(), m.spec.hidden, m.spec.vocab_size,
                         m.spec.max_positions);
-    text += fmt::format("{:<14} {} parameters", "size", count_text(static_cast<double>(m.parameters)));
+    text +=
+        fmt::format("{:<14} {} parameters", "size", count_text(static_cast<double>(m.parameters)));
     if (m.active_parameters < m.parameters)
       text += fmt::format(", {} active for a token",
                           count_text(static_cast<double>(m.active_parameters)));
@@ -283,13 +285,15 @@ std::string describe(const ModelInspection& m) {
   }
   std::string types;
   for (const auto& [type, size] : m.stored_bytes)
-    types += fmt::format("{}{} of {}", types.empty() ? "" : ", ", bytes(static_cast<int64_t>(size)), type);
+    types += fmt::format("{}{} of {}", types.empty() ? "" : ", ", bytes(static_cast<int64_t>(size)),
+                         type);
   text += fmt::format("{:<14} {} tensors{}\n", "stored", m.stored_tensors,
                       types.empty() ? "" : ": " + types);
   for (const ModelMemory& memory : m.memory) {
-    text += fmt::format("{:<14} {} to run; {} to train on a sequence of {}, {} with recompute = \"full\"\n",
-                        "memory, " + memory.precision, bytes(memory.run_bytes),
-                        bytes(memory.train_bytes), m.seq_len, bytes(memory.train_least_bytes));
+    text += fmt::format(
+        "{:<14} {} to run; {} to train on a sequence of {}, {} with recompute = \"full\"\n",
+        "memory, " + memory.precision, bytes(memory.run_bytes), bytes(memory.train_bytes),
+        m.seq_len, bytes(memory.train_least_bytes));
   }
   text += fmt::format("{:<14} {}\n", "tokenizer",
                       m.tokenizer_kind.empty()

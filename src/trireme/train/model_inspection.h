@@ -15,10 +15,10 @@ namespace trireme::train {
 
 /// Memory on one device at one precision, in bytes.
 struct ModelMemory {
-  std::string precision;           ///< "fp32", "bf16"
-  int64_t run_bytes = 0;           ///< weights, and keys and values of one sequence of full length
-  int64_t train_bytes = 0;         ///< the peak of a step of one sequence with AdamW
-  int64_t train_least_bytes = 0;   ///< the same when everything is recomputed
+  std::string precision;          ///< "fp32", "bf16"
+  int64_t run_bytes = 0;          ///< weights, and keys and values of one sequence of full length
+  int64_t train_bytes = 0;        ///< the peak of a step of one sequence with AdamW
+  int64_t train_least_bytes = 0;  ///< the same when everything is recomputed
   int64_t train_resident_bytes = 0;  ///< of them held between steps
 };
 
@@ -34,8 +34,9 @@ struct ModelInspection {
   int64_t stored_tensors = 0;
   std::string tokenizer_kind;  ///< "BPE on bytes", "Unigram" ...; "" if there is none
   int64_t tokenizer_vocab_size = 0;
-  std::string bos, eos;       ///< as text
-  std::string chat_template;  ///< "none", "covered", "covered, marks what is generated" or "not covered"
+  std::string bos, eos;  ///< as text
+  std::string
+      chat_template;  ///< "none", "covered", "covered, marks what is generated" or "not covered"
   std::vector<ModelMemory> memory;
   std::vector<device::Finding> findings;
   bool ok() const;  ///< no finding is a problem
