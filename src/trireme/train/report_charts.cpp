@@ -63,7 +63,7 @@ function hideTip() { tip.style.opacity = 0; }
 function escapeHtml(s) { return s.replace(/[&<>"]/g, c => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" }[c])); }
 
 // series: { name, y, colour, raw?, points?, label? }; options: { format, references, zero, height }
-function lineChart(id, series, options) {
+function lineChart(id, series, options = {}) {
   const host = document.getElementById(id);
   if (!host) return;
   const x = options.x || data.metrics.step;
