@@ -50,6 +50,9 @@ for line in open("runs/moe/metrics.jsonl"):
     m = json.loads(line)
     # 4 sequences of 64 tokens, two experts each, in two layers.
     assert [sum(load) for load in m["load"]] == [512, 512] and m["dropped"] == 0 and m["balance_loss"] > 0.5, m'
+"$TRIREME" train "$examples/moe/run.toml" "${small_moe[@]}" --dry-run --json >moe.json 2>/dev/null
+# Two of four experts of three matrices [128, 64] in two layers stay idle.
+check "moe: active parameters" json moe.json "value['parameters'] - value['active_parameters'] == 2 * 2 * 3 * 128 * 64"
 check "moe: the report compares" grep -q '"name":"runs/default"' runs/moe/report.html
 check "moe: generate" "$TRIREME" generate runs/moe/export --prompt def
 

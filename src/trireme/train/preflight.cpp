@@ -192,7 +192,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
   }
   if (attempt(p.problems, [&] { p.model = open_run_model(run.config); })) {
     p.parameters = p.model.spec.num_parameters();
-    p.active_parameters = p.parameters;
+    p.active_parameters = p.model.spec.num_active_parameters();
     p.flops_per_token = model::flops_per_token(p.model.spec, run.config.data.seq_len).model();
     if (p.model.tokenizer->vocab_size() > p.model.spec.vocab_size) {
       add(p.problems, ErrorCode::kConfig,
