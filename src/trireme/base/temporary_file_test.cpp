@@ -21,6 +21,7 @@ using ::testing::UnorderedElementsAre;
 class TemporaryFileTest : public ::testing::Test {
  protected:
   void SetUp() override {
+    // mkdtemp puts letters in place of the X.
     std::string name = (fs::temp_directory_path() / "trireme-temporary-XXXXXX").string();
     ASSERT_NE(mkdtemp(name.data()), nullptr);
     folder_ = name;
