@@ -170,8 +170,4 @@ ForwardResult MlpPart::forward(const at::Tensor& hidden, const BatchTensors&, bo
   return result;
 }
 
-at::Tensor MlpPart::infer(const at::Tensor& hidden) {
-  return forward(hidden, BatchTensors{}, false, SaveMode::kInputOnly).output;
-}
-
 }  // namespace trireme::nn

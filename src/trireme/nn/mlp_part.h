@@ -24,8 +24,6 @@ class MlpPart final : public Part {
   const std::vector<int>& gradient_parameters() const override { return parameters_; }
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
                         SaveMode mode) override;
-  /// Without a batch, for generation. hidden [B, T, d].
-  at::Tensor infer(const at::Tensor& hidden);
 
  private:
   class Graph;
