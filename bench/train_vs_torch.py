@@ -26,7 +26,12 @@ SHAPES = {
     "llama-11m": ("llama-11m", 8, 256),
     "llama-110m": ("llama-110m", 2, 1024),
     "gpt2-124m": ("gpt2-124m", 2, 1024),
+    # with experts: beside the dense model of as many active operations
+    "trireme-moe": ("trireme-moe", 8, 512),
+    "qwen3moe-32m-a11m": ("qwen3moe-32m-a11m", 16, 256),
 }
+DENSE_OF = {"trireme-moe": "trireme-default", "qwen3moe-32m-a11m": "llama-11m"}
+DEFAULT_SHAPES = ["llama-11m", "llama-110m", "gpt2-124m"]
 TUNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 40), "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
 
 
@@ -56,7 +61,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--python", default=os.path.join(HERE, "..", ".deps", "peers", "bin", "python"))
     parser.add_argument("--trireme", default=os.path.join(HERE, "..", "build", "trireme"))
-    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--shapes", default=",".join(DEFAULT_SHAPES), help="of " + ", ".join(SHAPES))
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
@@ -81,6 +86,10 @@ def main():
                     "trireme": lambda: json.loads(run([arguments.trireme, "bench", "train", "--preset", preset,
                                                        "--precision", precision, "--json"] + sizes))["steps"],
                 }
+                if shape in DENSE_OF:
+                    contenders["trireme, dense"] = lambda: json.loads(run(
+                        [arguments.trireme, "bench", "train", "--preset", DENSE_OF[shape], "--precision", precision,
+                         "--json"] + sizes))["steps"]
                 if not arguments.no_eager:
                     contenders["torch eager, tuned"] = lambda: [json.loads(l) for l in run(peer, TUNED).splitlines()]
                 if not arguments.no_compile:

@@ -2,7 +2,7 @@
 """The peer of `trireme bench train`: the same model, batch and data in plain PyTorch.
 
 A decoder written the way PyTorch users write it (nn.Linear, scaled_dot_product_attention, RMSNorm,
-fused AdamW), run eagerly or through torch.compile, in fp32 or bf16 autocast. Prints one JSON line per
+experts in a loop over those that got tokens, fused AdamW), run eagerly or through torch.compile, in fp32 or bf16 autocast. Prints one JSON line per
 measured step: seconds, tokens, minor page faults, peak resident bytes.
 
 Run by bench/train_vs_torch.py; needs the full torch package.
@@ -32,33 +32,76 @@ class Rotary:
         return x * self.cos.to(x.dtype) + rotated * self.sin.to(x.dtype)
 
 
+class Mlp(nn.Module):
+    def __init__(self, d, h):
+        super().__init__()
+        self.gate = nn.Linear(d, h, bias=False)
+        self.up = nn.Linear(d, h, bias=False)
+        self.down = nn.Linear(h, d, bias=False)
+
+    def forward(self, y):
+        return self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Experts(nn.Module):
+    """Softmax, the best k renormalised, a loop over the experts that got tokens, index_add; the balancing loss of the Switch
+    Transformer over the batch (what transformers' mixtral and qwen3_moe do eagerly)."""
+
+    def __init__(self, d, h, count, top_k):
+        super().__init__()
+        self.count, self.top_k = count, top_k
+        self.router = nn.Linear(d, count, bias=False)
+        self.experts = nn.ModuleList(Mlp(d, h) for _ in range(count))
+        self.balance = None
+
+    def forward(self, y):
+        shape = y.shape
+        y = y.reshape(-1, shape[-1])
+        scores = F.softmax(self.router(y).float(), dim=-1)
+        weights, chosen = scores.topk(self.top_k, dim=-1)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(y.dtype)
+        mask = F.one_hot(chosen, self.count).permute(2, 1, 0)
+        self.balance = self.count * (mask.float().mean((1, 2)) * self.top_k * scores.mean(0)).sum()
+        result = torch.zeros_like(y)
+        for expert in mask.sum((1, 2)).nonzero().flatten().tolist():
+            slot, token = torch.where(mask[expert])
+            result.index_add_(0, token, (self.experts[expert](y[token]) * weights[token, slot, None]).to(y.dtype))
+        return result.view(shape)
+
+
 class LlamaBlock(nn.Module):
     def __init__(self, c, rotary):
         super().__init__()
-        d, h = c["hidden_size"], c["intermediate_size"]
+        d = c["hidden_size"]
         self.heads, self.kv = c["num_attention_heads"], c["num_key_value_heads"]
-        self.head_dim = d // self.heads
+        self.head_dim = c.get("head_dim") or d // self.heads
         self.rotary = rotary
+        if c["model_type"] == "qwen3_moe":
+            self.q_norm, self.k_norm = (nn.RMSNorm(self.head_dim, eps=c["rms_norm_eps"]) for _ in range(2))
+        else:
+            self.q_norm = self.k_norm = nn.Identity()
         self.norm1 = nn.RMSNorm(d, eps=c["rms_norm_eps"])
         self.q = nn.Linear(d, self.heads * self.head_dim, bias=False)
         self.k = nn.Linear(d, self.kv * self.head_dim, bias=False)
         self.v = nn.Linear(d, self.kv * self.head_dim, bias=False)
         self.o = nn.Linear(self.heads * self.head_dim, d, bias=False)
         self.norm2 = nn.RMSNorm(d, eps=c["rms_norm_eps"])
-        self.gate = nn.Linear(d, h, bias=False)
-        self.up = nn.Linear(d, h, bias=False)
-        self.down = nn.Linear(h, d, bias=False)
+        experts = c.get("num_experts") or c.get("num_local_experts")
+        if experts:
+            width = c.get("moe_intermediate_size") or c["intermediate_size"]
+            self.mlp = Experts(d, width, experts, c["num_experts_per_tok"])
+        else:
+            self.mlp = Mlp(d, c["intermediate_size"])
 
     def forward(self, x):
         b, t, _ = x.shape
         y = self.norm1(x)
-        q = self.rotary(self.q(y).view(b, t, self.heads, self.head_dim).transpose(1, 2))
-        k = self.rotary(self.k(y).view(b, t, self.kv, self.head_dim).transpose(1, 2))
+        q = self.rotary(self.q_norm(self.q(y).view(b, t, self.heads, self.head_dim)).transpose(1, 2))
+        k = self.rotary(self.k_norm(self.k(y).view(b, t, self.kv, self.head_dim)).transpose(1, 2))
         v = self.v(y).view(b, t, self.kv, self.head_dim).transpose(1, 2)
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv)
         x = x + self.o(a.transpose(1, 2).reshape(b, t, -1))
-        y = self.norm2(x)
-        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return x + self.mlp(self.norm2(x))
 
 
 class Llama(nn.Module):
@@ -70,6 +113,7 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(LlamaBlock(c, rotary) for _ in range(c["num_hidden_layers"]))
         self.norm = nn.RMSNorm(d, eps=c["rms_norm_eps"])
         self.head = nn.Linear(d, c["vocab_size"], bias=False)
+        self.aux = c.get("router_aux_loss_coef", 0.0) / c["num_hidden_layers"]
         if c.get("tie_word_embeddings"):
             self.head.weight = self.embed.weight
 
@@ -78,7 +122,9 @@ class Llama(nn.Module):
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        balances = [block.mlp.balance for block in self.blocks if isinstance(block.mlp, Experts)]
+        return loss + self.aux * sum(balances) if balances else loss
 
 
 class GptBlock(nn.Module):
@@ -118,7 +164,7 @@ class Gpt(nn.Module):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--config", required=True, help="a Hugging Face config.json (gpt2 or llama)")
+    parser.add_argument("--config", required=True, help="a Hugging Face config.json (gpt2, llama, mixtral or qwen3_moe)")
     parser.add_argument("--micro", type=int, required=True)
     parser.add_argument("--seq-len", type=int, required=True)
     parser.add_argument("--micro-batches", type=int, default=1)

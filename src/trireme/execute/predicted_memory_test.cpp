@@ -94,8 +94,7 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
         4 * optim::state_floats(config, parameter) * parameter.numel();
     if (config.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
       int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
-      workspace =
-          std::max(workspace, optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+      workspace = std::max(workspace, optim::muon_workspace_bytes(parameter));
     }
   }
   strategy.precision = memory.precision;

@@ -68,6 +68,10 @@ void linear_backward_weight(const at::Tensor& dy, const at::Tensor& x, at::Tenso
 /// dbias = column sums of dy [N, out], or added to it. dbias [out] float32.
 void bias_gradient(const at::Tensor& dy, at::Tensor& dbias, bool accumulate);
 
+/// y = x x^T, x [N, in] bfloat16, y [N, N] float32. Where products are of panels: half the work of linear(x, x), with its
+/// bits, and exactly symmetric. Workspace: that of the product.
+void gram(const at::Tensor& x, at::Tensor& y);
+
 /// Workspace of one product of `rows` x `inner` by `inner` x `cols` in `dtype`.
 int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::ScalarType dtype);
 

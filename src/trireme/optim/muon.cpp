@@ -1,5 +1,6 @@
 #include "trireme/optim/muon.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/lerp.h>
 #include <ATen/ops/mul.h>
@@ -47,9 +48,9 @@ at::Tensor orthogonalize(const at::Tensor& matrix, int steps, double eps) {
   at::Tensor gram = at::empty({m, m}, x.options());
   at::Tensor polynomial = wide(m, m);
   for (int step = 0; step < steps; ++step) {
-    kernels::linear(x, x, std::nullopt, std::nullopt, polynomial);  // X X^T
+    kernels::gram(x, polynomial);  // A = X X^T
     kernels::convert(polynomial, gram);
-    kernels::linear_backward_input(gram, gram, polynomial);  // A A
+    kernels::gram(gram, polynomial);  // A A, for A is symmetric
     polynomial.mul_(kC).add_(gram, kB);
     kernels::convert(polynomial, gram);  // b A + c A A
     kernels::linear_backward_input(gram, x, sum);
@@ -73,13 +74,20 @@ void muon_step(const OptimizerConfig& config, const StepParams& params, bool dec
   weights.add_(update, -adjusted_lr(params.lr, config.adjust, weights.size(0), weights.size(1)));
 }
 
-int64_t muon_workspace_bytes(int64_t rows, int64_t cols) {
+int64_t num_matrices(const model::ParameterSpec& parameter) {
+  return parameter.shape.size() == 3 ? parameter.shape.front() : 1;
+}
+
+int64_t muon_workspace_bytes(const model::ParameterSpec& parameter) {
+  const int64_t rows = parameter.shape[parameter.shape.size() - 2];
+  const int64_t cols = parameter.shape.back();
   const int64_t m = std::min(rows, cols);
   const int64_t n = std::max(rows, cols);
   // The update in float32 and bfloat16 (twice when transposed), the sum, the two Gram matrices and the largest product's own.
   const int64_t products = std::max(kernels::product_workspace_bytes(m, m, n, at::kBFloat16),
                                     kernels::product_workspace_bytes(m, n, m, at::kBFloat16));
-  return (4 + 2 + 2 + 4) * m * n + (2 + 4) * m * m + products;
+  const int64_t at_once = std::min<int64_t>(num_matrices(parameter), at::get_num_threads());
+  return at_once * ((4 + 2 + 2 + 4) * m * n + (2 + 4) * m * m + products);
 }
 
 }  // namespace trireme::optim

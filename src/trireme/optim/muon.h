@@ -21,7 +21,10 @@ at::Tensor orthogonalize(const at::Tensor& matrix, int steps, double eps);
 /// The learning rate of a [rows, cols] matrix.
 double adjusted_lr(double lr, MuonLrAdjust adjust, int64_t rows, int64_t cols);
 
-/// Memory that one step of a [rows, cols] matrix holds at most.
-int64_t muon_workspace_bytes(int64_t rows, int64_t cols);
+/// Matrices in a parameter: the experts of a stack [experts, rows, cols], else 1.
+int64_t num_matrices(const model::ParameterSpec& parameter);
+
+/// Memory that one step of a parameter holds at most: every thread works on a matrix of a stack.
+int64_t muon_workspace_bytes(const model::ParameterSpec& parameter);
 
 }  // namespace trireme::optim

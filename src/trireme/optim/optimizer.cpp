@@ -1,5 +1,6 @@
 #include "trireme/optim/optimizer.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -97,8 +98,7 @@ class FlatOptimizer : public Optimizer {
     for (const PartState& part : parts_) {
       for (const Place& place : part.places) {
         if (place.second_offset >= 0) continue;
-        most = std::max(most,
-                        muon_workspace_bytes(place.parameter->shape[0], place.parameter->shape[1]));
+        most = std::max(most, muon_workspace_bytes(*place.parameter));
       }
     }
     return most;
@@ -144,17 +144,27 @@ class FlatOptimizer : public Optimizer {
 
   void step_muon(PartState& part, const Place& place, const PartBuffers& buffers,
                  const StepParams& params) const {
-    const auto view = [&](const at::Tensor& flat) {
-      return flat.narrow(0, place.offset, place.parameter->numel()).view(place.parameter->shape);
+    const int64_t matrices = num_matrices(*place.parameter);
+    const int64_t numel = place.parameter->numel() / matrices;
+    const int64_t cols = place.parameter->shape.back();
+    const auto step_one = [&](int64_t i) {
+      const auto view = [&](const at::Tensor& flat) {
+        return flat.narrow(0, place.offset + i * numel, numel).view({numel / cols, cols});
+      };
+      at::Tensor weights = view(buffers.weights);
+      at::Tensor momentum = view(part.first);
+      muon_step(config_, params, place.parameter->decays(), view(buffers.gradients), weights,
+                momentum);
+      if (buffers.compute.defined()) {
+        at::Tensor compute = view(buffers.compute);
+        kernels::convert(weights, compute);
+      }
     };
-    at::Tensor weights = view(buffers.weights);
-    at::Tensor momentum = view(part.first);
-    muon_step(config_, params, place.parameter->decays(), view(buffers.gradients), weights,
-              momentum);
-    if (buffers.compute.defined()) {
-      at::Tensor compute = view(buffers.compute);
-      kernels::convert(weights, compute);
-    }
+    if (matrices == 1) return step_one(0);
+    // Experts are small and many: each on one thread, which the products inside then stay on.
+    at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) step_one(i);
+    });
   }
 
   OptimizerConfig config_;
@@ -202,10 +212,8 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
 }
 
 bool uses_muon(const model::ParameterSpec& parameter) {
-  if (!parameter.is_matrix()) return false;
-  return parameter.role != Role::kTokenEmbedding && parameter.role != Role::kPositionEmbedding &&
-         parameter.role != Role::kHead && parameter.role != Role::kRouter &&
-         parameter.role != Role::kSharedExpertGate;
+  return parameter.is_product() && parameter.role != Role::kHead &&
+         parameter.role != Role::kRouter && parameter.role != Role::kSharedExpertGate;
 }
 
 int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& parameter) {

@@ -80,8 +80,8 @@ class Optimizer {
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           const model::ModelSpec& spec);
 
-/// Whether Muon updates this parameter: matrices inside the blocks; embeddings, head and vectors
-/// get AdamW.
+/// Whether Muon updates this parameter: matrices inside the blocks, of a stack of experts each one on its own; embeddings,
+/// head, router and vectors get AdamW.
 bool uses_muon(const model::ParameterSpec& parameter);
 
 /// State floats per element of the parameter: 2 for AdamW, 1 for Muon's matrices. For memory

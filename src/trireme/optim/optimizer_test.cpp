@@ -221,6 +221,48 @@ TEST(MuonTest, LeavesEmbeddingsHeadAndVectorsToAdamW) {
   }
 }
 
+TEST(MuonTest, UpdatesEveryExpertAsAMatrixOfItsOwn) {
+  for (const auto& shape : {std::vector<int64_t>{6, 10}, {10, 6}, {8, 8}}) {
+    SCOPED_TRACE(shape.front());
+    const int64_t numel = shape[0] * shape[1];
+    OptimizerConfig config;
+    config.kind = OptimizerKind::kMuon;
+    const auto stacked = make_optimizer(
+        config, spec_of({parameter("norm", {4}, model::Role::kNormWeight, 0),
+                         parameter("experts", {3, shape[0], shape[1]}, model::Role::kExpertUp, 0),
+                         parameter("bias", {3, shape[0]}, model::Role::kExpertUpBias, 0)},
+                        1));
+    Generator generator(11);
+    at::Tensor weights = generator.tensor({4 + 3 * numel + 3 * shape[0]}, 1.0);
+    at::Tensor compute = at::zeros(weights.sizes(), at::kBFloat16);
+    std::vector<std::unique_ptr<Optimizer>> alone;
+    std::vector<at::Tensor> slices;
+    for (int64_t expert = 0; expert < 3; ++expert) {
+      alone.push_back(
+          make_optimizer(config, spec_of({parameter("expert", shape, model::Role::kUp, 0)}, 1)));
+      slices.push_back(weights.narrow(0, 4 + expert * numel, numel).clone());
+    }
+    for (int step = 1; step <= 3; ++step) {
+      at::Tensor gradients = generator.tensor(weights.sizes(), 0.5);
+      gradients.narrow(0, 4 + numel, numel).zero_();  // nobody went to the second expert
+      stacked->step(0, {weights, compute, gradients}, {0.02, 0.5, step});
+      for (int64_t expert = 0; expert < 3; ++expert) {
+        const auto i = static_cast<size_t>(expert);
+        alone[i]->step(0, {slices[i], {}, gradients.narrow(0, 4 + expert * numel, numel)},
+                       {0.02, 0.5, step});
+        EXPECT_TRUE(at::equal(weights.narrow(0, 4 + expert * numel, numel), slices[i]));
+      }
+    }
+    EXPECT_TRUE(at::equal(compute, weights.to(at::kBFloat16)));
+    std::vector<std::string> keys;
+    for (const StateTensor& state : stacked->state())
+      keys.push_back(state.parameter + "." + state.key);
+    EXPECT_EQ(keys, (std::vector<std::string>{"norm.exp_avg", "norm.exp_avg_sq",
+                                              "experts.momentum_buffer", "bias.exp_avg",
+                                              "bias.exp_avg_sq"}));
+  }
+}
+
 TEST(OptimizerTest, WritingAStateContinuesARun) {
   const auto spec = spec_of({parameter("a", {8, 4}, model::Role::kUp, 0),
                              parameter("b", {4}, model::Role::kNormWeight, 0)},

@@ -129,8 +129,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
         4 * optim::state_floats(optimizer, parameter) * parameter.numel();
     if (optimizer.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
       int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
-      workspace =
-          std::max(workspace, optim::muon_workspace_bytes(parameter.shape[0], parameter.shape[1]));
+      workspace = std::max(workspace, optim::muon_workspace_bytes(parameter));
     }
   }
   return strategy;

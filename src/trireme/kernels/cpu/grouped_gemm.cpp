@@ -66,14 +66,24 @@ const Scratch& scratch() {
   return mine;
 }
 
-/// Runs body(unit) for every unit of [0, count), each once, on all threads.
+/// Runs body(unit, worker) for every unit of [0, count), each once, on all threads; workers are numbered from 0.
 template <class Body>
 void for_units(int64_t count, Body&& body) {
   std::atomic<int64_t> next{0};
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), count);
-  at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t unit = next++; unit < count; unit = next++) body(unit);
+  at::parallel_for(0, threads, 1, [&](int64_t worker, int64_t) {
+    for (int64_t unit = next++; unit < count; unit = next++) body(unit, worker);
   });
+}
+
+/// Asks for a tile of the result, that the product before it hides the way to memory.
+void prefetch_tile(float* tile, int64_t rows, int64_t stride) {
+#if defined(__GNUC__)
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t column = 0; column < kTile; column += 16)
+      __builtin_prefetch(tile + r * stride + column, 1);
+  }
+#endif
 }
 
 /// Packs a block of B for products in C: as it is, or widened first.
@@ -220,42 +230,44 @@ void row_product(const T* a, int64_t lda, const std::vector<Panel<T>>& panels, b
   const std::vector<RowBlock> blocks = row_blocks(offsets);
   const auto num_panels = static_cast<int64_t>(panels.size());
   constexpr bool kInPlace = std::is_same_v<T, float>;
-  for_units(static_cast<int64_t>(blocks.size()) * num_panels, [&](int64_t unit) {
-    const RowBlock& rows = blocks[static_cast<size_t>(unit / num_panels)];
-    const Panel<T>& panel = panels[static_cast<size_t>(unit % num_panels)];
-    C* packed = scratch().panel<C>();
-    float* sums = scratch().sums();
-    const int64_t n0 = panel.first_column;
-    const int64_t nb = panel.columns;
-    for (size_t b = 0; b < panel.blocks.size(); ++b) {
-      const auto& block = panel.blocks[b];
-      const int64_t kb = block.inner;
-      const int64_t kp = std::is_same_v<C, at::BFloat16> ? round_up(kb, 2) : kb;
-      pack<T, C>(block.data + rows.group * block.group_stride, block.stride, transposed, kb, kp, nb,
-                 packed);
-      for (int64_t r = rows.begin; r < rows.end; r += kTile) {
-        const int64_t count = std::min(kTile, rows.end - r);
-        float* to = nullptr;
-        int64_t to_stride = kTile;
-        if constexpr (kInPlace) {
-          to = c + r * ldc + n0;
-          to_stride = ldc;
-        } else {
-          to = sums + (r - rows.begin) * kTile;
-          if (b == 0 && accumulate) cpu::rows_to_f32(c + r * ldc + n0, ldc, to, kTile, count, nb);
-        }
-        int64_t stride = 0;
-        const C* from =
-            rows_of_a<T, C>(a + r * lda + block.first_inner, lda, count, kb, kp, stride);
-        cpu::multiply_panel(count, nb, kp, from, stride, packed, b > 0 || accumulate, to,
-                            to_stride);
-        if constexpr (!kInPlace) {
-          if (b + 1 == panel.blocks.size())
-            cpu::rows_to_bf16(to, kTile, c + r * ldc + n0, ldc, count, nb);
-        }
-      }
-    }
-  });
+  for_units(static_cast<int64_t>(blocks.size()) * num_panels,
+            [&](int64_t unit, int64_t /*worker*/) {
+              const RowBlock& rows = blocks[static_cast<size_t>(unit / num_panels)];
+              const Panel<T>& panel = panels[static_cast<size_t>(unit % num_panels)];
+              C* packed = scratch().panel<C>();
+              float* sums = scratch().sums();
+              const int64_t n0 = panel.first_column;
+              const int64_t nb = panel.columns;
+              for (size_t b = 0; b < panel.blocks.size(); ++b) {
+                const auto& block = panel.blocks[b];
+                const int64_t kb = block.inner;
+                const int64_t kp = std::is_same_v<C, at::BFloat16> ? round_up(kb, 2) : kb;
+                pack<T, C>(block.data + rows.group * block.group_stride, block.stride, transposed,
+                           kb, kp, nb, packed);
+                for (int64_t r = rows.begin; r < rows.end; r += kTile) {
+                  const int64_t count = std::min(kTile, rows.end - r);
+                  float* to = nullptr;
+                  int64_t to_stride = kTile;
+                  if constexpr (kInPlace) {
+                    to = c + r * ldc + n0;
+                    to_stride = ldc;
+                  } else {
+                    to = sums + (r - rows.begin) * kTile;
+                    if (b == 0 && accumulate)
+                      cpu::rows_to_f32(c + r * ldc + n0, ldc, to, kTile, count, nb);
+                  }
+                  int64_t stride = 0;
+                  const C* from =
+                      rows_of_a<T, C>(a + r * lda + block.first_inner, lda, count, kb, kp, stride);
+                  cpu::multiply_panel(count, nb, kp, from, stride, packed, b > 0 || accumulate, to,
+                                      to_stride);
+                  if constexpr (!kInPlace) {
+                    if (b + 1 == panel.blocks.size())
+                      cpu::rows_to_bf16(to, kTile, c + r * ldc + n0, ldc, count, nb);
+                  }
+                }
+              }
+            });
 }
 
 /// A group's rows in blocks of kWeightBlock, with the place of each in the packed memory.
@@ -267,35 +279,73 @@ struct WeightBlock {
   int64_t place;  ///< in padded rows
 };
 
+/// dW_g (= or +=) dy_g^T x_g. Large groups have x packed once for all threads; of small ones each is one thread's from
+/// packing to products, in a buffer that stays in its cache: with many experts the ways to memory would cost more than
+/// the products' last quarter.
 template <class T, class C>
-void weight_product(const T* dy, int64_t ld_dy, const T* x, int64_t ldx, int64_t in,
-                    const GroupOffsets& offsets, const std::vector<Piece<float>>& pieces,
-                    bool accumulate) {
-  const auto groups = static_cast<int64_t>(offsets.size()) - 1;
-  std::vector<WeightBlock> blocks;
-  std::vector<int64_t> first_block(static_cast<size_t>(groups) + 1, 0);
-  int64_t place = 0;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t end = offsets[static_cast<size_t>(g) + 1];
-    for (int64_t r = offsets[static_cast<size_t>(g)]; r < end; r += kWeightBlock) {
-      const int64_t rows = std::min(kWeightBlock, end - r);
-      blocks.push_back({g, r, rows, round_up(rows, kInnerMultiple), place});
-      place += blocks.back().padded;
+class WeightProduct {
+ public:
+  WeightProduct(const T* dy, int64_t ld_dy, const T* x, int64_t ldx, int64_t in,
+                const GroupOffsets& offsets, const std::vector<Piece<float>>& pieces,
+                bool accumulate)
+      : dy_(dy),
+        ld_dy_(ld_dy),
+        x_(x),
+        ldx_(ldx),
+        in_(in),
+        panels_(ceil_div(in, kTile)),
+        groups_(static_cast<int64_t>(offsets.size()) - 1),
+        pieces_(pieces),
+        accumulate_(accumulate) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      first_block_.push_back(blocks_.size());
+      const int64_t end = offsets[static_cast<size_t>(g) + 1];
+      for (int64_t r = offsets[static_cast<size_t>(g)]; r < end; r += kWeightBlock) {
+        const int64_t rows = std::min(kWeightBlock, end - r);
+        blocks_.push_back({g, r, rows, round_up(rows, kInnerMultiple), padded_rows_});
+        padded_rows_ += blocks_.back().padded;
+      }
     }
-    first_block[static_cast<size_t>(g) + 1] = static_cast<int64_t>(blocks.size());
+    first_block_.push_back(blocks_.size());
   }
-  const int64_t panels = ceil_div(in, kTile);
-  const int64_t width = panels * kTile;
-  const at::Tensor workspace =
-      at::empty({place * width}, at::TensorOptions().dtype(c10::CppTypeToScalarType<C>::value));
-  C* packed = workspace.data_ptr<C>();
-  for_units(static_cast<int64_t>(blocks.size()) * panels, [&](int64_t unit) {
-    const WeightBlock& block = blocks[static_cast<size_t>(unit / panels)];
-    const int64_t p = unit % panels;
-    pack<T, C>(x + block.begin * ldx + p * kTile, ldx, false, block.rows, block.padded,
-               std::min(kTile, in - p * kTile),
-               packed + block.place * width + p * block.padded * kTile);
-  });
+
+  void run() {
+    std::vector<int64_t> small;
+    std::vector<int64_t> large;
+    int64_t slot = 0;  // padded rows of the largest small group
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t rows = padded_rows(g);
+      const bool is_small =
+          rows <= kSmallGroup && rows * kUnitsPerThread * at::get_num_threads() <= padded_rows_;
+      (is_small ? small : large).push_back(g);
+      if (is_small) slot = std::max(slot, rows);
+    }
+    const int64_t width = panels_ * kTile;
+    const at::Tensor workspace = at::empty(
+        {padded_rows_ * width}, at::TensorOptions().dtype(c10::CppTypeToScalarType<C>::value));
+    C* packed = workspace.data_ptr<C>();
+    run_large(large, packed);
+    // The places of the large groups are free again, and small ones are small against the whole: a slot each thread fits.
+    for_units(static_cast<int64_t>(small.size()), [&](int64_t unit, int64_t worker) {
+      const int64_t g = small[static_cast<size_t>(unit)];
+      C* mine = packed + worker * slot * width;
+      const size_t first = first_block_[static_cast<size_t>(g)];
+      const size_t last = first_block_[static_cast<size_t>(g) + 1];
+      for (size_t b = first; b < last; ++b) {
+        for (int64_t p = 0; p < panels_; ++p)
+          pack_block(blocks_[b], p, mine + (blocks_[b].place - blocks_[first].place) * width);
+      }
+      for (const Piece<float>& piece : pieces_) {
+        for (int64_t row = 0; row < piece.rows; row += kTile) {
+          multiply({g, &piece, row, 0, panels_}, mine, first == last ? 0 : blocks_[first].place);
+        }
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kSmallGroup = 2 * kWeightBlock;
+  static constexpr int64_t kUnitsPerThread = 8;  ///< that the last one does not keep all waiting
 
   struct Unit {
     int64_t group;
@@ -304,40 +354,75 @@ void weight_product(const T* dy, int64_t ld_dy, const T* x, int64_t ldx, int64_t
     int64_t first_panel;
     int64_t last_panel;
   };
-  std::vector<Unit> units;
-  int64_t tiles = 0;
-  for (const auto& piece : pieces) tiles += groups * ceil_div(piece.rows, kTile);
-  const int64_t parts = std::clamp<int64_t>(ceil_div(4 * at::get_num_threads(), tiles), 1, panels);
-  for (int64_t g = 0; g < groups; ++g) {
-    for (const auto& piece : pieces) {
-      for (int64_t row = 0; row < piece.rows; row += kTile) {
-        for (int64_t part = 0; part < parts; ++part)
-          units.push_back({g, &piece, row, panels * part / parts, panels * (part + 1) / parts});
+
+  int64_t padded_rows(int64_t group) const {
+    int64_t rows = 0;
+    for (size_t b = first_block_[static_cast<size_t>(group)];
+         b < first_block_[static_cast<size_t>(group) + 1]; ++b)
+      rows += blocks_[b].padded;
+    return rows;
+  }
+
+  void pack_block(const WeightBlock& block, int64_t panel, C* to) const {
+    const int64_t column = panel * kTile;
+    pack<T, C>(x_ + block.begin * ldx_ + column, ldx_, false, block.rows, block.padded,
+               std::min(kTile, in_ - column), to + column * block.padded);
+  }
+
+  void run_large(const std::vector<int64_t>& groups, C* packed) const {
+    std::vector<const WeightBlock*> blocks;
+    for (const int64_t g : groups) {
+      for (size_t b = first_block_[static_cast<size_t>(g)];
+           b < first_block_[static_cast<size_t>(g) + 1]; ++b)
+        blocks.push_back(&blocks_[b]);
+    }
+    for_units(static_cast<int64_t>(blocks.size()) * panels_, [&](int64_t unit, int64_t /*worker*/) {
+      const WeightBlock& block = *blocks[static_cast<size_t>(unit / panels_)];
+      pack_block(block, unit % panels_, packed + block.place * panels_ * kTile);
+    });
+    std::vector<Unit> units;
+    int64_t tiles = 0;
+    for (const auto& piece : pieces_)
+      tiles += static_cast<int64_t>(groups.size()) * ceil_div(piece.rows, kTile);
+    if (tiles == 0) return;
+    const int64_t parts =
+        std::clamp<int64_t>(ceil_div(4 * at::get_num_threads(), tiles), 1, panels_);
+    for (const int64_t g : groups) {
+      for (const auto& piece : pieces_) {
+        for (int64_t row = 0; row < piece.rows; row += kTile) {
+          for (int64_t part = 0; part < parts; ++part)
+            units.push_back({g, &piece, row, panels_ * part / parts, panels_ * (part + 1) / parts});
+        }
       }
     }
+    for_units(static_cast<int64_t>(units.size()), [&](int64_t index, int64_t /*worker*/) {
+      multiply(units[static_cast<size_t>(index)], packed, 0);
+    });
   }
-  for_units(static_cast<int64_t>(units.size()), [&](int64_t index) {
-    const Unit& unit = units[static_cast<size_t>(index)];
+
+  /// A tile of rows of a gradient; packed starts with the block that is at first_place.
+  void multiply(const Unit& unit, const C* packed, int64_t first_place) const {
     const Piece<float>& piece = *unit.piece;
     const int64_t rows = std::min(kTile, piece.rows - unit.row);
     float* corner = piece.data + unit.group * piece.group_stride + unit.row * piece.row_stride;
-    const int64_t first = first_block[static_cast<size_t>(unit.group)];
-    const int64_t last = first_block[static_cast<size_t>(unit.group) + 1];
-    if (first == last && !accumulate) {
+    const size_t first = first_block_[static_cast<size_t>(unit.group)];
+    const size_t last = first_block_[static_cast<size_t>(unit.group) + 1];
+    if (first == last && !accumulate_) {
       const int64_t begin = unit.first_panel * kTile;
-      const int64_t end = std::min(in, unit.last_panel * kTile);
+      const int64_t end = std::min(in_, unit.last_panel * kTile);
       for (int64_t r = 0; r < rows; ++r)
         std::fill(corner + r * piece.row_stride + begin, corner + r * piece.row_stride + end, 0.0f);
     }
-    for (int64_t b = first; b < last; ++b) {
-      const WeightBlock& block = blocks[static_cast<size_t>(b)];
-      const T* from = dy + block.begin * ld_dy + piece.first_row + unit.row;
+    for (size_t b = first; b < last; ++b) {
+      const WeightBlock& block = blocks_[b];
+      const T* from = dy_ + block.begin * ld_dy_ + piece.first_row + unit.row;
+      prefetch_tile(corner + unit.first_panel * kTile, rows, piece.row_stride);
       C* a = scratch().rows<C>();
       if constexpr (std::is_same_v<T, C>) {
-        cpu::transpose(from, ld_dy, block.rows, rows, a, block.padded);
+        cpu::transpose(from, ld_dy_, block.rows, rows, a, block.padded);
       } else {
         float* wide = scratch().widened();
-        cpu::rows_to_f32(from, ld_dy, wide, rows, block.rows, rows);
+        cpu::rows_to_f32(from, ld_dy_, wide, rows, block.rows, rows);
         cpu::transpose(wide, rows, block.rows, rows, a, block.padded);
       }
       for (int64_t r = 0; r < rows && block.padded > block.rows; ++r) {
@@ -345,13 +430,29 @@ void weight_product(const T* dy, int64_t ld_dy, const T* x, int64_t ldx, int64_t
                     sizeof(C) * static_cast<size_t>(block.padded - block.rows));
       }
       for (int64_t p = unit.first_panel; p < unit.last_panel; ++p) {
-        cpu::multiply_panel(rows, std::min(kTile, in - p * kTile), block.padded, a, block.padded,
-                            packed + block.place * width + p * block.padded * kTile,
-                            b > first || accumulate, corner + p * kTile, piece.row_stride);
+        if (p + 1 < unit.last_panel)
+          prefetch_tile(corner + (p + 1) * kTile, rows, piece.row_stride);
+        cpu::multiply_panel(
+            rows, std::min(kTile, in_ - p * kTile), block.padded, a, block.padded,
+            packed + (block.place - first_place) * panels_ * kTile + p * block.padded * kTile,
+            b > first || accumulate_, corner + p * kTile, piece.row_stride);
       }
     }
-  });
-}
+  }
+
+  const T* dy_;
+  int64_t ld_dy_;
+  const T* x_;
+  int64_t ldx_;
+  int64_t in_;
+  int64_t panels_;
+  int64_t groups_;
+  const std::vector<Piece<float>>& pieces_;
+  bool accumulate_;
+  std::vector<WeightBlock> blocks_;
+  std::vector<size_t> first_block_;  ///< of every group
+  int64_t padded_rows_ = 0;
+};
 
 bool multiplies_bf16() {
   return cpu::product_choice().bfloat16 == cpu::Bf16Product::kPanels;
@@ -421,18 +522,21 @@ void grouped_linear_backward_weight(const at::Tensor& dy, const at::Tensor& x,
                 "gradients of {} rows, not {}", pieces.back().first_row + pieces.back().rows,
                 grad.cols);
   if (x.scalar_type() == at::kFloat) {
-    weight_product<float, float>(dy.const_data_ptr<float>(), grad.stride, x.const_data_ptr<float>(),
-                                 in.stride, in.cols, offsets, pieces, accumulate);
+    WeightProduct<float, float>(dy.const_data_ptr<float>(), grad.stride, x.const_data_ptr<float>(),
+                                in.stride, in.cols, offsets, pieces, accumulate)
+        .run();
     return;
   }
   const auto* d = dy.const_data_ptr<at::BFloat16>();
   const auto* a = x.const_data_ptr<at::BFloat16>();
   if (multiplies_bf16()) {
-    weight_product<at::BFloat16, at::BFloat16>(d, grad.stride, a, in.stride, in.cols, offsets,
-                                               pieces, accumulate);
+    WeightProduct<at::BFloat16, at::BFloat16>(d, grad.stride, a, in.stride, in.cols, offsets,
+                                              pieces, accumulate)
+        .run();
   } else {
-    weight_product<at::BFloat16, float>(d, grad.stride, a, in.stride, in.cols, offsets, pieces,
-                                        accumulate);
+    WeightProduct<at::BFloat16, float>(d, grad.stride, a, in.stride, in.cols, offsets, pieces,
+                                       accumulate)
+        .run();
   }
 }
 

@@ -1,6 +1,7 @@
 #include "trireme/kernels/moe_ops.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -38,6 +39,12 @@ std::vector<GroupedCase> grouped_cases() {
       {{33, 64, 65}, 1543, {33, 33}},  // several inner blocks, odd widths
       {{1, 2, 3, 4, 5, 6, 7, 8}, 17, {9}}};
   std::mt19937 random(7);
+  // Many groups, whose weight gradients are each one thread's: short ones and one that is not; some of two blocks of rows.
+  GroupedCase many{std::vector<int64_t>(40, 31), 70, {66, 40}};
+  many.sizes[7] = 700;
+  many.sizes[20] = 0;
+  cases.push_back(many);
+  cases.push_back({std::vector<int64_t>(30, 600), 24, {20}});
   for (int i = 0; i < 6; ++i) {
     GroupedCase one{{}, static_cast<int64_t>(random() % 200 + 1), {}};
     for (uint64_t g = random() % 9 + 1; g > 0; --g)
@@ -125,6 +132,32 @@ TEST_P(MoeTest, ARowsResultDoesNotDependOnTheOtherRowsOfItsExpert) {
       }
     });
   }
+}
+
+TEST_P(MoeTest, AWeightGradientDoesNotDependOnTheOtherGroups) {
+  const at::ScalarType dtype = GetParam();
+  const int threads = at::get_num_threads();
+  const std::vector<int64_t> sizes = {600, 40, 40, 40, 0,  40, 40, 40, 40, 40, 40,
+                                      40,  40, 40, 40, 40, 40, 40, 40, 40, 9,  40,
+                                      40,  40, 40, 40, 40, 40, 40, 40, 40, 40};
+  const GroupOffsets offsets = offsets_of(sizes);
+  const at::Tensor x = random_tensor({offsets.back(), 72}, dtype, 1);
+  const at::Tensor dy = random_tensor({offsets.back(), 70}, dtype, 2);
+  cpu::for_every_choice([&] {
+    std::vector<at::Tensor> alone;
+    for (size_t g = 0; g < sizes.size(); ++g) {
+      alone.push_back(garbage({1, 70, 72}, at::kFloat));
+      grouped_linear_backward_weight(rows_of(dy, offsets, g), rows_of(x, offsets, g), {0, sizes[g]},
+                                     {alone.back()}, false);
+    }
+    for (const int count : {1, 2, 3}) {
+      at::set_num_threads(count);
+      at::Tensor all = garbage({static_cast<int64_t>(sizes.size()), 70, 72}, at::kFloat);
+      grouped_linear_backward_weight(dy, x, offsets, {all}, false);
+      EXPECT_TRUE(same_bits(all, at::cat(alone))) << count << " threads";
+    }
+    at::set_num_threads(threads);
+  });
 }
 
 TEST_P(MoeTest, RowsAreGatheredAndSummed) {

@@ -368,6 +368,37 @@ void panel_gemm(bool transpose_b, int64_t m, int64_t n, int64_t k, const at::BFl
   product(m, n, k, a, lda, Operand<at::BFloat16>{b, ldb, transpose_b}, Bf16Sink{start, c, ldc});
 }
 
+void panel_gram(int64_t m, int64_t k, const at::BFloat16* a, int64_t lda, float* c, int64_t ldc) {
+  if (k % 2 != 0) return panel_gemm(false, true, m, m, k, a, lda, a, lda, false, c, ldc);
+  const Operand<at::BFloat16> b{a, lda, true};
+  const int64_t tiles = ceil_div(m, kTile);
+  // Tile t of the list is row block `row` of panel `column`, row <= column: column (column + 1) / 2 lie before its panel.
+  const auto rows_of = [&](int64_t tile) { return std::min(kTile, m - tile * kTile); };
+  at::parallel_for(0, tiles * (tiles + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    at::BFloat16* panel = scratch().panel<at::BFloat16>();
+    for (int64_t column = 0; column < tiles; ++column) {
+      const int64_t first = std::max<int64_t>(begin - column * (column + 1) / 2, 0);
+      const int64_t last = std::min(end - column * (column + 1) / 2, column + 1);
+      if (first >= last) continue;
+      const int64_t n0 = column * kTile;
+      const int64_t nb = rows_of(column);
+      for (int64_t k0 = 0; k0 < k; k0 += kInnerBlock) {
+        const int64_t kb = std::min(kInnerBlock, k - k0);
+        pack(b, k0, kb, kb, n0, nb, panel);
+        for (int64_t row = first; row < last; ++row) {
+          const int64_t r = row * kTile;
+          multiply_panel(rows_of(row), nb, kb, a + r * lda + k0, lda, panel, k0 > 0,
+                         c + r * ldc + n0, ldc);
+        }
+      }
+      for (int64_t row = first; row < last && row < column; ++row) {
+        const int64_t r = row * kTile;
+        transpose(c + r * ldc + n0, ldc, rows_of(row), nb, c + n0 * ldc + r, ldc);
+      }
+    }
+  });
+}
+
 int64_t panel_workspace_elements(int64_t n, int64_t k) {
   return round_up(std::min(k, kWeightBlock), kInnerMultiple) * round_up(n, kTile);
 }

@@ -25,6 +25,10 @@ void panel_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_
                 const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,
                 bool accumulate, float* c, int64_t ldc);
 
+/// C[m, m] = A[m, k] A^T: one triangle of tiles is computed and mirrored, with the bits of the whole product (its
+/// chains of (i, j) and (j, i) multiply the same pairs in the same order).
+void panel_gram(int64_t m, int64_t k, const at::BFloat16* a, int64_t lda, float* c, int64_t ldc);
+
 /// What a bfloat16 result starts from, in float32: bias + residual, either may be null.
 struct ProductStart {
   const at::BFloat16* bias = nullptr;      ///< [n]

@@ -300,6 +300,18 @@ void linear(const at::Tensor& x_in, const at::Tensor& weight, const std::optiona
               x.cols, bias.has_value() || add.has_value());
 }
 
+void gram(const at::Tensor& x_in, at::Tensor& y_out) {
+  if (cpu::product_choice().bfloat16 != Bf16Product::kPanels)
+    return linear(x_in, x_in, std::nullopt, std::nullopt, y_out);
+  const Matrix x = matrix_of(x_in, "x");
+  const Matrix y = matrix_of(y_out, "y");
+  TRIREME_CHECK(y.rows == x.rows && y.cols == x.rows, "gram: [{}, {}] -> [{}, {}]", x.rows, x.cols,
+                y.rows, y.cols);
+  if (x.rows == 0) return;
+  TRIREME_CHECK(x.cols > 0, "a product needs an inner dimension");
+  cpu::panel_gram(x.rows, x.cols, x.bf16(), x.stride, y.mutable_f32(), y.stride);
+}
+
 void linear_backward_input(const at::Tensor& dy_in, const at::Tensor& weight, at::Tensor& dx_out,
                            bool accumulate) {
   const Matrix dy = matrix_of(dy_in, "dy");

@@ -96,6 +96,36 @@ TEST(ProductTest, MatchesTheReferenceInEveryWay) {
   });
 }
 
+TEST(ProductTest, AGramMatrixIsTheWholeProductAndOfPanelsBitForBit) {
+  const int threads = at::get_num_threads();
+  std::mt19937 random(29);
+  std::vector<std::pair<int64_t, int64_t>> shapes = {{1, 1},   {3, 8},     {64, 64},
+                                                     {65, 33}, {256, 352}, {129, 1600}};
+  for (int round = 0; round < 6; ++round)
+    shapes.emplace_back(1 + random() % 300, 1 + random() % 300);
+  for (const auto& [n, in] : shapes) {
+    SCOPED_TRACE(fmt::format("{} x {}", n, in));
+    const at::Tensor wider = random_tensor({n, in + 3}, at::kBFloat16, 1);
+    const at::Tensor x =
+        n % 2 == 0 ? wider.narrow(1, 0, in) : random_tensor({n, in}, at::kBFloat16, 2);
+    const auto expected = ref::matmul_nt(values_of(x), values_of(x), n, n, in);
+    for_every_choice([&] {
+      at::Tensor whole = garbage({n, n}, at::kFloat);
+      linear(x, x, std::nullopt, std::nullopt, whole);
+      for (const int count : {1, 2, 3}) {
+        at::set_num_threads(count);
+        at::Tensor y = garbage({n, n}, at::kFloat);
+        gram(x, y);
+        expect_close(y, expected, 1e-5, "x x^T");
+        if (cpu::product_choice().bfloat16 != cpu::Bf16Product::kPanels) continue;
+        EXPECT_TRUE(same_bits(y, whole)) << count << " threads";
+        EXPECT_TRUE(same_bits(y, y.t().contiguous())) << "not symmetric";
+      }
+      at::set_num_threads(threads);
+    });
+  }
+}
+
 TEST(ProductTest, MatchesTheReferenceOnRandomShapes) {
   std::mt19937 random(17);
   const auto pick = [&](int64_t most) {
