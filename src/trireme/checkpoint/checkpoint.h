@@ -43,7 +43,8 @@ struct TensorToWrite {
   std::function<at::Tensor()>
       make;  ///< called once; returns that shape, contiguous or not, any device; of that type, or of
              ///< another floating type, which is converted piece by piece as it is written
-  /// In place of make: what lies one after the other along dimension 0, made in turn.
+  /// If there are any, what is written, so that memory for one of them is enough: what lies one after the other along dimension 0,
+  /// made in turn. `make`, if there too, makes all of it for other readers.
   std::vector<std::function<at::Tensor()>> pieces = {};
   /// May be empty. Lets go of the mapped memory behind what was made; what is read again comes back
   /// from the file.

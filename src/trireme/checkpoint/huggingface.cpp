@@ -10,17 +10,16 @@
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/fp8_export.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/tensor_stream.h"
+#include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-constexpr const char* kWeightsName = "model.safetensors";
-constexpr const char* kIndexName = "model.safetensors.index.json";
 
 /// Files beside the weights that belong to a model and travel with it.
 constexpr std::array kTextNames = {"config.json",
@@ -46,65 +45,6 @@ std::string base_name(const std::string& name) {
   return dot == std::string::npos ? name : name.substr(dot + 1);
 }
 
-/// A tensor and the file that holds it.
-struct Found {
-  std::shared_ptr<const TensorFile> file;
-  const TensorInfo* info = nullptr;
-};
-
-std::map<std::string, Found> open_weights(const fs::path& path) {
-  std::vector<fs::path> files;
-  std::map<std::string, std::string> index;
-  if (fs::exists(path / kIndexName)) {
-    const std::string origin = (path / kIndexName).string();
-    const Json document = parse_json(read_file(path / kIndexName), origin);
-    const auto map = document.find("weight_map");
-    TRIREME_USER_CHECK(map != document.end() && map->is_object(), kData, "save the model again",
-                       "{} has no weight_map", origin);
-    std::set<std::string> names;
-    for (const auto& [tensor, file] : map->items()) {
-      const bool plain = file.is_string() && file.get<std::string>().find('/') == std::string::npos;
-      TRIREME_USER_CHECK(plain, kData, "save the model again", "{}: '{}' has no plain file name",
-                         origin, tensor);
-      index[tensor] = file.get<std::string>();
-      names.insert(index[tensor]);
-    }
-    for (const std::string& name : names) files.push_back(path / name);
-  } else if (fs::exists(path / kWeightsName)) {
-    files.push_back(path / kWeightsName);
-  } else {
-    const bool pickled =
-        fs::exists(path / "pytorch_model.bin") || fs::exists(path / "pytorch_model.bin.index.json");
-    TRIREME_USER_CHECK(
-        !pickled, kData,
-        "loading a pickle runs code from it; save the model again with save_pretrained(), which "
-        "writes safetensors",
-        "{} has only pickled weights (pytorch_model.bin)", path.string());
-    throw Error(ErrorCode::kData,
-                fmt::format("{} has neither {} nor {}", path.string(), kWeightsName, kIndexName),
-                "name a Hugging Face directory with safetensors weights");
-  }
-  std::map<std::string, Found> tensors;
-  for (const fs::path& file_path : files) {
-    TRIREME_USER_CHECK(fs::exists(file_path), kData, "copy or download the missing shard",
-                       "{} is named by the index and missing", file_path.string());
-    const auto file = std::make_shared<const TensorFile>(file_path);
-    for (const TensorInfo& info : file->header().tensors) {
-      if (!index.empty()) {
-        const auto listed = index.find(info.name);
-        if (listed != index.end() && listed->second != file_path.filename().string()) continue;
-      }
-      tensors[info.name] = {file, &info};
-    }
-  }
-  for (const auto& [name, file] : index) {
-    TRIREME_USER_CHECK(tensors.contains(name), kData, "copy or download the shard again",
-                       "{} lacks the tensor '{}' that the index puts there", (path / file).string(),
-                       name);
-  }
-  return tensors;
-}
-
 /// "a, b, c and 5 more".
 std::string some_of(const std::vector<std::string>& names) {
   constexpr size_t kShown = 4;
@@ -116,7 +56,7 @@ std::string some_of(const std::vector<std::string>& names) {
 
 /// A parameter's pieces as a directory stores them: the whole of it, or one an expert.
 struct Source {
-  Found found;
+  StoredWeight stored;
   size_t tensor = 0;  ///< index into the directory's tensors
   size_t piece = 0;
 };
@@ -127,23 +67,53 @@ struct Asked {
   std::vector<model::DiskTensor> tensors;
 };
 
-/// A parameter in our layout, of the type it is stored in; a view of the memory map where it is stored alone.
-at::Tensor parameter_of(const Asked& asked, const std::vector<Source>& sources, int index) {
-  const auto piece = [&](const Source& source) {
-    return piece_of(source.found.file->tensor(*source.found.info), asked.tensors[source.tensor],
-                    asked.spec, source.piece);
-  };
-  const auto expert_of = [&](const Source& source) {
-    return asked.tensors[source.tensor].pieces[source.piece].expert;
-  };
-  const at::Tensor first = piece(sources.front());
-  if (expert_of(sources.front()) < 0) return first;
-  at::Tensor stack =
-      at::empty(asked.spec.parameters[static_cast<size_t>(index)].shape, first.options());
-  for (const Source& source : sources) {
-    stack.select(0, expert_of(source)).copy_(piece(source));
-  }
+/// Pieces of one parameter, in the order of its experts.
+using Sources = std::vector<Source>;
+
+/// A source in our layout: a parameter or one expert of it; a view of the memory map, or dequantised.
+at::Tensor read_source(const Asked& asked, const Source& source) {
+  return piece_of(source.stored.whole(), asked.tensors[source.tensor], asked.spec, source.piece);
+}
+
+int64_t expert_of(const Asked& asked, const Source& source) {
+  return asked.tensors[source.tensor].pieces[source.piece].expert;
+}
+
+/// A parameter in our layout, of the type it is stored in.
+at::Tensor parameter_of(const Asked& asked, const Sources& sources, size_t index) {
+  const at::Tensor first = read_source(asked, sources.front());
+  if (expert_of(asked, sources.front()) < 0) return first;
+  at::Tensor stack = at::empty(asked.spec.parameters[index].shape, first.options());
+  stack.select(0, expert_of(asked, sources.front())).copy_(first);
+  for (size_t i = 1; i < sources.size(); ++i)
+    stack.select(0, expert_of(asked, sources[i])).copy_(read_source(asked, sources[i]));
   return stack;
+}
+
+/// The same in turn by rows of dimension 0, where that needs less memory than the whole; else nothing.
+std::vector<std::function<at::Tensor()>> pieces_of(const std::shared_ptr<const Asked>& asked,
+                                                   const Sources& sources, size_t index) {
+  std::vector<std::function<at::Tensor()>> pieces;
+  if (expert_of(*asked, sources.front()) >= 0) {
+    for (const Source& source : sources)
+      pieces.emplace_back([asked, source] { return read_source(*asked, source).unsqueeze(0); });
+    return pieces;
+  }
+  const Source& source = sources.front();
+  const model::DiskTensor& tensor = asked->tensors[source.tensor];
+  const std::vector<int64_t>& shape = asked->spec.parameters[index].shape;
+  const bool rows_are_apart = shape.size() == 2 ? !tensor.transposed && tensor.pieces.size() == 1
+                                                : tensor.dim > 0 || tensor.pieces.size() == 1;
+  if (!source.stored.quantised() || !rows_are_apart) return pieces;
+  const int64_t row = asked->spec.parameters[index].numel() / shape[0];
+  const int64_t step = std::max<int64_t>(1, kPieceElements / row);
+  for (int64_t at = 0; at < shape[0]; at += step) {
+    pieces.emplace_back([asked, source, at, count = std::min(step, shape[0] - at)] {
+      return piece_of(source.stored.rows(at, count), asked->tensors[source.tensor], asked->spec,
+                      source.piece);
+    });
+  }
+  return pieces;
 }
 
 /// A parameter that a directory lacks and that training may begin anew.
@@ -167,13 +137,13 @@ int embedding_index(const model::ModelSpec& spec) {
   return static_cast<int>(found - spec.parameters.begin());
 }
 
-auto find_tensor(std::map<std::string, Found>& found, const std::string& name) {
+auto find_tensor(std::map<std::string, StoredWeight>& found, const std::string& name) {
   const auto at = found.find(name);
   return at == found.end() ? found.find(base_name(name)) : at;
 }
 
 /// Which of the ways to store the directory uses.
-StoredForm form_of(const model::ModelSpec& spec, std::map<std::string, Found>& found) {
+StoredForm form_of(const model::ModelSpec& spec, std::map<std::string, StoredWeight>& found) {
   StoredForm form;
   const auto missing = [&](model::DiskLayout layout) {
     int64_t count = 0;
@@ -194,18 +164,11 @@ StoredForm form_of(const model::ModelSpec& spec, std::map<std::string, Found>& f
 }
 
 /// Whether what a directory stores a second time equals the first; a different copy is worth a word.
-void compare_copy(const fs::path& path, const std::string& name, const Found& copy,
-                  const Found& first) {
-  const bool equal =
-      copy.info->shape == first.info->shape &&
-      std::ranges::equal(copy.file->bytes_of(*copy.info), first.file->bytes_of(*first.info));
-  release_pages(copy.file->bytes_of(*copy.info));
-  release_pages(first.file->bytes_of(*first.info));
-  if (!equal) {
-    log::warning(
-        "{}: {} differs from the tensor that it is a copy of by config.json; it is ignored",
-        path.string(), name);
-  }
+void compare_copy(const fs::path& path, const std::string& name, const StoredWeight& copy,
+                  const StoredWeight& first) {
+  if (copy.same_bytes(first)) return;
+  log::warning("{}: {} differs from the tensor that it is a copy of by config.json; it is ignored",
+               path.string(), name);
 }
 
 /// The experts' stacks whose slices are being written: each is made once, when its first slice is wanted, and dropped
@@ -243,7 +206,8 @@ std::string torch_dtype_name(Dtype dtype) {
 
 /// config.json as it was given but for the type of the weights and the class that has a head;
 /// unchanged text if those agree already, so that import and export are byte-stable.
-std::string config_for_export(const std::string& text, const model::ModelSpec& spec, Dtype dtype) {
+std::string config_for_export(const std::string& text, const model::ModelSpec& spec, Dtype dtype,
+                              const OrderedJson& quantization) {
   OrderedJson config = parse_ordered_json(text, "config.json", ErrorCode::kConfig);
   const OrderedJson before = config;
   const std::string type = torch_dtype_name(dtype);
@@ -253,6 +217,8 @@ std::string config_for_export(const std::string& text, const model::ModelSpec& s
   if (!spec.architecture.empty()) config["architectures"] = OrderedJson::array({spec.architecture});
   config["model_type"] = spec.family;
   config.erase("auto_map");  // names code that does not travel with the weights
+  config.erase("quantization_config");
+  if (!quantization.is_null()) config = with_key(config, "quantization_config", quantization);
   return config == before ? text : config.dump(2) + "\n";
 }
 
@@ -269,7 +235,9 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
   }
   result.spec =
       model::spec_from_config(result.texts.at("config.json"), (path / "config.json").string());
-  std::map<std::string, Found> found = open_weights(path);
+  // What is opened is the model dequantised, and says so.
+  result.texts["config.json"] = without_quantization(result.texts.at("config.json"));
+  std::map<std::string, StoredWeight> found = open_weights(path, result.spec.quantization);
 
   result.form = form_of(result.spec, found);
   const auto asked = std::make_shared<Asked>();
@@ -278,8 +246,8 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
   std::vector<std::string> missing;
   std::vector<std::string> mismatched;
   std::vector<std::pair<const model::DiskTensor*, Dtype>> types;
-  std::map<int, Found> places;  // by parameter, of those stored as one
-  std::vector<std::vector<Source>> sources(result.spec.parameters.size());
+  std::map<int, StoredWeight> places;  // by parameter, of those stored as one
+  std::vector<Sources> sources(result.spec.parameters.size());
   bool first_matrix = true;
   for (size_t i = 0; i < asked->tensors.size(); ++i) {
     const model::DiskTensor& tensor = asked->tensors[i];
@@ -288,32 +256,38 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
       if (!tensor.copy) missing.push_back(tensor.name);
       continue;
     }
-    const Found place = at->second;
+    const StoredWeight place = at->second;
     found.erase(at);
-    if (place.info->shape != tensor.shape) {
+    if (place.shape() != tensor.shape) {
       mismatched.push_back(fmt::format("{} is {} and should be {}", tensor.name,
-                                       shape_text(place.info->shape), shape_text(tensor.shape)));
+                                       shape_text(place.shape()), shape_text(tensor.shape)));
       continue;
     }
-    const Dtype dtype = place.info->dtype;
-    TRIREME_USER_CHECK(dtype == Dtype::kF32 || dtype == Dtype::kBf16 || dtype == Dtype::kF16 ||
-                           dtype == Dtype::kF64,
-                       kData, "save the model in float32, bfloat16 or float16",
-                       "{}: '{}' is of type {}", place.file->path().string(), tensor.name,
-                       dtype_name(dtype));
-    const Dtype kept = dtype == Dtype::kF64 ? Dtype::kF32 : dtype;
-    types.emplace_back(&tensor, kept);
-    if (first_matrix && tensor.shape.size() == 2) {
-      result.stored_dtype = kept;
-      first_matrix = false;
+    const Dtype dtype = place.dtype();
+    TRIREME_USER_CHECK(
+        dtype == Dtype::kF32 || dtype == Dtype::kBf16 || dtype == Dtype::kF16 ||
+            dtype == Dtype::kF64,
+        kData,
+        dtype == Dtype::kF8E4m3
+            ? "config.json needs the quantization_config that the weights were saved with"
+            : "save the model in float32, bfloat16 or float16",
+        "{}: '{}' is of type {}", place.path().string(), tensor.name, dtype_name(dtype));
+    if (!place.quantised()) {
+      const Dtype kept = dtype == Dtype::kF64 ? Dtype::kF32 : dtype;
+      types.emplace_back(&tensor, kept);
+      if (first_matrix && tensor.shape.size() == 2) {
+        result.stored_dtype = kept;
+        first_matrix = false;
+      }
     }
     if (tensor.copy) {
-      compare_copy(path, tensor.name, place, places.at(tensor.pieces.front().parameter));
+      const auto original = places.find(tensor.pieces.front().parameter);
+      if (original != places.end()) compare_copy(path, tensor.name, place, original->second);
       continue;
     }
     for (size_t piece = 0; piece < tensor.pieces.size(); ++piece) {
       const int parameter = tensor.pieces[piece].parameter;
-      places[parameter] = place;
+      places.insert_or_assign(parameter, place);
       sources[static_cast<size_t>(parameter)].push_back({place, i, piece});
     }
   }
@@ -337,12 +311,10 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
     if (sources[i].empty()) {
       made.make = [asked, i] { return initial_of(asked->spec.parameters[i]); };
     } else {
-      made.make = [asked, pieces = sources[i], i] {
-        return parameter_of(*asked, pieces, static_cast<int>(i));
-      };
+      made.make = [asked, pieces = sources[i], i] { return parameter_of(*asked, pieces, i); };
+      made.pieces = pieces_of(asked, sources[i], i);
       made.release = [pieces = sources[i]] {
-        for (const Source& source : pieces)
-          release_pages(source.found.file->bytes_of(*source.found.info));
+        for (const Source& source : pieces) source.stored.release();
       };
     }
   }
@@ -391,7 +363,11 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   uint64_t bytes = 0;
   int64_t num_parameters = 0;
   const auto stacks = std::make_shared<Stacks>();
-  for (const model::DiskTensor& stored : tensors_of(spec, options.form)) {
+  StoredForm form = options.form;
+  if (options.fp8) form.layout = model::DiskLayout::kFiles;
+  const std::vector<model::DiskTensor> disk_tensors = tensors_of(spec, form);
+  if (options.fp8) require_fp8_layout(spec, disk_tensors);
+  for (const model::DiskTensor& stored : disk_tensors) {
     std::vector<std::function<at::Tensor()>> pieces;
     std::vector<const TensorToWrite*> wholes;  // whose memory maps may go once this is written
     for (const model::DiskPiece& piece : stored.pieces) {
@@ -413,10 +389,10 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
             [whole, stacks, expert = piece.expert] { return stacks->slice(*whole, expert); });
       }
     }
-    const auto other = options.form.other_dtypes.find(stored.name);
-    const Dtype dtype = other != options.form.other_dtypes.end() ? other->second
-                        : stored.fp32                            ? Dtype::kF32
-                                                                 : options.dtype;
+    const auto other = form.other_dtypes.find(stored.name);
+    const Dtype dtype = other != form.other_dtypes.end() ? other->second
+                        : stored.fp32                    ? Dtype::kF32
+                                                         : options.dtype;
     TensorToWrite tensor{stored.name, dtype, stored.shape, {}};
     tensor.release = [wholes] {
       for (const TensorToWrite* whole : wholes) {
@@ -429,10 +405,17 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
       for (const auto& make : pieces) made.push_back(make());
       return joined(stored, made);
     };
-    bytes += byte_size(tensor);
     num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(dtype);
-    tensors.push_back(std::move(tensor));
+    if (options.fp8 && is_fp8_weight(spec, stored)) {
+      auto [values, scales] = to_fp8(tensor);
+      tensors.push_back(std::move(values));
+      tensors.push_back(std::move(scales));
+    } else {
+      tensors.push_back(std::move(tensor));
+    }
   }
+
+  for (const TensorToWrite& tensor : tensors) bytes += byte_size(tensor);
 
   FolderTransaction transaction(storage, path);
   check_free_space(storage, transaction.folder(), bytes);
@@ -448,12 +431,13 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   if (shards.size() > 1) {
     const Json index = {{"metadata", {{"total_parameters", num_parameters}, {"total_size", bytes}}},
                         {"weight_map", weight_map}};
-    transaction.write_file(kIndexName, index.dump(2) + "\n");
+    transaction.write_file(kWeightsIndexName, index.dump(2) + "\n");
   }
   std::map<std::string, std::string> files = texts;
   const auto given = texts.find("config.json");
-  files["config.json"] = config_for_export(given == texts.end() ? spec.config_json : given->second,
-                                           spec, options.dtype);
+  files["config.json"] = config_for_export(
+      given == texts.end() ? spec.config_json : given->second, spec, options.dtype,
+      options.fp8 ? fp8_config(spec, disk_tensors) : OrderedJson());
   if (!files.contains("generation_config.json"))
     files["generation_config.json"] = make_generation_config(spec);
   for (const auto& [name, text] : files) transaction.write_file(name, text);

@@ -16,7 +16,8 @@ namespace trireme::checkpoint {
 
 /// A model as an HF directory holds it. Parameters are in our names and layout, in the order of
 /// ModelSpec::parameters; `make` returns what is stored, of the stored type, as a view of the file's
-/// map on the CPU; it is converted as it is copied or written.
+/// map on the CPU; it is converted as it is copied or written. What is quantised (spec.quantization) is dequantised to float32 as it is
+/// made, and config.json among the texts is that of the model dequantised.
 struct HuggingFaceModel {
   model::ModelSpec spec;
   std::vector<TensorToWrite> parameters;  ///< dtype kF32
@@ -28,7 +29,7 @@ struct HuggingFaceModel {
 
 /// Opens an HF directory: model.safetensors, or model.safetensors.index.json with its shards.
 /// Accepts base models (no "transformer." / "model." prefix), a stored copy of tied weights, experts stacked as in
-/// transformers' modules or each by itself, buffers that carry nothing, and the absence of all multi-token-prediction
+/// transformers' modules or each by itself, fp8 in blocks and MXFP4 where config.json declares them, buffers that carry nothing, and the absence of all multi-token-prediction
 /// tensors, whose parameters are then initialised. Error{kData} naming missing, unexpected and mis-shaped tensors; a
 /// directory with only pickled weights is refused with a hint; Error{kConfig} for its config.json.
 HuggingFaceModel open_huggingface(const std::filesystem::path& path);
@@ -38,6 +39,8 @@ struct ExportOptions {
   int64_t shard_bytes =
       int64_t{5'000'000'000};  ///< more data than this is cut into shards with an index
   StoredForm form = {};        ///< of tensors; an import's, to give back what was read
+  /// Linear weights of the blocks as fp8 in blocks of 128 x 128 beside their scales, as DeepSeek-V3 publishes them; experts one by one.
+  bool fp8 = false;
   bool replace = false;        ///< replace a directory that is there (in one step)
   Storage* storage = nullptr;  ///< nullptr: the real disk
 };

@@ -17,8 +17,9 @@ std::string hash_of(std::string_view text) {
 }
 
 Dtype parse_dtype(const std::string& name) {
-  constexpr std::array kAll = {Dtype::kBool, Dtype::kU8,  Dtype::kI8,  Dtype::kI16, Dtype::kF16,
-                               Dtype::kBf16, Dtype::kI32, Dtype::kF32, Dtype::kF64, Dtype::kI64};
+  constexpr std::array kAll = {Dtype::kBool, Dtype::kU8,  Dtype::kI8,   Dtype::kF8E4m3,
+                               Dtype::kI16,  Dtype::kF16, Dtype::kBf16, Dtype::kI32,
+                               Dtype::kF32,  Dtype::kF64, Dtype::kI64};
   for (const Dtype dtype : kAll) {
     if (name == dtype_name(dtype)) return dtype;
   }

@@ -26,9 +26,10 @@ struct DtypeRow {
   const char* name;
   int64_t size;
 };
-constexpr std::array<DtypeRow, 10> kDtypes = {{{Dtype::kBool, "BOOL", 1},
+constexpr std::array<DtypeRow, 11> kDtypes = {{{Dtype::kBool, "BOOL", 1},
                                                {Dtype::kU8, "U8", 1},
                                                {Dtype::kI8, "I8", 1},
+                                               {Dtype::kF8E4m3, "F8_E4M3", 1},
                                                {Dtype::kI16, "I16", 2},
                                                {Dtype::kF16, "F16", 2},
                                                {Dtype::kBf16, "BF16", 2},

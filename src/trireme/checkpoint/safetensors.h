@@ -17,7 +17,7 @@ namespace trireme::checkpoint {
 
 /// Element types of the format, in its own order (files are sorted by descending type, then by
 /// name).
-enum class Dtype { kBool, kU8, kI8, kI16, kF16, kBf16, kI32, kF32, kF64, kI64 };
+enum class Dtype { kBool, kU8, kI8, kF8E4m3, kI16, kF16, kBf16, kI32, kF32, kF64, kI64 };
 
 const char* dtype_name(Dtype dtype);  ///< the format's own name: "F32", "BF16", ...
 int64_t dtype_size(Dtype dtype);      ///< bytes of one element

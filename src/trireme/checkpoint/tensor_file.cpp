@@ -37,6 +37,8 @@ at::ScalarType scalar_type(Dtype dtype) {
       return at::kByte;
     case Dtype::kI8:
       return at::kChar;
+    case Dtype::kF8E4m3:
+      return at::kFloat8_e4m3fn;
     case Dtype::kI16:
       return at::kShort;
     case Dtype::kF16:
@@ -63,6 +65,8 @@ Dtype dtype_of(at::ScalarType type) {
       return Dtype::kU8;
     case at::kChar:
       return Dtype::kI8;
+    case at::kFloat8_e4m3fn:
+      return Dtype::kF8E4m3;
     case at::kShort:
       return Dtype::kI16;
     case at::kHalf:

@@ -27,10 +27,12 @@ int64_t stream_made(const TensorToWrite& tensor, const at::Tensor& made, at::Sca
     put_host(made);
     return made.dim() == 0 ? 1 : made.size(0);
   }
-  const int64_t row = made.numel() / made.size(0);
+  at::Tensor rest = made;
+  while (rest.dim() > 1 && rest.size(0) == 1) rest = rest.select(0, 0);  // one expert of a stack
+  const int64_t row = rest.numel() / rest.size(0);
   const int64_t rows = std::max<int64_t>(1, kPieceElements / row);
-  for (int64_t first = 0; first < made.size(0); first += rows)
-    put_host(made.narrow(0, first, std::min(rows, made.size(0) - first)));
+  for (int64_t first = 0; first < rest.size(0); first += rows)
+    put_host(rest.narrow(0, first, std::min(rows, rest.size(0) - first)));
   return made.size(0);
 }
 

@@ -16,6 +16,7 @@ struct ConvertOptions {
   std::string to;
   std::string dtype = "auto";
   bool force = false;
+  bool fp8 = false;
   double shard_gb = 5.0;
 };
 
@@ -44,6 +45,7 @@ void run_export(const ConvertOptions& convert, const GlobalOptions& options) {
                                                        : checkpoint::Dtype::kF32;
   export_options.form = source.form;
   if (convert.dtype != "auto") export_options.form.other_dtypes.clear();
+  export_options.fp8 = convert.fp8;
   export_options.replace = convert.force;
   TRIREME_USER_CHECK(convert.shard_gb > 0, kConfig, "the default is 5",
                      "--shard-gb {} is not positive", convert.shard_gb);
@@ -80,6 +82,9 @@ void add_convert(CLI::App& app, GlobalOptions& options) {
       ->add_option("--dtype", convert->dtype,
                    "type of the weights; auto: as imported, else float32")
       ->check(CLI::IsMember({"auto", "float32", "bfloat16", "float16"}));
+  output->add_flag("--fp8", convert->fp8,
+                   "linear weights of the blocks as fp8 in blocks of 128 x 128 with scales, as "
+                   "DeepSeek-V3 publishes them; --dtype is of the others");
   output->add_option("--shard-gb", convert->shard_gb,
                      "cut the weights into files of this many GB and an index");
   output->add_flag("--force", convert->force, "replace what is there");

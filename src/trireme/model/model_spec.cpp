@@ -317,7 +317,7 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   config.require("is_encoder_decoder", false, "an encoder-decoder");
   config.require("tie_encoder_decoder", false, "an encoder-decoder");
   config.require("pruned_heads", Json::object(), "attention with pruned heads");
-  config.require("quantization_config", nullptr, "weights that are quantized on disk");
+  spec.quantization = read_quantization(config, spec.family);
 
   family->read(config, spec);
   config.finish();
@@ -332,6 +332,7 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   }
   document["model_type"] = family->model_type;
   document.erase("auto_map");
+  document.erase("quantization_config");
   spec.config_json = document.dump(2, ' ', true) + "\n";
   return spec;
 }

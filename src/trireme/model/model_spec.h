@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "trireme/model/quantization.h"
+
 namespace trireme::model {
 
 enum class NormKind { kRmsNorm, kLayerNorm };
@@ -254,6 +256,8 @@ struct ModelSpec {
   NormSpec final_norm;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
+  /// How a Hugging Face directory with this config stores its weights; not of the model itself, and not in config_json.
+  std::optional<QuantizationSpec> quantization;
   std::string config_json;  ///< the config as given, for export: keys sorted, two spaces (as
                             ///< transformers writes)
   int bos_token_id = -1;
