@@ -56,7 +56,8 @@ void inspect_files(ModelInspection& m) {
       for (const checkpoint::TensorInfo& info : file.header().tensors) {
         if (info.name.starts_with(checkpoint::kOptimizerPrefix)) continue;
         bytes[checkpoint::dtype_name(info.dtype)] += info.bytes();
-        if (info.shape.size() >= 2) ++matrices[checkpoint::dtype_name(info.dtype)];
+        if (info.shape.size() >= 2 && !m.spec.quantization)
+          ++matrices[checkpoint::dtype_name(info.dtype)];
         stored_head = stored_head || info.name == "lm_head.weight";
         ++m.stored_tensors;
       }
@@ -85,7 +86,9 @@ void inspect_config(ModelInspection& m, const std::string& text) {
       {"float32", "F32"}, {"bfloat16", "BF16"}, {"float16", "F16"}, {"float64", "F64"}};
   if (!config.contains(key) || !config[key].is_string() || m.stored_bytes.empty()) return;
   const auto said = names.find(config[key].get<std::string>());
-  if (m.huggingface && said != names.end() && said->second != m.stored_bytes.front().first)
+  // Of quantised weights it is the type of the others.
+  if (m.huggingface && !m.spec.quantization && said != names.end() &&
+      said->second != m.stored_bytes.front().first)
     find(m, Level::kNote,
          fmt::format("config.json says {} = \"{}\", but most of the weights are {}", key,
                      said->first, m.stored_bytes.front().first));
@@ -222,6 +225,11 @@ ModelInspection inspect_model(const fs::path& path) {
     });
   }
   inspect_files(m);
+  if (m.spec.quantization)
+    find(m, Level::kNote,
+         fmt::format("the weights are quantised ({}): they are dequantised as they are read, and "
+                     "take memory as others do",
+                     model::describe(*m.spec.quantization)));
   if (m.spec.vocab_size > 0) {
     inspect_config(m, read("config.json"));
     m.parameters = m.spec.num_parameters();
@@ -250,6 +258,8 @@ OrderedJson to_json(const ModelInspection& m) {
   json["tied_embeddings"] = m.spec.tied_embeddings;
   json["stored"] = {{"tensors", m.stored_tensors}, {"bytes", OrderedJson::object()}};
   for (const auto& [type, bytes] : m.stored_bytes) json["stored"]["bytes"][type] = bytes;
+  json["quantization"] = nullptr;
+  if (m.spec.quantization) json["quantization"] = model::describe(*m.spec.quantization);
   json["tokenizer"] = nullptr;
   if (!m.tokenizer_kind.empty())
     json["tokenizer"] = {{"kind", m.tokenizer_kind},

@@ -16,6 +16,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 const fs::path kGoldens = TRIREME_SOURCE_DIR "/tests/goldens";
 
@@ -119,6 +120,23 @@ TEST_F(ModelInspectionTest, SaysWhatIsMissing) {
   fs::remove(folder_ / "config.json");
   EXPECT_THAT(findings(inspect_model(folder_)), HasSubstr("neither a Hugging Face directory nor"));
   EXPECT_THROW(inspect_model(folder_ / "absent"), Error);
+}
+
+TEST_F(ModelInspectionTest, SaysHowWeightsAreQuantised) {
+  copy("llama");
+  const checkpoint::ModelSource source = checkpoint::open_model(folder_);
+  EXPECT_TRUE(to_json(inspect_model(folder_)).at("quantization").is_null());
+  const fs::path out = folder_ / "fp8";
+  checkpoint::export_huggingface(out, source.spec, source.parameters, source.texts,
+                                 {.dtype = checkpoint::Dtype::kBf16, .fp8 = true});
+  const ModelInspection m = inspect_model(out);
+  EXPECT_TRUE(m.ok()) << findings(m);
+  EXPECT_THAT(findings(m),
+              HasSubstr("note: the weights are quantised (fp8 in blocks of 128 x 128)"));
+  EXPECT_THAT(findings(m), Not(HasSubstr("of different types")));
+  EXPECT_THAT(findings(m), Not(HasSubstr("config.json says")));
+  EXPECT_EQ(to_json(m).at("quantization"), "fp8 in blocks of 128 x 128");
+  EXPECT_EQ(m.parameters, source.spec.num_parameters());
 }
 
 TEST_F(ModelInspectionTest, SaysWhatIsOdd) {
