@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Memory and time of `trireme convert import` and `export` on a large model of random bfloat16 weights.
 
-    bench/convert_memory.py FOLDER [--layers N] [--out RESULT.md]
+    bench/convert_memory.py FOLDER [--layers N] [--fp8] [--out RESULT.md]
 
 Writes a Llama-shaped model with the widths of a 7B one into FOLDER, converts it there and back, checks that every tensor
-came back byte for byte, says the largest resident size of either process, and removes it all. The largest tensor decides about
+came back byte for byte (with --fp8: what was written as fp8 comes back so after another import and export), says the largest resident size of either process, and removes it all. The largest tensor decides about
 memory, not the number of layers: 12 layers are 3B parameters and need 25 GB of disk while it runs, 32 are 7B and 55 GB.
 """
 
@@ -105,6 +105,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--fp8", action="store_true", help="export the linear weights as fp8 in blocks, and import those")
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     folder = arguments.folder / "convert-memory"
@@ -113,16 +114,23 @@ def main():
         print(f"{parameters / 1e9:.2f}B parameters", flush=True)
         program = ROOT / "build/trireme"
         rows = []
-        for name, *rest in (("import", folder / "hf", folder / "checkpoint"), ("export", folder / "checkpoint", folder / "back")):
-            seconds, peak = measured(program, "convert", name, *rest)
+        hf, checkpoint, back, again = (folder / part for part in ("hf", "checkpoint", "back", "again"))
+        steps = [("import", hf, checkpoint), ("export", checkpoint, back)]
+        if arguments.fp8:
+            steps = [("import", hf, checkpoint), ("export --fp8", checkpoint, back), ("import of fp8", back, checkpoint, "--force"),
+                     ("export --fp8 again", checkpoint, again)]
+        for name, *rest in steps:
+            words = name.split()
+            seconds, peak = measured(program, "convert", words[0], *(word for word in words if word == "--fp8"), *rest)
             rows.append((name, seconds, peak))
             print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB resident at most", flush=True)
-        shutil.rmtree(folder / "checkpoint")
-        same = digests(folder / "hf") == digests(folder / "back")
+        shutil.rmtree(checkpoint)
+        same = digests(back) == digests(again if arguments.fp8 else hf)
         print("every tensor came back byte for byte" if same else "tensors DIFFER")
         if arguments.out:
-            lines = [f"# Converting {parameters / 1e9:.2f}B parameters of bfloat16", "",
-                     f"`bench/convert_memory.py --layers {arguments.layers}`: to a checkpoint (float32) and back. The largest tensor, the",
+            kind = ", fp8 in blocks" if arguments.fp8 else ""
+            lines = [f"# Converting {parameters / 1e9:.2f}B parameters of bfloat16{kind}", "",
+                     f"`bench/convert_memory.py --layers {arguments.layers}{' --fp8' if arguments.fp8 else ''}`: to a checkpoint (float32) and back. The largest tensor, the",
                      f"embedding of {VOCAB} x {HIDDEN}, has 1.05 GB as stored and 2.10 GB as float32. Resident size: the kernel's own",
                      "figure (ru_maxrss), mapped pages included.", "",
                      "| | largest resident size | seconds |", "|---|---|---|",

@@ -7,10 +7,13 @@ For every case of goldens/model_cases.py and a fresh random seed:
     model.safetensors are the same bytes; every tensor is equal; transformers loads it and gives the same logits;
   * a second import and export, in shards, is the same model and, again, the same bytes;
   * `trireme checkpoint digest`, `diff` and `verify` agree;
-  * where the program has `eval`, its losses on the imported model are transformers' (1e-5 relative).
+  * where the program has `eval`, its losses on the imported model are transformers' (1e-5 relative);
+  * fp8 in blocks, as `convert export --fp8` and as transformers itself writes it, and MXFP4 experts: what is read is bit for bit what
+    transformers makes of them where it dequantises (without a GPU), with the same logits and losses; fp8 is written again to the same bytes.
 Last line: `N passed, N failed`.
 """
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -23,11 +26,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.join(here, "..", "..")
 import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config  # noqa: E402
+from transformers.integrations.finegrained_fp8 import Fp8Quantize  # noqa: E402
+from transformers.quantizers import quantizer_finegrained_fp8  # noqa: E402
 
 sys.path.insert(0, os.path.join(here, "..", "goldens"))
 import model_cases  # noqa: E402
+
+# It asks whether accelerate is installed, and does without it where it dequantises.
+quantizer_finegrained_fp8.is_accelerate_available = lambda: True
 
 torch.set_num_threads(1)
 trireme = os.environ.get("TRIREME", os.path.join(root, "build", "trireme"))
@@ -82,12 +90,34 @@ def assert_same_files(a, b, names=None):
             assert one.read() == other.read(), f"{name} differs"
 
 
-def logits_of(folder, ids, dtype):
-    model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager", dtype=dtype,
-                                                       output_loading_info=True)
+class Warnings(logging.Handler):
+    """What transformers warns of, but for the absence of a GPU."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.found = []
+
+    def emit(self, record):
+        if "requires a GPU" not in record.getMessage():
+            self.found.append(record.getMessage())
+
+
+def load(folder, dtype, **options):
+    warnings = Warnings()
+    logging.getLogger("transformers").addHandler(warnings)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager",
+                                                           dtype=dtype, output_loading_info=True, **options)
+    finally:
+        logging.getLogger("transformers").removeHandler(warnings)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    assert not warnings.found, warnings.found
+    return model.eval()
+
+
+def logits_of(folder, ids, dtype):
     with torch.no_grad():
-        return model.eval()(input_ids=ids, use_cache=False).logits
+        return load(folder, dtype)(input_ids=ids, use_cache=False).logits
 
 
 def exchange(folder, name, number, dtype, shard):
@@ -203,6 +233,140 @@ def eval_losses(folder, name, number):
     return f"{worst:.1e}"
 
 
+def same_weights(ours, theirs, ids, folder, where):
+    """Weights, logits and losses of two loaded models; the losses of `where` too, a directory that Trireme reads by itself."""
+    # Beside weights that it dequantises to float32, transformers keeps the others in the type of the file.
+    assert_same_tensors(ours.state_dict(), theirs.float().state_dict())
+    with torch.no_grad():
+        logits = theirs(input_ids=ids, use_cache=False).logits
+        assert torch.equal(ours(input_ids=ids, use_cache=False).logits, logits), "logits differ"
+    if not has_eval:
+        return "weights and logits equal"
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").double()
+    lines = os.path.join(folder, "ids.jsonl")
+    with open(lines, "w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in ids.tolist())
+    found = torch.tensor(run("eval", where, "--ids", lines)["losses"], dtype=torch.float64)
+    worst = float((found - losses).abs().max() / losses.abs().max())
+    assert worst <= 1e-5, f"losses differ by {worst:.1e}"
+    return f"losses {worst:.1e}"
+
+
+def wide_model(name, number):
+    """The case with matrices of several blocks. transformers takes the size of blocks from the number of scales: whole blocks only."""
+    config = model_cases.CASES[name]()
+    config.hidden_size, config.intermediate_size = 256, 384
+    if hasattr(config, "moe_intermediate_size"):
+        config.moe_intermediate_size = 128
+    config.initializer_range = 0.02
+    model_cases.CASES["wide"] = lambda: config
+    try:
+        return model_cases.build("wide", seed + number)
+    finally:
+        del model_cases.CASES["wide"]
+
+
+def fp8(folder, name, number):
+    source, ours, fp8_dir, back, plain, again, theirs = (
+        os.path.join(folder, part) for part in ("source", "ours", "fp8", "back", "plain", "again", "theirs"))
+    model = wide_model(name, number).to(torch.bfloat16)
+    model.save_pretrained(source)
+    stored = tensors_of(source)
+    ids = torch.randint(0, 64, (2, 40), generator=torch.Generator().manual_seed(seed + number))
+
+    run("convert", "import", source, ours)
+    run("convert", "export", "--fp8", ours, fp8_dir)
+    written = tensors_of(fp8_dir)
+    quantised = {key for key, tensor in written.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert quantised and set(written) == set(stored) | {key + "_scale_inv" for key in quantised}
+    assert all(torch.equal(written[key], stored[key]) for key in set(stored) - quantised)
+    with open(os.path.join(fp8_dir, "config.json")) as file:
+        declared = json.load(file)["quantization_config"]
+    assert declared["quant_method"] == "fp8" and declared["weight_block_size"] == [128, 128], declared
+
+    run("convert", "import", fp8_dir, back)
+    run("convert", "export", back, plain, "--dtype", "float32")
+    detail = same_weights(load(plain, torch.float32), load(fp8_dir, torch.float32), ids, folder, fp8_dir)
+    run("convert", "export", "--fp8", back, again)
+    assert_same_files(fp8_dir, again)
+
+    # What transformers' own quantiser writes is read the same.
+    os.mkdir(theirs)
+    quantise = Fp8Quantize(type("Quantizer", (), {"quantization_config": FineGrainedFP8Config()}))
+    tensors = {}
+    for key, tensor in stored.items():
+        tensors.update(quantise._quantize_one(key, tensor) if key in quantised and min(tensor.shape) >= 128 else {key: tensor})
+    save_file(tensors, os.path.join(theirs, "model.safetensors"), metadata={"format": "pt"})
+    shutil.copy(os.path.join(fp8_dir, "config.json"), theirs)
+    run("convert", "import", theirs, back + "2")
+    run("convert", "export", back + "2", plain + "2", "--dtype", "float32")
+    same_weights(load(plain + "2", torch.float32), load(theirs, torch.float32), ids, folder, theirs)
+    return f"{len(quantised)} of {len(stored)} tensors, {detail}"
+
+
+def mxfp4(folder, name, number):
+    source, ours, plain = (os.path.join(folder, part) for part in ("source", "ours", "plain"))
+    config = model_cases.CASES[name]()
+    config.hidden_size, config.intermediate_size = 64, 96
+    model_cases.CASES["wide"] = lambda: config
+    try:
+        model = model_cases.build("wide", seed + number).to(torch.bfloat16)
+    finally:
+        del model_cases.CASES["wide"]
+    model.save_pretrained(source)
+    generator = torch.Generator().manual_seed(seed + number)
+    ids = torch.randint(0, 64, (2, 40), generator=generator)
+    tensors = tensors_of(source)
+    for key in [key for key in tensors if key.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, rows = tensors.pop(key).shape  # transformers' modules hold [experts, in, out]
+        tensors[key + "_blocks"] = torch.randint(0, 256, (experts, rows, width // 32, 16), generator=generator, dtype=torch.uint8)
+        tensors[key + "_scales"] = torch.randint(118, 126, (experts, rows, width // 32), generator=generator, dtype=torch.uint8)
+    save_file(tensors, os.path.join(source, "model.safetensors"), metadata={"format": "pt"})
+    with open(os.path.join(source, "config.json")) as file:
+        config = json.load(file)
+    config["quantization_config"] = {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                                                "model.embed_tokens", "lm_head"], "quant_method": "mxfp4"}
+    with open(os.path.join(source, "config.json"), "w") as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+    run("convert", "import", source, ours)
+    run("convert", "export", ours, plain)
+    with open(os.path.join(plain, "config.json")) as file:
+        assert "quantization_config" not in json.load(file)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in tensors_of(plain).values())
+    return same_weights(load(plain, torch.float32), load(source, torch.float32, quantization_config=Mxfp4Config(dequantize=True)),
+                        ids, folder, source)
+
+
+def mtp(folder, name, number, layers):
+    """A model with as many layers as published ones, whose multi-token-prediction layer transformers passes over in silence."""
+    config = model_cases.CASES[name]()
+    # Lists of one entry a layer, where the config made them, are made anew.
+    changed = {key: value for key, value in config.to_dict().items() if key not in ("layer_types", "mlp_layer_types")}
+    config = type(config)(**{**changed, "num_hidden_layers": layers, "num_nextn_predict_layers": 1})
+    model_cases.CASES["deep"] = lambda: config
+    try:
+        model = model_cases.build("deep", seed + number).to(torch.bfloat16)
+    finally:
+        del model_cases.CASES["deep"]
+    source, ours, back = (os.path.join(folder, part) for part in ("source", "ours", "back"))
+    model.save_pretrained(source)
+    tensors = tensors_of(source)
+    last, extra = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    width = config.hidden_size
+    tensors |= {key.replace(last, extra): t.clone() for key, t in tensors.items() if key.startswith(last)}
+    tensors |= {extra + key: torch.randn(shape).to(torch.bfloat16) for key, shape in {
+        "enorm.weight": (width,), "hnorm.weight": (width,), "shared_head.norm.weight": (width,), "eh_proj.weight": (width, 2 * width)}.items()}
+    tensors |= {extra + "embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+                extra + "shared_head.head.weight": tensors["lm_head.weight"].clone()}
+    save_file(tensors, os.path.join(source, "model.safetensors"), metadata={"format": "pt"})
+    run("convert", "import", source, ours)
+    run("convert", "export", ours, back)
+    assert_same_files(source, back, ["config.json", "generation_config.json", "model.safetensors"])
+    ids = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(seed + number))
+    assert torch.equal(logits_of(back, ids, torch.bfloat16), logits_of(source, ids, torch.bfloat16)), "logits differ"
+    return f"{sum(key.startswith(extra) for key in tensors)} tensors beside {len(tensors)}"
+
+
 def in_folder(function, *arguments):
     def call():
         with tempfile.TemporaryDirectory() as folder:
@@ -222,6 +386,15 @@ for number, name in enumerate(model_cases.CASES):
         check(f"{name} without its head", in_folder(base_model, name, number))
     if has_eval:
         check(f"{name} losses", in_folder(eval_losses, name, number))
+for number, name in enumerate(["llama", "phi3", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v2-yarn",
+                               "deepseek_v3"]):
+    if not only or name.split("-")[0] in only:
+        check(f"{name} fp8", in_folder(fp8, name, number))
+if not only or "gpt_oss" in only:
+    check("gpt_oss mxfp4", in_folder(mxfp4, "gpt_oss", 0))
+for number, (name, layers) in enumerate([("deepseek_v3", 61), ("glm4_moe", 46)]):
+    if not only or name in only:
+        check(f"{name} multi-token prediction", in_folder(mtp, name, number, layers))
 check("refusals", in_folder(refusals))
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)
