@@ -66,6 +66,12 @@ check "jsonl" "$TRIREME" train "$examples/jsonl/run.toml" "${small[@]}" \
   --set 'data.train=[{path="jsonl/articles*.jsonl",weight=3},{path="jsonl/forum.jsonl",weight=1}]' --set data.valid_fraction=0.2
 check "jsonl: prepare" "$TRIREME" data prepare --tokenizer bytes --out data/articles --deduplicate 'jsonl/articles*.jsonl'
 
+check "continue" "$TRIREME" train "$examples/continue/run.toml" "${small[@]}" --set model.config= --set data.valid_fraction=0.2
+check "continue: eval" "$TRIREME" eval runs/continue/export --data source/f1.py
+check "continue: more steps of the same run" "$TRIREME" train "$examples/continue/run.toml" "${small[@]}" --set model.config= \
+  --set data.valid_fraction=0.2 --set schedule.steps=3
+check "continue: went on" json <(tail -n 1 runs/continue/metrics.jsonl) "value['step'] == 3"
+
 mkdir -p chat
 cp -r runs/text/export chat/model
 check "chat: conversations" python3 "$examples/chat/make_conversations.py" chat/conversations.jsonl 100
