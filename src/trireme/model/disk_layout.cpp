@@ -26,7 +26,7 @@ void add_experts(const ParameterSpec& parameter, int index, const std::string& p
 
 /// Of a multi-token-prediction layer's own names for what it shares with the model.
 void add_copies(const ModelSpec& spec, std::vector<DiskTensor>& tensors) {
-  const auto main_layers = static_cast<int>(spec.layers.size()) - spec.num_mtp_layers;
+  const int main_layers = spec.num_main_layers();
   int embedding = -1;
   int head = -1;
   for (size_t i = 0; i < spec.parameters.size(); ++i) {

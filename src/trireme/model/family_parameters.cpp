@@ -230,7 +230,7 @@ void add_experts(ParameterTable& table, const LayerSpec& layer, int number,
 void add_layer(ParameterTable& table, const ModelSpec& spec, int number, const TensorNames& names) {
   const LayerSpec& layer = spec.layers[static_cast<size_t>(number)];
   const std::string prefix = fmt::format("model.layers.{}.", number);
-  const bool mtp = number >= static_cast<int>(spec.layers.size()) - spec.num_mtp_layers;
+  const bool mtp = number >= spec.num_main_layers();
   if (mtp) {
     table.begin_part(PartKind::kMtpInput, number);
     table.norm(prefix + "enorm", spec.final_norm, spec.hidden);
@@ -258,7 +258,7 @@ void add_rotary_family_parameters(ModelSpec& spec, const TensorNames& names) {
   table.begin_part(PartKind::kEmbedding, -1);
   table.matrix("model.embed_tokens.weight", Role::kTokenEmbedding, spec.vocab_size, spec.hidden);
   const int total = static_cast<int>(spec.layers.size());
-  const int main_layers = total - spec.num_mtp_layers;
+  const int main_layers = spec.num_main_layers();
   for (int i = 0; i < main_layers; ++i) add_layer(table, spec, i, names);
   table.begin_part(PartKind::kHead, -1);
   table.norm("model.norm", spec.final_norm, spec.hidden);

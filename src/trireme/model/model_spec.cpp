@@ -168,8 +168,21 @@ int64_t ModelSpec::num_parameters() const {
 }
 
 bool ModelSpec::is_mtp(int part) const {
-  const int layer = parts[static_cast<size_t>(part)].layer;
-  return layer >= static_cast<int>(layers.size()) - num_mtp_layers;
+  return mtp_depth(part) > 0;
+}
+
+int ModelSpec::mtp_depth(int part) const {
+  return std::max(parts[static_cast<size_t>(part)].layer - num_main_layers() + 1, 0);
+}
+
+int ModelSpec::head_part() const {
+  const auto found = std::ranges::find(parts, PartKind::kHead, &PartSpec::kind);
+  return static_cast<int>(found - parts.begin());
+}
+
+bool ModelSpec::is_head(int part) const {
+  const PartKind kind = parts[static_cast<size_t>(part)].kind;
+  return kind == PartKind::kHead || kind == PartKind::kMtpHead;
 }
 
 int64_t ModelSpec::num_active_parameters() const {

@@ -188,8 +188,9 @@ enum class PartKind {
   kDispatch,  ///< rows of the tokens, sorted by expert
   kExperts,   ///< the routed experts' products
   kCombine,   ///< back to the tokens, plus the shared expert and the residual
-  /// Multi-token prediction: norms of the next token's embedding (first) and of the hidden state, both kNormWeight, and
-  /// the projection of [embedding | hidden state]. Its layer's parts follow, then kMtpHead; all of it after kHead.
+  /// Multi-token prediction: norms of a later token's embedding (first) and of the hidden state, both kNormWeight, and
+  /// the projection of [embedding | hidden state]. Its layer's parts follow, then kMtpHead; all of it after kHead. See
+  /// mtp.h.
   kMtpInput,
   kMtpHead,  ///< its norm, the shared head and its loss
   kHead      ///< final norm, head and loss
@@ -252,7 +253,8 @@ struct ModelSpec {
   /// The blocks; the last `num_mtp_layers` of them predict further tokens and lie after the head (deepseek_v3).
   std::vector<LayerSpec> layers;
   int num_mtp_layers = 0;
-  double mtp_loss_weight = 0.1;
+  /// The loss is the head's + this / num_mtp_layers * the sum of the multi-token-prediction modules' (DeepSeek-V3's 0.3).
+  double mtp_loss_weight = 0.3;
   NormSpec final_norm;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
@@ -273,6 +275,13 @@ struct ModelSpec {
   int64_t active_numel(const ParameterSpec& parameter) const;
   /// True of a part (index into parts) that belongs to a multi-token-prediction layer.
   bool is_mtp(int part) const;
+  /// Which module of multi-token prediction a part belongs to, from 1; 0: none, it is the model's own.
+  int mtp_depth(int part) const;
+  int num_main_layers() const { return static_cast<int>(layers.size()) - num_mtp_layers; }
+  /// Index into parts of kHead: the last of all but those for multi-token prediction.
+  int head_part() const;
+  /// True of kHead and kMtpHead.
+  bool is_head(int part) const;
   int parameter_index(const std::string& name) const;  ///< -1 if absent
 };
 

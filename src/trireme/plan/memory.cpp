@@ -209,6 +209,40 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   return bytes;
 }
 
+// Mirrors nn/mtp_input_part.cpp line by line.
+PartBytes mtp_input_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+  const Sizes sizes(spec, strategy);
+  const int64_t width = sizes.width;
+  const int64_t statistics = norm_statistics(spec.final_norm, sizes.tokens);
+  const int64_t gradients = norm_gradients(spec.final_norm, width);
+  const int64_t norm_workspace = sizes.kernels.norm_backward(sizes.tokens, width, spec.final_norm);
+  const int64_t joined = sizes.activations(2 * width);
+
+  PartBytes bytes;
+  bytes.saved_input = 2 * statistics;
+  bytes.saved_weight = joined;
+  bytes.delayed = sizes.hidden + 2 * gradients;  // of the embeddings and of the norms
+
+  HighWater forward;
+  forward.hold(sizes.hidden);  // embeddings
+  forward.hold(joined + 2 * statistics);
+  forward.drop(sizes.hidden);
+  forward.hold(sizes.hidden);
+  forward.pass(sizes.product(width, 2 * width));
+  bytes.forward_workspace = forward.above(sizes.hidden + bytes.saved_input + bytes.saved_weight);
+
+  HighWater backward;
+  backward.hold(joined);  // its gradient
+  backward.pass(sizes.product(2 * width, width));
+  backward.hold(sizes.hidden + gradients);  // embeddings, then their gradient
+  backward.pass(norm_workspace);
+  backward.hold(sizes.hidden + gradients);
+  backward.pass(norm_workspace);
+  bytes.backward_input_workspace = backward.above(sizes.hidden + bytes.delayed);
+  bytes.backward_weight_workspace = sizes.weight_product(width, 2 * width, false);
+  return bytes;
+}
+
 }  // namespace
 
 int64_t element_bytes(Precision precision) {
@@ -218,7 +252,12 @@ int64_t element_bytes(Precision precision) {
 PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                      Recompute mode) {
   const model::PartSpec& where = spec.parts[static_cast<size_t>(part)];
-  TRIREME_CHECK(where.kind != PartKind::kHead, "the head's bytes are loss_workspace_bytes()");
+  if (where.kind == PartKind::kMtpInput) return mtp_input_bytes(spec, strategy);
+  if (spec.is_head(part)) {
+    PartBytes bytes;
+    bytes.saved_input = norm_statistics(spec.final_norm, strategy.micro * strategy.seq_len);
+    return bytes;
+  }
   if (where.kind == PartKind::kAttention) {
     const bool latent = spec.layers[static_cast<size_t>(where.layer)].attention.latent.has_value();
     return latent ? latent_attention_bytes(spec, strategy, where.layer, mode)
@@ -229,8 +268,8 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   return {};
 }
 
-int64_t batch_bytes(const Strategy& strategy) {
-  return 3 * tensor_bytes(8 * strategy.micro * strategy.seq_len);
+int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+  return (3 + 2 * spec.num_mtp_layers) * tensor_bytes(8 * strategy.micro * strategy.seq_len);
 }
 
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
@@ -249,12 +288,13 @@ int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {
 }
 
 // Mirrors nn/head_part.cpp.
-int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy,
+                             bool with_norm) {
   const Sizes sizes(spec, strategy);
   const int64_t rows = strategy.loss_chunk_rows > 0 ? strategy.loss_chunk_rows
                                                     : choose_loss_chunk_rows(spec, strategy);
   HighWater water;
-  water.hold(sizes.hidden + norm_statistics(spec.final_norm, sizes.tokens));
+  if (with_norm) water.hold(sizes.hidden + norm_statistics(spec.final_norm, sizes.tokens));
   water.hold(sizes.hidden);
   water.pass(sizes.kernels.cross_entropy(std::min(rows, sizes.tokens), spec.vocab_size, spec.hidden,
                                          sizes.precision));

@@ -28,19 +28,21 @@ struct PartBytes {
   int64_t backward_weight_workspace = 0;
 };
 
-/// Of a part between embedding and head under `mode`; saved and delayed bytes of kFull are those after
-/// kRecompute. The embedding has none. Not for the head.
+/// Of a part under `mode`; saved and delayed bytes of kFull are those after kRecompute. The embedding has none; a head has
+/// what its norm keeps where multi-token prediction goes on from it, the rest is loss_workspace_bytes().
 PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                      Recompute mode);
 
-int64_t batch_bytes(const Strategy& strategy);  ///< tokens, targets, positions as int64
+/// Tokens, targets and positions as int64; tokens and targets once more for every module of multi-token prediction.
+int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy);
 /// Output of a part: [N, d], or [M, d] between dispatch and combine.
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 /// A float32 for every choice of the router of a MoE part's layer; 0 of other parts.
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part);
-/// Workspace of kLoss with the strategy's (chosen) loss_chunk_rows.
-int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy);
+/// Workspace of kLoss with the strategy's (chosen) loss_chunk_rows; `with_norm`: the norm's forward is part of it.
+int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy,
+                             bool with_norm = true);
 
 /// What is held between steps, by kind.
 struct ResidentBytes {

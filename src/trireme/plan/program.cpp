@@ -101,9 +101,7 @@ class Builder {
       const model::PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
       if (!recomputes(kind)) chosen.recompute[static_cast<size_t>(part)] = Recompute::kNone;
       flops_.push_back(model::part_flops(spec, part, chosen.seq_len));
-      bytes_.push_back(kind == model::PartKind::kHead
-                           ? PartBytes{}
-                           : part_bytes(spec, chosen, part, recompute(part)));
+      bytes_.push_back(part_bytes(spec, chosen, part, recompute(part)));
     }
     program_.resident_bytes = resident_bytes(spec, chosen).total();
     tokens_ = static_cast<double>(chosen.micro * chosen.seq_len);
@@ -118,16 +116,17 @@ class Builder {
       if (i + 1 < micro_batches) load(i + 1);
       MicroBatch micro = begin_micro_batch(i);
       for (int part = 0; part + 1 < num_parts_; ++part) forward(micro, part);
-      loss(micro);
-      for (int part = num_parts_ - 2; part >= 1; --part) {
+      for (int part = num_parts_ - 1; part >= 1; --part) {
+        if (spec_.is_head(part)) {
+          loss(micro, part);
+          continue;
+        }
         if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
         backward_input(micro, part);
-        if (!strategy.delay_weight_gradients && has_parameters(part)) backward_weight(micro, part);
+        if (has_parameters(part) && !delays(part)) backward_weight(micro, part);
       }
-      if (strategy.delay_weight_gradients) {
-        for (int part = num_parts_ - 2; part >= 1; --part) {
-          if (has_parameters(part)) backward_weight(micro, part);
-        }
+      for (int part = num_parts_ - 1; part >= 1; --part) {
+        if (has_parameters(part) && delays(part)) backward_weight(micro, part);
       }
       embedding_backward(micro);
     }
@@ -142,6 +141,17 @@ class Builder {
     return kind == model::PartKind::kAttention || kind == model::PartKind::kMlp ||
            kind == model::PartKind::kExperts || kind == model::PartKind::kCombine;
   }
+
+  /// Heads and the input of multi-token prediction write to accumulators that they share (of the embedding, of the head):
+  /// they keep their order among them.
+  bool delays(int part) const {
+    return program_.strategy.delay_weight_gradients && !spec_.is_head(part) &&
+           kind(part) != model::PartKind::kMtpInput;
+  }
+
+  /// A head whose normed state a module of multi-token prediction reads: its norm runs on the way forward, its loss on the
+  /// way back, when that module's gradient is there.
+  bool goes_on(int head) const { return head + 1 < num_parts_; }
 
   model::PartKind kind(int part) const { return spec_.parts[static_cast<size_t>(part)].kind; }
 
@@ -253,7 +263,7 @@ class Builder {
   void load(int64_t index) {
     const int64_t lane = index / program_.strategy.micro_batches_per_lane();
     const int buffer =
-        new_buffer(BufferKind::kBatch, kNone, index, kNone, batch_bytes(program_.strategy));
+        new_buffer(BufferKind::kBatch, kNone, index, kNone, batch_bytes(spec_, program_.strategy));
     batches_.push_back(buffer);
     Instruction& instruction = begin(OpKind::kLoadBatch, kNone, index, lane);
     instruction.resource = Resource::kHost;
@@ -296,7 +306,9 @@ class Builder {
   void forward(MicroBatch& micro, int part) {
     Instruction& instruction = begin(OpKind::kForward, part, micro.index, micro.lane);
     instruction.recompute = recompute(part);
-    instruction.flops = flops_[static_cast<size_t>(part)].forward * tokens_;
+    // Of a head only its norm: the product comes with the loss.
+    instruction.flops =
+        spec_.is_head(part) ? 0.0 : flops_[static_cast<size_t>(part)].forward * tokens_;
     instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].forward_workspace;
     read_inputs(micro, part);
     read_residual(micro, part);
@@ -325,6 +337,7 @@ class Builder {
     if (part > 0) read(micro.hidden[static_cast<size_t>(part) - 1]);
     switch (kind(part)) {
       case model::PartKind::kEmbedding:  // tokens
+      case model::PartKind::kMtpInput:   // tokens further ahead
       case model::PartKind::kAttention:  // positions and the documents' bounds
         read(micro.batch);
         break;
@@ -359,19 +372,25 @@ class Builder {
     make(buffer);
   }
 
-  void loss(MicroBatch& micro) {
-    const int head = num_parts_ - 1;
-    Instruction& instruction = begin(OpKind::kLoss, head, micro.index, micro.lane);
-    instruction.flops = flops_[static_cast<size_t>(head)].model() * tokens_;
-    instruction.workspace_bytes = loss_workspace_bytes(spec_, program_.strategy);
-    const int input = micro.hidden[static_cast<size_t>(head) - 1];
-    read(input);
+  void loss(MicroBatch& micro, int part) {
+    const auto at = static_cast<size_t>(part);
+    Instruction& instruction = begin(OpKind::kLoss, part, micro.index, micro.lane);
+    instruction.flops = flops_[at].model() * tokens_;
+    instruction.workspace_bytes = loss_workspace_bytes(spec_, program_.strategy, !goes_on(part));
+    read(micro.hidden[at - 1]);
     read(micro.batch);
-    make_for(micro, micro.hidden_gradient, head - 1, BufferKind::kHiddenGradient,
-             hidden_bytes(spec_, program_.strategy, head - 1));
-    accumulate(micro, head);
-    if (spec_.tied_embeddings) accumulate(micro, 0);
-    combine(micro, head);
+    if (goes_on(part)) {
+      read(micro.hidden[at]);
+      read(micro.saved_input[at]);
+      read(micro.hidden_gradient[at]);
+    }
+    make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
+             hidden_bytes(spec_, program_.strategy, part - 1));
+    accumulate(micro, part);
+    // The weight that all heads share.
+    const int owner = spec_.tied_embeddings ? 0 : spec_.head_part();
+    if (owner != part) accumulate(micro, owner);
+    combine(micro, part);
   }
 
   void backward_input(MicroBatch& micro, int part) {
@@ -441,6 +460,10 @@ class Builder {
     if (kind(part) == model::PartKind::kCombine)
       read(micro.hidden[static_cast<size_t>(router_of(part))]);
     accumulate(micro, part);
+    if (kind(part) == model::PartKind::kMtpInput) {
+      read(micro.batch);
+      accumulate(micro, 0);  // the token table's
+    }
     combine(micro, part);
   }
 

@@ -25,8 +25,8 @@ struct Strategy {
   int64_t seq_len = 1;
   Precision precision = Precision::kFp32;
   std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec; empty: none
-  bool delay_weight_gradients =
-      false;                    ///< backward-weight of a micro-batch after all its backward-inputs
+  /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
+  bool delay_weight_gradients = false;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
@@ -38,10 +38,10 @@ struct Strategy {
 };
 
 enum class OpKind {
-  kLoadBatch,       ///< next micro-batch from the loader to the device
-  kForward,         ///< of a part, for a micro-batch
+  kLoadBatch,  ///< next micro-batch from the loader to the device
+  kForward,  ///< of a part, for a micro-batch; of a head that multi-token prediction goes on from, its norm
   kRecompute,       ///< forward again from the saved input
-  kLoss,            ///< the head: chunked logits, loss, their gradient, the head's weight gradient
+  kLoss,            ///< a head: chunked logits, loss, their gradient, the head's weight gradient
   kBackwardInput,   ///< gradient of a part's input
   kBackwardWeight,  ///< gradients of a part's parameters, added to the lane's accumulator
   kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the

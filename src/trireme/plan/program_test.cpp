@@ -11,6 +11,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/model/flops.h"
+#include "trireme/model/mtp_test_specs.h"
 #include "trireme/plan/memory.h"
 
 namespace trireme::plan {
@@ -118,8 +119,9 @@ void expect_sound(const Program& program) {
 TEST(Program, IsSoundForRandomStrategies) {
   std::mt19937 random(11);
   for (int round = 0; round < 60; ++round) {
-    const model::ModelSpec spec =
-        tiny_model(random() % 2 == 0, 1 + random() % 3, random() % 2 == 0 ? "llama" : "qwen3");
+    const model::ModelSpec spec = model::with_mtp(
+        tiny_model(random() % 2 == 0, 1 + random() % 3, random() % 2 == 0 ? "llama" : "qwen3"),
+        static_cast<int>(random() % 3), 0.3);
     const Strategy strategy = random_strategy(spec, random);
     ASSERT_THAT(validate(spec, strategy), testing::IsEmpty());
     SCOPED_TRACE(fmt::format("round {}: {} lanes, {} micro-batches", round, strategy.lanes,
@@ -131,7 +133,8 @@ TEST(Program, IsSoundForRandomStrategies) {
 TEST(Program, DoesEveryPartOfEveryMicroBatchOnce) {
   std::mt19937 random(12);
   for (int round = 0; round < 30; ++round) {
-    const model::ModelSpec spec = tiny_model(random() % 2 == 0);
+    const model::ModelSpec spec =
+        model::with_mtp(tiny_model(random() % 2 == 0), static_cast<int>(random() % 3), 0.3);
     const Strategy strategy = random_strategy(spec, random);
     const Program program = build_program(spec, strategy);
     std::map<std::tuple<OpKind, int, int64_t>, int> count;
@@ -141,18 +144,22 @@ TEST(Program, DoesEveryPartOfEveryMicroBatchOnce) {
         EXPECT_EQ(instruction.lane, instruction.micro_batch / strategy.micro_batches_per_lane());
       }
     }
-    const int head = static_cast<int>(spec.parts.size()) - 1;
+    const int parts = static_cast<int>(spec.parts.size());
     std::map<std::tuple<OpKind, int, int64_t>, int> expected;
     for (int64_t m = 0; m < strategy.micro_batches(); ++m) {
       expected[{OpKind::kLoadBatch, -1, m}] = 1;
-      expected[{OpKind::kLoss, head, m}] = 1;
       expected[{OpKind::kForward, 0, m}] = 1;
       expected[{OpKind::kBackwardWeight, 0, m}] = 1;
-      for (int part = 1; part < head; ++part) {
-        expected[{OpKind::kForward, part, m}] = 1;
+      for (int part = 1; part < parts; ++part) {
+        // Of a head that a module goes on from the norm is a forward of its own.
+        if (!spec.is_head(part) || part + 1 < parts) expected[{OpKind::kForward, part, m}] = 1;
+        if (spec.is_head(part)) {
+          expected[{OpKind::kLoss, part, m}] = 1;
+          continue;
+        }
         expected[{OpKind::kBackwardInput, part, m}] = 1;
         expected[{OpKind::kBackwardWeight, part, m}] = 1;
-        if (strategy.recompute[static_cast<size_t>(part)] == Recompute::kFull) {
+        if (program.strategy.recompute[static_cast<size_t>(part)] == Recompute::kFull) {
           expected[{OpKind::kRecompute, part, m}] = 1;
         }
       }
@@ -231,7 +238,8 @@ std::string balanced_tree(int64_t first, int64_t count) {
 TEST(ExactReduction, IsTheBalancedTreeWhateverTheStrategy) {
   std::mt19937 random(13);
   for (int round = 0; round < 40; ++round) {
-    const model::ModelSpec spec = tiny_model(random() % 2 == 0, 1);
+    const model::ModelSpec spec =
+        model::with_mtp(tiny_model(random() % 2 == 0, 1), static_cast<int>(random() % 3), 0.3);
     const Strategy strategy = random_strategy(spec, random);
     const auto trees = combination(build_program(spec, strategy));
     ASSERT_EQ(trees.size(), spec.parts.size());
@@ -245,7 +253,7 @@ TEST(ExactReduction, HoldsWhatABinaryCounterNeeds) {
   for (const bool tied : {false, true}) {
     for (const bool delayed : {false, true}) {
       for (const int64_t lanes : {1, 2, 4, 8, 16, 32}) {
-        const model::ModelSpec spec = tiny_model(tied, 1);
+        const model::ModelSpec spec = model::with_mtp(tiny_model(tied, 1), delayed ? 2 : 0, 0.3);
         Strategy strategy = strategy_of(2, lanes);
         strategy.delay_weight_gradients = delayed;
         const Program program = build_program(spec, strategy);
@@ -303,6 +311,52 @@ TEST(Program, DelayedWeightGradientsOnlyChangeTheOrder) {
   EXPECT_EQ(combination(a), combination(b));
 }
 
+// Accumulators that several parts write to (embedding and head, with multi-token prediction) are written in one order, or
+// their last bits would depend on the strategy.
+TEST(Program, SharedGradientsAreWrittenInOneOrder) {
+  std::mt19937 random(15);
+  for (const bool tied : {false, true}) {
+    const model::ModelSpec spec = model::with_mtp(tiny_model(tied), 2, 0.3);
+    const auto writers = [&](const Strategy& strategy) {
+      std::map<std::pair<int, int64_t>, std::vector<std::pair<int64_t, int>>> result;
+      const Program program = build_program(spec, strategy);
+      for (const Instruction& instruction : program.instructions) {
+        if (instruction.micro_batch < 0) continue;
+        for (const auto* buffers : {&instruction.makes, &instruction.uses}) {
+          for (const int id : *buffers) {
+            const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
+            if (buffer.kind == BufferKind::kParameterGradient)
+              result[{buffer.part, buffer.lane}].emplace_back(instruction.micro_batch,
+                                                              instruction.part);
+          }
+        }
+      }
+      return result;
+    };
+    Strategy strategy = strategy_of(2, 4);
+    const auto want = writers(strategy);
+    // Parts: 0 embedding, 1 .. 4 layers, 5 head, 6 .. 9 and 10 .. 13 the modules' input, attention, MLP and head.
+    using Writer = std::pair<int64_t, int>;
+    if (tied) {
+      EXPECT_THAT(want.at({0, 3}),
+                  ElementsAre(Writer{6, 13}, Writer{6, 10}, Writer{6, 9}, Writer{6, 6},
+                              Writer{6, 5}, Writer{6, 0}, Writer{7, 13}, Writer{7, 10},
+                              Writer{7, 9}, Writer{7, 6}, Writer{7, 5}, Writer{7, 0}));
+    } else {
+      EXPECT_THAT(want.at({0, 3}), ElementsAre(Writer{6, 10}, Writer{6, 6}, Writer{6, 0},
+                                               Writer{7, 10}, Writer{7, 6}, Writer{7, 0}));
+      EXPECT_THAT(want.at({5, 0}), ElementsAre(Writer{0, 13}, Writer{0, 9}, Writer{0, 5},
+                                               Writer{1, 13}, Writer{1, 9}, Writer{1, 5}));
+    }
+    for (int round = 0; round < 10; ++round) {
+      Strategy other = random_strategy(spec, random);
+      strategy.recompute = other.recompute;
+      strategy.delay_weight_gradients = round % 2 == 0;
+      EXPECT_EQ(writers(strategy), want);
+    }
+  }
+}
+
 TEST(Program, LoadsOneMicroBatchAhead) {
   const model::ModelSpec spec = tiny_model(false);
   const Program program = build_program(spec, strategy_of(5, 1));
@@ -341,6 +395,10 @@ TEST(Program, CountsTheFlopsOfTheModel) {
   const std::vector<bool> recomputed = {false, true, true, true, true, false};
   EXPECT_DOUBLE_EQ(total(build_program(spec, strategy)),
                    tokens * model::flops_per_token(spec, 16, recomputed).hardware());
+  const model::ModelSpec further = model::with_mtp(spec, 2, 0.3);
+  strategy.recompute.clear();
+  EXPECT_DOUBLE_EQ(total(build_program(further, strategy)),
+                   tokens * model::flops_per_token(further, 16).model());
 }
 
 TEST(Program, TiedHeadWritesTheEmbeddingsGradientFirst) {
@@ -446,7 +504,7 @@ TEST(Memory, OfGpt2ByHand) {
   const model::ModelSpec spec = model::spec_from_preset("gpt2-124m");
   Strategy strategy = strategy_of(1, 1, 4, 1024);
   const int64_t n = 4 * 1024;
-  EXPECT_EQ(batch_bytes(strategy), 3 * 8 * n);
+  EXPECT_EQ(batch_bytes(spec, strategy), 3 * 8 * n);
   EXPECT_EQ(hidden_bytes(spec, strategy, 1), 4 * n * 768);
   EXPECT_EQ(resident_bytes(spec, strategy).total(), 12 * 124439808);
   // Attention keeps the norm's statistics, qkv and the log-sum-exp until backward-input; the normed
