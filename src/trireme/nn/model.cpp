@@ -50,6 +50,13 @@ Model::Model(const ParameterStore& store) : store_(store) {
         break;
       case model::PartKind::kHead:
         head_ = add(std::make_unique<HeadPart>(store, i));
+        heads_[i] = head_;
+        break;
+      case model::PartKind::kMtpInput:
+        add(std::make_unique<MtpInputPart>(store, i));
+        break;
+      case model::PartKind::kMtpHead:
+        heads_[i] = add(std::make_unique<HeadPart>(store, i));
         break;
       default:
         TRIREME_CHECK(false, "{}: no such part", part.name);

@@ -1,6 +1,7 @@
 // The parts of a model, built from its spec over a ParameterStore.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "trireme/nn/experts_part.h"
 #include "trireme/nn/head_part.h"
 #include "trireme/nn/mlp_part.h"
+#include "trireme/nn/mtp_input_part.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/nn/part.h"
 #include "trireme/nn/router_part.h"
@@ -25,13 +27,15 @@ class Model {
   const model::ModelSpec& spec() const { return store_.spec(); }
   const ParameterStore& store() const { return store_; }
   int num_parts() const { return static_cast<int>(parts_.size()); }
-  Part& part(int index) { return *parts_[index]; }  ///< any but the head
-  int num_layers() const { return static_cast<int>(attention_.size()); }
+  Part& part(int index) { return *parts_[index]; }  ///< any but a head
+  /// The model's own, without those of multi-token prediction.
+  int num_layers() const { return spec().num_main_layers(); }
   EmbeddingPart& embedding() { return *embedding_; }
   AttentionPart& attention(int layer) { return *attention_[layer]; }
   /// The MLP or the experts of a layer, without gradients. hidden [rows, seq_len, d] -> the same.
   at::Tensor feed_forward(int layer, const at::Tensor& hidden, const BatchTensors& batch);
   HeadPart& head() { return *head_; }
+  HeadPart& head(int part) { return *heads_.at(part); }  ///< the one that is this part
 
  private:
   const ParameterStore& store_;
@@ -41,6 +45,7 @@ class Model {
   std::vector<std::vector<Part*>>
       feed_forward_;  ///< per layer: its MLP, or the four parts of a MoE
   HeadPart* head_ = nullptr;
+  std::map<int, HeadPart*> heads_;  ///< by part
 };
 
 }  // namespace trireme::nn

@@ -17,7 +17,7 @@ namespace {
 using testing::ReferenceModel;
 
 struct Gradients {
-  double loss_sum = 0.0;
+  double loss = 0.0;
   std::vector<at::Tensor> flat;  // per part, float32
 };
 
@@ -27,9 +27,9 @@ struct Variant {
   int64_t chunk_rows = 7;
 };
 
-// Forward and backward over micro-batches, accumulating, as the executor does it.
-Gradients run(Model& model, const std::vector<BatchTensors>& batches, double scale,
-              const Variant& how) {
+// Forward and backward over micro-batches, accumulating, as the executor does it. `scales`: of the heads' losses.
+Gradients run(Model& model, const std::vector<BatchTensors>& batches,
+              const std::vector<double>& scales, const Variant& how) {
   const ParameterStore& store = model.store();
   Gradients result;
   for (int part = 0; part < store.num_parts(); ++part) {
@@ -47,29 +47,51 @@ Gradients run(Model& model, const std::vector<BatchTensors>& batches, double sca
     }
     return sink;
   };
+  const model::ModelSpec& spec = model.spec();
   for (const BatchTensors& batch : batches) {
     const int last = model.num_parts() - 1;
-    std::vector<std::unique_ptr<PartGraph>> graphs;
+    std::vector<std::unique_ptr<PartGraph>> graphs(last + 1);
+    std::vector<at::Tensor> inputs(last + 1);
+    std::vector<NormedState> states(last + 1);
     at::Tensor hidden;
-    for (int part = 0; part < last; ++part) {
+    for (int part = 0; part <= last; ++part) {
+      if (spec.is_head(part)) {
+        inputs[part] = hidden;
+        if (part < last) hidden = (states[part] = model.head(part).normalize(hidden)).normed;
+        continue;
+      }
       const SaveMode mode = how.modes[part % how.modes.size()];
       ForwardResult forward = model.part(part).forward(hidden, batch, true, mode);
       hidden = forward.output;
-      graphs.push_back(std::move(forward.graph));
+      graphs[part] = std::move(forward.graph);
     }
-    GradientSink sink = sink_of(model.head());
-    LossResult loss = model.head().loss(hidden, batch, scale, how.chunk_rows, &sink);
-    result.loss_sum += loss.loss_sum;
-    at::Tensor gradient = loss.grad_hidden;
     hidden.reset();
-    for (int part = last - 1; part >= 0; --part) {
+    GradientSink sink;
+    at::Tensor gradient;
+    const auto delayed = [&](int part) {
+      return how.delayed && spec.parts[part].kind != model::PartKind::kMtpInput;
+    };
+    for (int part = last; part >= 0; --part) {
+      if (spec.is_head(part)) {
+        sink = sink_of(model.head(part));
+        LossOptions options;
+        options.gradient_scale = scales.at(spec.mtp_depth(part));
+        options.chunk_rows = how.chunk_rows;
+        if (part < last) options.state = &states[part];
+        options.d_normed = gradient;
+        LossResult loss = model.head(part).loss(inputs[part], batch, options, &sink);
+        result.loss += options.gradient_scale * loss.loss_sum;
+        gradient = loss.grad_hidden;
+        continue;
+      }
       graphs[part]->recompute();
       gradient = graphs[part]->backward_input(gradient);
-      if (how.delayed) continue;
+      if (delayed(part)) continue;
       sink = sink_of(model.part(part));
       graphs[part]->backward_weight(sink);
     }
-    for (int part = last - 1; part >= 0 && how.delayed; --part) {
+    for (int part = last - 1; part >= 0; --part) {
+      if (spec.is_head(part) || !delayed(part)) continue;
       sink = sink_of(model.part(part));
       graphs[part]->backward_weight(sink);
     }
@@ -98,6 +120,13 @@ std::vector<BatchTensors> batches_of(const model::ModelSpec& spec, uint64_t seed
   return batches;
 }
 
+std::vector<int64_t> targets_of(const std::vector<BatchTensors>& batches) {
+  std::vector<int64_t> sum = testing::count_targets(batches.at(0));
+  const std::vector<int64_t> more = testing::count_targets(batches.at(1));
+  for (size_t depth = 0; depth < sum.size(); ++depth) sum[depth] += more[depth];
+  return sum;
+}
+
 // One thread: the models are too small to share, and several threads would wait for one another.
 class Families : public ::testing::TestWithParam<int> {
  protected:
@@ -123,7 +152,7 @@ TEST_P(Families, LogitsEqualTheReference) {
     const ReferenceModel reference(store);
     const BatchTensors batch = testing::random_batch(store.spec(), 3, 17, documents, 11);
     at::Tensor hidden;
-    for (int part = 0; part + 1 < model.num_parts(); ++part) {
+    for (int part = 0; part < store.spec().head_part(); ++part) {
       hidden = model.part(part).forward(hidden, batch, false, SaveMode::kAll).output;
     }
     const at::Tensor logits = model.head().logits(hidden.flatten(0, 1));
@@ -139,12 +168,12 @@ TEST_P(Families, GradientsEqualAutogradInFloat64) {
     Model model(store);
     const ReferenceModel reference(store);
     const std::vector<BatchTensors> batches = batches_of(store.spec(), 21, documents);
-    const double targets = static_cast<double>(testing::count_targets(batches[0]) +
-                                               testing::count_targets(batches[1]));
-    at::Tensor loss = reference.loss_sum(batches[0]) + reference.loss_sum(batches[1]);
-    (loss / targets + reference.auxiliary()).backward();
-    const Gradients got = run(model, batches, 1.0 / targets, {{SaveMode::kAll}});
-    EXPECT_NEAR(got.loss_sum / loss.item<double>(), 1.0, 1e-5);
+    const std::vector<int64_t> targets = targets_of(batches);
+    const at::Tensor loss = reference.loss(batches, targets);
+    (loss + reference.auxiliary()).backward();
+    const Gradients got =
+        run(model, batches, testing::loss_scales(store.spec(), targets), {{SaveMode::kAll}});
+    EXPECT_NEAR(got.loss / loss.item<double>(), 1.0, 1e-5);
     double largest_gradient = 0.0;
     for (const auto& parameter : store.spec().parameters) {
       if (!parameter.trainable) continue;
@@ -180,12 +209,12 @@ TEST_P(Families, GradientsInBfloat16StayNearTheReference) {
   Model model(store);
   const ReferenceModel reference(store);  // from the rounded weights
   const std::vector<BatchTensors> batches = batches_of(store.spec(), 31, true);
-  const double targets =
-      static_cast<double>(testing::count_targets(batches[0]) + testing::count_targets(batches[1]));
-  at::Tensor loss = reference.loss_sum(batches[0]) + reference.loss_sum(batches[1]);
-  (loss / targets + reference.auxiliary()).backward();
-  const Gradients got = run(model, batches, 1.0 / targets, {{SaveMode::kAll}});
-  EXPECT_NEAR(got.loss_sum / loss.item<double>(), 1.0, 2e-2);
+  const std::vector<int64_t> targets = targets_of(batches);
+  const at::Tensor loss = reference.loss(batches, targets);
+  (loss + reference.auxiliary()).backward();
+  const Gradients got =
+      run(model, batches, testing::loss_scales(store.spec(), targets), {{SaveMode::kAll}});
+  EXPECT_NEAR(got.loss / loss.item<double>(), 1.0, 2e-2);
   // Eight bits of mantissa through some 30 roundings; a ReLU near its kink, or a clamp, also flips its derivative.
   const auto& experts = store.spec().layers[0].moe;
   const bool kink = store.spec().layers[0].mlp.activation == model::Activation::kRelu ||
@@ -213,7 +242,8 @@ TEST_P(Families, SaveModesAndDelayedWeightGradientsAreBitEqual) {
     store.initialize(10);
     Model model(store);
     const std::vector<BatchTensors> batches = batches_of(store.spec(), 41, true);
-    const Gradients want = run(model, batches, 0.01, {{SaveMode::kAll}});
+    const std::vector<double> scales(4, 0.01);
+    const Gradients want = run(model, batches, scales, {{SaveMode::kAll}});
     const std::vector<Variant> others = {
         {{SaveMode::kSelective}},
         {{SaveMode::kInputOnly}},
@@ -222,8 +252,8 @@ TEST_P(Families, SaveModesAndDelayedWeightGradientsAreBitEqual) {
         {{SaveMode::kInputOnly}, true},
         {{SaveMode::kInputOnly, SaveMode::kAll, SaveMode::kSelective}, false}};
     for (size_t i = 0; i < others.size(); ++i) {
-      const Gradients got = run(model, batches, 0.01, others[i]);
-      EXPECT_EQ(got.loss_sum, want.loss_sum);
+      const Gradients got = run(model, batches, scales, others[i]);
+      EXPECT_EQ(got.loss, want.loss);
       for (int part = 0; part < store.num_parts(); ++part) {
         EXPECT_TRUE(at::equal(got.flat[part], want.flat[part]))
             << store.spec().parts[part].name << ", variant " << i << ", " << at::toString(dtype);
@@ -240,7 +270,7 @@ TEST_P(Families, GenerationPiecesGiveTheTrainingForwardsBits) {
   const int64_t length = 23;
   const BatchTensors batch = testing::random_batch(store.spec(), 1, length, false, 51);
   at::Tensor want;
-  for (int part = 0; part + 1 < model.num_parts(); ++part) {
+  for (int part = 0; part < store.spec().head_part(); ++part) {
     want = model.part(part).forward(want, batch, false, SaveMode::kAll).output;
   }
   std::vector<at::Tensor> keys(model.num_layers()), values(model.num_layers());

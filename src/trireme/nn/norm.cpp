@@ -17,6 +17,12 @@ Norm::Norm(const model::NormSpec& spec, at::Tensor weight, at::Tensor bias)
 at::Tensor Norm::forward(const at::Tensor& x, bool keep_statistics,
                          NormStatistics& statistics) const {
   at::Tensor y = at::empty_like(x);
+  forward_into(x, y, keep_statistics, statistics);
+  return y;
+}
+
+void Norm::forward_into(const at::Tensor& x, at::Tensor y, bool keep_statistics,
+                        NormStatistics& statistics) const {
   const auto floats = x.options().dtype(at::kFloat);
   NormStatistics kept;
   if (keep_statistics) kept.rstd = at::empty({x.size(0)}, floats);
@@ -27,7 +33,6 @@ at::Tensor Norm::forward(const at::Tensor& x, bool keep_statistics,
     kernels::layer_norm(x, weight_, bias_, spec_.eps, y, kept.mean, kept.rstd);
   }
   if (keep_statistics) statistics = std::move(kept);
-  return y;
 }
 
 void Norm::backward_into(const at::Tensor& dy, const at::Tensor& x,

@@ -33,6 +33,9 @@ class Norm {
 
   /// y = norm(x). x [N, d]. The statistics are undefined unless `keep_statistics`.
   at::Tensor forward(const at::Tensor& x, bool keep_statistics, NormStatistics& statistics) const;
+  /// The same written to y, which may be any rows of x's shape.
+  void forward_into(const at::Tensor& x, at::Tensor y, bool keep_statistics,
+                    NormStatistics& statistics) const;
   /// dx = gradient of the input + residual, written over `dy`, which it returns. `residual` may be
   /// undefined.
   at::Tensor backward(at::Tensor dy, const at::Tensor& x, const NormStatistics& statistics,

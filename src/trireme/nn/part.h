@@ -26,6 +26,12 @@ struct BatchTensors {
   at::Tensor positions;  ///< int32
   /// Start offsets of documents, per row; the first is 0. Attention stays inside a document.
   std::vector<std::vector<int32_t>> segments;
+  /// What module k of multi-token prediction reads and predicts, at k - 1 (data::tokens_ahead()); as `tokens` and `targets`.
+  struct Ahead {
+    at::Tensor tokens;
+    at::Tensor targets;
+  };
+  std::vector<Ahead> ahead;
   /// By layer: what the parts of a MoE layer hand on beside the hidden state. Copies share it.
   std::shared_ptr<std::map<int, MoeFlow>> moe = std::make_shared<std::map<int, MoeFlow>>();
   /// This micro-batch's share of the step's tokens: what its balancing losses are multiplied with.
@@ -77,7 +83,7 @@ class Part {
   virtual ~Part() = default;
   virtual const model::PartSpec& spec() const = 0;
   /// Indices into ModelSpec::parameters of what backward_weight writes. A head tied to the
-  /// embedding lists the token embedding as well.
+  /// embedding lists the token embedding as well, and the parts of multi-token prediction what they share with the model.
   virtual const std::vector<int>& gradient_parameters() const = 0;
   /// `hidden` is undefined for the embedding. With `with_graph` false nothing is kept. `batch` must
   /// outlive the graph.
