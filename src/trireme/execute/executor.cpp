@@ -9,6 +9,7 @@
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
+#include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
@@ -47,7 +48,7 @@ double sum_by_tree(std::vector<double> values) {
 
 }  // namespace
 
-nn::BatchTensors to_tensors(const data::Batch& batch) {
+nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers) {
   nn::BatchTensors tensors;
   tensors.rows = batch.rows;
   tensors.seq_len = batch.seq_len;
@@ -55,6 +56,11 @@ nn::BatchTensors to_tensors(const data::Batch& batch) {
   tensors.targets = to_int64(batch.targets, batch.rows, batch.seq_len, "targets");
   tensors.positions = to_int64(batch.positions, batch.rows, batch.seq_len, "positions");
   tensors.segments = batch.segments;
+  for (int depth = 1; depth <= num_mtp_layers; ++depth) {
+    const data::TokensAhead ahead = data::tokens_ahead(batch, depth);
+    tensors.ahead.push_back({to_int64(ahead.tokens, batch.rows, batch.seq_len, "tokens"),
+                             to_int64(ahead.targets, batch.rows, batch.seq_len, "targets")});
+  }
   return tensors;
 }
 
@@ -74,18 +80,27 @@ class Executor::Step {
     TRIREME_CHECK(static_cast<int64_t>(input.micro_batches.size()) == count,
                   "the program wants {} micro-batches and gets {}", count,
                   input.micro_batches.size());
-    int64_t targets = 0;
+    const auto modules = static_cast<size_t>(model_.spec().num_mtp_layers);
+    std::vector<int64_t> targets(1 + modules);
     for (const data::Batch& batch : input.micro_batches) {
       TRIREME_CHECK(batch.rows == strategy.micro && batch.seq_len == strategy.seq_len,
                     "the program wants micro-batches of {} x {} and gets {} x {}", strategy.micro,
                     strategy.seq_len, batch.rows, batch.seq_len);
-      targets += batch.num_targets;
+      targets[0] += batch.num_targets;
+      for (size_t depth = 1; depth <= modules; ++depth)
+        targets[depth] += data::tokens_ahead(batch, static_cast<int64_t>(depth)).num_targets;
       result_.num_targets += batch.num_targets;
       result_.num_bytes += batch.num_bytes;
       result_.tokens += batch.rows * batch.seq_len;
     }
-    if (input.total_targets > 0) targets = input.total_targets;
-    total_targets_ = static_cast<double>(std::max<int64_t>(targets, 1));
+    if (input.total_targets > 0) targets[0] = input.total_targets;
+    if (!input.total_mtp_targets.empty()) {
+      TRIREME_CHECK(input.total_mtp_targets.size() == modules, "{} totals for {} modules",
+                    input.total_mtp_targets.size(), modules);
+      std::ranges::copy(input.total_mtp_targets, targets.begin() + 1);
+    }
+    for (const int64_t count : targets)
+      total_targets_.push_back(static_cast<double>(std::max<int64_t>(count, 1)));
 
     const auto parts = static_cast<size_t>(model_.num_parts());
     micro_batches_.resize(static_cast<size_t>(count));
@@ -93,11 +108,13 @@ class Executor::Step {
       micro.hidden.resize(parts);
       micro.gradient.resize(parts);
       micro.graphs.resize(parts);
+      micro.states.resize(parts);
     }
     lanes_.resize(static_cast<size_t>(strategy.lanes));
     for (Lane& lane : lanes_) {
       lane.gradients.resize(parts);
       lane.written.assign(static_cast<size_t>(store_.num_parameters()), 0);
+      lane.loss_sums.assign(1 + modules, 0.0);
     }
     result_.measurements.resize(program.instructions.size());
   }
@@ -134,11 +151,12 @@ class Executor::Step {
     std::vector<at::Tensor> hidden;    ///< per part: its output
     std::vector<at::Tensor> gradient;  ///< per part: the gradient of its output
     std::vector<std::unique_ptr<nn::PartGraph>> graphs;
+    std::vector<nn::NormedState> states;  ///< of heads that multi-token prediction goes on from
   };
   struct Lane {
     std::vector<at::Tensor> gradients;  ///< per part: flat float32
     std::vector<char> written;          ///< per parameter: holds a gradient already
-    double loss_sum = 0.0;
+    std::vector<double> loss_sums;      ///< of the head, then of the modules that predict further
   };
 
   MicroBatch& micro(int64_t index) { return micro_batches_.at(static_cast<size_t>(index)); }
@@ -197,6 +215,11 @@ class Executor::Step {
       case plan::OpKind::kForward: {
         MicroBatch& at = micro(instruction.micro_batch);
         const at::Tensor hidden = part > 0 ? at.hidden[at_part - 1] : at::Tensor();
+        if (store_.spec().is_head(part)) {
+          at.states[at_part] = model_.head(part).normalize(hidden);
+          at.hidden[at_part] = at.states[at_part].normed;
+          break;
+        }
         nn::ForwardResult result =
             model_.part(part).forward(hidden, at.batch, true, to_save_mode(instruction.recompute));
         at.hidden[at_part] = std::move(result.output);
@@ -208,17 +231,9 @@ class Executor::Step {
       case plan::OpKind::kRecompute:
         graph(instruction).recompute();
         break;
-      case plan::OpKind::kLoss: {
-        MicroBatch& at = micro(instruction.micro_batch);
-        Lane& into = lane(instruction.lane);
-        nn::GradientSink sink = sink_of(model_.head(), into);
-        nn::LossResult loss =
-            model_.head().loss(at.hidden.at(at_part - 1), at.batch, 1.0 / total_targets_,
-                               program_.strategy.loss_chunk_rows, &sink);
-        into.loss_sum += loss.loss_sum;
-        at.gradient[at_part - 1] = std::move(loss.grad_hidden);
+      case plan::OpKind::kLoss:
+        loss(micro(instruction.micro_batch), lane(instruction.lane), part);
         break;
-      }
       case plan::OpKind::kBackwardInput: {
         MicroBatch& at = micro(instruction.micro_batch);
         at.gradient.at(at_part - 1) = graph(instruction).backward_input(at.gradient[at_part]);
@@ -250,8 +265,26 @@ class Executor::Step {
     }
   }
 
+  void loss(MicroBatch& at, Lane& into, int part) {
+    const auto at_part = static_cast<size_t>(part);
+    const model::ModelSpec& spec = store_.spec();
+    const auto depth = static_cast<size_t>(spec.mtp_depth(part));
+    nn::HeadPart& head = model_.head(part);
+    nn::GradientSink sink = sink_of(head, into);
+    nn::LossOptions options;
+    options.gradient_scale = 1.0 / total_targets_[depth];
+    if (depth > 0) options.gradient_scale *= spec.mtp_loss_weight / spec.num_mtp_layers;
+    options.chunk_rows = program_.strategy.loss_chunk_rows;
+    if (at.states[at_part].normed.defined()) options.state = &at.states[at_part];
+    options.d_normed = at.gradient[at_part];
+    nn::LossResult loss = head.loss(at.hidden[at_part - 1], at.batch, std::move(options), &sink);
+    into.loss_sums[depth] += loss.loss_sum;
+    at.gradient[at_part - 1] = std::move(loss.grad_hidden);
+  }
+
   void load(MicroBatch& at, int64_t index) {
-    at.batch = to_tensors(input_.micro_batches[static_cast<size_t>(index)]);
+    at.batch =
+        to_tensors(input_.micro_batches[static_cast<size_t>(index)], store_.spec().num_mtp_layers);
     at.batch.share_of_step = 1.0 / static_cast<double>(micro_batches_.size());
     at.batch.expert_load = input_.expert_load;
   }
@@ -283,15 +316,24 @@ class Executor::Step {
   }
 
   void norm() {
-    std::vector<double> sums;
-    for (const Lane& lane : lanes_) sums.push_back(lane.loss_sum);
-    result_.loss = sum_by_tree(std::move(sums)) / total_targets_;
+    bool finite = true;
+    for (size_t depth = 0; depth < total_targets_.size(); ++depth) {
+      std::vector<double> sums;
+      for (const Lane& lane : lanes_) sums.push_back(lane.loss_sums[depth]);
+      const double loss = sum_by_tree(std::move(sums)) / total_targets_[depth];
+      finite = finite && std::isfinite(loss);
+      if (depth == 0) {
+        result_.loss = loss;
+      } else {
+        result_.mtp_losses.push_back(loss);
+      }
+    }
     std::vector<at::Tensor> gradients;
     for (const at::Tensor& gradient : lane(0).gradients) {
       if (gradient.defined()) gradients.push_back(gradient);  // some parts have no parameters
     }
     result_.grad_norm = optim::gradient_norm(gradients);
-    result_.applied = std::isfinite(result_.loss) && std::isfinite(result_.grad_norm);
+    result_.applied = finite && std::isfinite(result_.grad_norm);
   }
 
   void optimize(int part) {
@@ -336,7 +378,7 @@ class Executor::Step {
   const plan::Program& program_;
   const StepInput& input_;
   device::Device& device_;
-  double total_targets_ = 1.0;
+  std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
   std::vector<MicroBatch> micro_batches_;
   std::vector<Lane> lanes_;
   StepResult result_;
@@ -356,7 +398,7 @@ StepResult Executor::run_step(const plan::Program& program, const StepInput& inp
 EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows) {
   const nn::BatchTensors tensors = to_tensors(batch);
   at::Tensor hidden;
-  for (int part = 0; part + 1 < model.num_parts(); ++part) {
+  for (int part = 0; part < model.spec().head_part(); ++part) {
     hidden = model.part(part).forward(hidden, tensors, false, nn::SaveMode::kInputOnly).output;
   }
   const nn::LossResult loss =

@@ -24,6 +24,8 @@ struct StepInput {
   /// Counted targets of the whole global batch: the loss is their mean. 0: the sum over
   /// micro_batches.
   int64_t total_targets = 0;
+  /// The same of every module of multi-token prediction (data::tokens_ahead()); empty: the sums over micro_batches.
+  std::vector<int64_t> total_mtp_targets;
   int64_t step = 0;  ///< zero-based number of the optimizer step; decides the bias correction
   double learning_rate = 0.0;
   double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
@@ -32,10 +34,13 @@ struct StepInput {
 };
 
 struct StepResult {
-  double loss = 0.0;       ///< nats per counted target, mean over the global batch
+  double loss = 0.0;  ///< nats per counted target, mean over the global batch
+  /// The same of every module of multi-token prediction over its own targets, without the loss weight.
+  std::vector<double> mtp_losses;
   double grad_norm = 0.0;  ///< before clipping
-  bool applied = false;  ///< false: loss or gradient norm was not finite; parameters are as before
-  int64_t tokens = 0;    ///< sequences * seq_len
+  bool applied =
+      false;  ///< false: a loss or the gradient norm was not finite; parameters are as before
+  int64_t tokens = 0;  ///< sequences * seq_len
   int64_t num_targets = 0;
   int64_t num_bytes = 0;
   /// By MoE layer, over the global batch: sums of counts, means of losses.
@@ -77,11 +82,12 @@ class Executor {
   optim::Optimizer& optimizer_;
 };
 
-/// Forward and loss without gradients; needs no program. Same arithmetic as the training forward.
+/// Forward and loss without gradients and without multi-token prediction; needs no program. Same arithmetic as the
+/// training forward.
 /// `loss_chunk_rows` as in plan::Strategy (0: chosen here).
 EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows = 0);
 
-/// The micro-batch's integers as tensors. Copies.
-nn::BatchTensors to_tensors(const data::Batch& batch);
+/// The micro-batch's integers as tensors, for so many modules of multi-token prediction. Copies.
+nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers = 0);
 
 }  // namespace trireme::execute

@@ -25,27 +25,34 @@ using plan::Recompute;
 TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
   for (const model::ModelSpec& spec :
        {tiny(0), tiny(3), tiny(7), tiny(9), tiny_moe("balanced"), tiny_moe("capacity"),
-        tiny_moe("sigmoid in groups with selection bias")}) {
+        tiny_moe("sigmoid in groups with selection bias"), tiny_mtp("dense", 1),
+        tiny_mtp("balanced", 2), tiny_mtp("sigmoid in groups with selection bias", 3, 1.5),
+        tiny_deepseek(1), tiny_deepseek(2)}) {
     nn::ParameterStore store(spec);
     store.initialize(1);
     const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 13, 7);
     const Outcome got = run(store, strategy_for(4, 2, 2, 13), batches);
 
     const nn::testing::ReferenceModel reference(store);
-    at::Tensor loss;
-    int64_t targets = 0;
+    const std::vector<int64_t> targets = count_targets(spec, batches);
+    std::vector<at::Tensor> losses(targets.size(), at::zeros({}, at::kDouble));
     for (const data::Batch& batch : batches) {
-      nn::BatchTensors tensors = to_tensors(batch);
+      nn::BatchTensors tensors = to_tensors(batch, spec.num_mtp_layers);
       tensors.share_of_step = 0.25;
-      const at::Tensor part = reference.loss_sum(tensors);
-      loss = loss.defined() ? loss + part : part;
-      targets += batch.num_targets;
+      const std::vector<at::Tensor> sums = reference.loss_sums(tensors);
+      for (size_t depth = 0; depth < sums.size(); ++depth)
+        losses[depth] = losses[depth] + sums[depth] / static_cast<double>(targets[depth]);
     }
-    loss = loss / static_cast<double>(targets);
-    (loss + reference.auxiliary()).backward();
-    EXPECT_NEAR(got.result.loss, loss.item<double>(), 1e-5);
-    EXPECT_EQ(got.result.num_targets, targets);
-    EXPECT_EQ(got.result.num_bytes, 3 * targets);
+    EXPECT_NEAR(got.result.loss, losses[0].item<double>(), 1e-5);
+    ASSERT_EQ(got.result.mtp_losses.size(), losses.size() - 1);
+    at::Tensor total = losses[0] + reference.auxiliary();
+    for (size_t depth = 1; depth < losses.size(); ++depth) {
+      EXPECT_NEAR(got.result.mtp_losses[depth - 1], losses[depth].item<double>(), 1e-5);
+      total = total + spec.mtp_loss_weight / spec.num_mtp_layers * losses[depth];
+    }
+    total.backward();
+    EXPECT_EQ(got.result.num_targets, targets[0]);
+    EXPECT_EQ(got.result.num_bytes, 3 * targets[0]);
     EXPECT_EQ(got.result.tokens, 4 * 2 * 13);
     double squares = 0.0;
     for (int i = 0; i < store.num_parameters(); ++i) {
@@ -64,14 +71,13 @@ TEST_F(ExecutorTest, LossGradientsAndNormEqualAutogradOverTheGlobalBatch) {
 
 // Who computes a lane does not matter: each lane alone, as if on a rank of its own, and the tree by hand.
 TEST_F(ExecutorTest, LanesAreATreeOfIndependentSums) {
-  for (const bool experts : {false, true})
+  for (const model::ModelSpec& spec :
+       {tiny(7), tiny_moe("softmax"), tiny_mtp("softmax", 2), tiny_deepseek(1)})
     for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
-      nn::ParameterStore store(experts ? tiny_moe("softmax") : tiny(7),
-                               precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      nn::ParameterStore store(spec, precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
       store.initialize(2);
       const std::vector<data::Batch> batches = random_batches(store.spec(), 16, 1, 11, 5);
-      int64_t targets = 0;
-      for (const data::Batch& batch : batches) targets += batch.num_targets;
+      const std::vector<int64_t> targets = count_targets(spec, batches);
       for (const int64_t lanes : {1, 2, 4, 8}) {
         plan::Strategy whole = strategy_for(16, lanes, 1, 11);
         whole.precision = precision;
@@ -107,8 +113,7 @@ TEST_F(ExecutorTest, HalfOfTheLanesEachGivesTheSameBits) {
   nn::ParameterStore store(tiny(3));
   store.initialize(3);
   const std::vector<data::Batch> batches = random_batches(store.spec(), 8, 2, 9, 6);
-  int64_t targets = 0;
-  for (const data::Batch& batch : batches) targets += batch.num_targets;
+  const std::vector<int64_t> targets = count_targets(store.spec(), batches);
   const Outcome whole = run(store, strategy_for(8, 4, 2, 9), batches);
   const std::vector<data::Batch> left(batches.begin(), batches.begin() + 4);
   const std::vector<data::Batch> right(batches.begin() + 4, batches.end());
@@ -117,15 +122,16 @@ TEST_F(ExecutorTest, HalfOfTheLanesEachGivesTheSameBits) {
   for (size_t part = 0; part < whole.gradients.size(); ++part) {
     EXPECT_TRUE(at::equal(whole.gradients[part], a.gradients[part] + b.gradients[part])) << part;
   }
-  EXPECT_EQ(whole.result.loss * static_cast<double>(targets),
-            (a.result.loss + b.result.loss) * static_cast<double>(targets));
+  EXPECT_EQ(whole.result.loss * static_cast<double>(targets[0]),
+            (a.result.loss + b.result.loss) * static_cast<double>(targets[0]));
 }
 
 TEST_F(ExecutorTest, RecomputeAndDelayedWeightGradientsChangeNoBit) {
   std::mt19937_64 random(9);
   for (const model::ModelSpec& spec :
        {tiny(0), tiny(4), tiny(8), tiny_moe("balanced"), tiny_moe("gated shared expert"),
-        tiny_moe("capacity"), tiny_moe("clamped with biases")}) {
+        tiny_moe("capacity"), tiny_moe("clamped with biases"), tiny_mtp("gated shared expert", 2),
+        tiny_deepseek(2)}) {
     for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
       nn::ParameterStore store(spec, precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
       store.initialize(4);
@@ -147,19 +153,20 @@ TEST_F(ExecutorTest, RecomputeAndDelayedWeightGradientsChangeNoBit) {
 }
 
 TEST_F(ExecutorTest, RepetitionAndTheNumberOfThreadsChangeNoBit) {
-  for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
-    nn::ParameterStore store(tiny_moe("gated shared expert"),
-                             precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
-    store.initialize(5);
-    const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 12, 8);
-    plan::Strategy strategy = strategy_for(4, 4, 2, 12);
-    strategy.precision = precision;
-    const Outcome want = run(store, strategy, batches);
-    for (const int threads : {1, 2}) {
-      at::set_num_threads(threads);
-      expect_bit_equal(run(store, strategy, batches), want, std::to_string(threads) + " threads");
+  for (const model::ModelSpec& spec : {tiny_moe("gated shared expert"), tiny_deepseek(2)}) {
+    for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
+      nn::ParameterStore store(spec, precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+      store.initialize(5);
+      const std::vector<data::Batch> batches = random_batches(store.spec(), 4, 2, 12, 8);
+      plan::Strategy strategy = strategy_for(4, 4, 2, 12);
+      strategy.precision = precision;
+      const Outcome want = run(store, strategy, batches);
+      for (const int threads : {1, 2}) {
+        at::set_num_threads(threads);
+        expect_bit_equal(run(store, strategy, batches), want, std::to_string(threads) + " threads");
+      }
+      at::set_num_threads(1);
     }
-    at::set_num_threads(1);
   }
 }
 
@@ -185,38 +192,41 @@ TEST_F(ExecutorTest, RoutersFiguresAreThoseOfTheWholeBatch) {
   }
 }
 
-/// Moved once a step by the global batch's load: not by every micro-batch, and not twice where a forward runs again.
+/// Moved once a step by the global batch's load: not by every micro-batch, and not twice where a forward runs again; of the
+/// modules of multi-token prediction as of the others.
 TEST_F(ExecutorTest, TheSelectionBiasMovesOnceAStep) {
-  for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
-    for (const int64_t lanes : {1, 4}) {
-      nn::ParameterStore store(tiny_moe("sigmoid in groups with selection bias"));
-      store.initialize(6);
-      std::map<int, at::Tensor> before;
-      for (int i = 0; i < store.num_parameters(); ++i) {
-        if (store.spec().parameters[static_cast<size_t>(i)].role == model::Role::kSelectionBias)
-          before[i] = store.master(i).clone();
-      }
-      ASSERT_EQ(before.size(), 2u);
-      plan::Strategy strategy = strategy_for(4, lanes, 2, 10);
-      strategy.recompute.assign(store.spec().parts.size(), recompute);
-      nn::Model model(store);
-      const auto optimizer = optim::make_optimizer({}, store.spec());
-      Executor executor(model, store, *optimizer);
-      StepInput input;
-      input.micro_batches = random_batches(store.spec(), 4, 2, 10, 9);
-      input.learning_rate = 0.5;
-      const StepResult result =
-          executor.run_step(plan::build_program(store.spec(), strategy), input);
-      for (const auto& [parameter, old] : before) {
-        const int part = store.spec().parameters[static_cast<size_t>(parameter)].part;
-        const int layer = store.spec().parts[static_cast<size_t>(part)].layer;
-        const std::vector<int64_t>& load = result.routers.at(layer).load;
-        const at::Tensor moved = (store.master(parameter) - old).to(at::kDouble);
-        for (size_t e = 0; e < load.size(); ++e) {
-          const double mean = 4 * 2 * 10 * 2 / 6.0;
-          const double expected = static_cast<double>(load[e]) > mean ? -0.001 : 0.001;
-          EXPECT_NEAR(moved[static_cast<int64_t>(e)].item<double>(), expected, 1e-6)
-              << load[e] << " tokens";
+  for (const int modules : {0, 2}) {
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+      for (const int64_t lanes : {1, 4}) {
+        nn::ParameterStore store(tiny_mtp("sigmoid in groups with selection bias", modules));
+        store.initialize(6);
+        std::map<int, at::Tensor> before;
+        for (int i = 0; i < store.num_parameters(); ++i) {
+          if (store.spec().parameters[static_cast<size_t>(i)].role == model::Role::kSelectionBias)
+            before[i] = store.master(i).clone();
+        }
+        ASSERT_EQ(before.size(), 2u + static_cast<size_t>(modules));
+        plan::Strategy strategy = strategy_for(4, lanes, 2, 10);
+        strategy.recompute.assign(store.spec().parts.size(), recompute);
+        nn::Model model(store);
+        const auto optimizer = optim::make_optimizer({}, store.spec());
+        Executor executor(model, store, *optimizer);
+        StepInput input;
+        input.micro_batches = random_batches(store.spec(), 4, 2, 10, 9);
+        input.learning_rate = 0.5;
+        const StepResult result =
+            executor.run_step(plan::build_program(store.spec(), strategy), input);
+        for (const auto& [parameter, old] : before) {
+          const int part = store.spec().parameters[static_cast<size_t>(parameter)].part;
+          const int layer = store.spec().parts[static_cast<size_t>(part)].layer;
+          const std::vector<int64_t>& load = result.routers.at(layer).load;
+          const at::Tensor moved = (store.master(parameter) - old).to(at::kDouble);
+          for (size_t e = 0; e < load.size(); ++e) {
+            const double mean = 4 * 2 * 10 * 2 / 6.0;
+            const double expected = static_cast<double>(load[e]) > mean ? -0.001 : 0.001;
+            EXPECT_NEAR(moved[static_cast<int64_t>(e)].item<double>(), expected, 1e-6)
+                << load[e] << " tokens";
+          }
         }
       }
     }
@@ -324,18 +334,58 @@ TEST_F(ExecutorTest, BatchesThatDoNotFitTheProgramAreRefused) {
   EXPECT_THROW(run(store, strategy, random_batches(store.spec(), 2, 1, 8, 1)), std::exception);
 }
 
+// Without its modules the model learns as if they were not there: a weight of 0 leaves the shared gradients alone.
+TEST_F(ExecutorTest, MultiTokenPredictionOfNoWeightChangesNoOtherGradient) {
+  const model::ModelSpec plain = tiny_mtp("gated shared expert", 0);
+  const model::ModelSpec with = tiny_mtp("gated shared expert", 2, 0.0);
+  const std::vector<data::Batch> batches = random_batches(plain, 4, 2, 11, 14);
+  nn::ParameterStore plain_store(plain), store(with);
+  plain_store.initialize(12);
+  store.initialize(12);
+  const Outcome want = run(plain_store, strategy_for(4, 2, 2, 11), batches);
+  const Outcome got = run(store, strategy_for(4, 2, 2, 11), batches);
+  EXPECT_EQ(got.result.loss, want.result.loss);
+  for (size_t part = 0; part < want.gradients.size(); ++part) {
+    if (!want.gradients[part].defined()) continue;
+    EXPECT_TRUE(at::equal(got.gradients[part], want.gradients[part])) << part;
+  }
+  for (size_t part = want.gradients.size(); part < got.gradients.size(); ++part) {
+    if (!got.gradients[part].defined()) continue;
+    EXPECT_EQ(got.gradients[part].abs().max().item<float>(), 0.0F) << part;
+  }
+}
+
+// Whatever stands after a document's end, in the next one or in another row, a module's loss does not see it.
+TEST_F(ExecutorTest, ModulesDoNotLookIntoTheNextDocument) {
+  nn::ParameterStore store(tiny_mtp("dense", 3));
+  store.initialize(13);
+  std::vector<data::Batch> batches = random_batches(store.spec(), 1, 1, 12, 15);
+  data::Batch& batch = batches[0];
+  batch.segments = {{0, 7}};
+  batch.targets[6] = data::kIgnoredTarget;
+  std::fill(batch.targets.begin() + 7, batch.targets.end(), data::kIgnoredTarget);
+  batch.num_targets = count_targets(store.spec(), batches)[0];
+  const Outcome want = run(store, strategy_for(1, 1, 1, 12), batches);
+  for (size_t i = 7; i < 12; ++i) batch.tokens[i] = static_cast<int32_t>(i);
+  const Outcome got = run(store, strategy_for(1, 1, 1, 12), batches);
+  EXPECT_EQ(got.result.loss, want.result.loss);
+  EXPECT_EQ(got.result.mtp_losses, want.result.mtp_losses);
+}
+
 TEST_F(ExecutorTest, EvaluationGivesTheTrainingForwardsLoss) {
-  nn::ParameterStore store(tiny(5));
-  store.initialize(10);
-  nn::Model model(store);
-  const std::vector<data::Batch> batches = random_batches(store.spec(), 1, 3, 10, 13);
-  const Outcome trained = run(store, strategy_for(1, 1, 3, 10), batches);
-  const EvaluationResult evaluated = evaluate(model, batches[0]);
-  EXPECT_EQ(evaluated.loss_sum / static_cast<double>(evaluated.num_targets), trained.result.loss);
-  double sum = 0.0;
-  for (const float loss : evaluated.token_losses) sum += loss;
-  EXPECT_NEAR(sum, evaluated.loss_sum, 1e-4 * evaluated.loss_sum);
-  EXPECT_EQ(evaluated.token_losses.size(), 30u);
+  for (const model::ModelSpec& spec : {tiny(5), tiny_mtp("gated shared expert", 1)}) {
+    nn::ParameterStore store(spec);
+    store.initialize(10);
+    nn::Model model(store);
+    const std::vector<data::Batch> batches = random_batches(store.spec(), 1, 3, 10, 13);
+    const Outcome trained = run(store, strategy_for(1, 1, 3, 10), batches);
+    const EvaluationResult evaluated = evaluate(model, batches[0]);
+    EXPECT_EQ(evaluated.loss_sum / static_cast<double>(evaluated.num_targets), trained.result.loss);
+    double sum = 0.0;
+    for (const float loss : evaluated.token_losses) sum += loss;
+    EXPECT_NEAR(sum, evaluated.loss_sum, 1e-4 * evaluated.loss_sum);
+    EXPECT_EQ(evaluated.token_losses.size(), 30u);
+  }
 }
 
 TEST_F(ExecutorTest, MeasurementsAreInIssueOrderWithinTheStep) {

@@ -26,6 +26,8 @@ using plan::Recompute;
 
 // Large enough that what counts is tensors and not the small change of each.
 model::ModelSpec medium(const std::string& family) {
+  if (family.ends_with("_mtp"))
+    return model::with_mtp(medium(family.substr(0, family.size() - 4)), 2, 0.3);
   if (family.starts_with("experts")) {
     model::MoeSpec moe;
     moe.num_experts = 8;
@@ -137,8 +139,9 @@ std::vector<MemoryCase> memory_cases() {
   std::vector<MemoryCase> cases;
   // gemma2: norms before and after; olmo2: after only, and of all heads together. latent: deepseek's attention, with the
   // query compressed as well in latent_queries; sinks: gpt_oss's.
-  for (const char* family : {"gpt2", "llama", "qwen3", "gemma2", "olmo2", "sinks", "latent",
-                             "latent_queries", "experts", "experts_shared", "experts_biased"}) {
+  for (const char* family :
+       {"gpt2", "llama", "qwen3", "gemma2", "olmo2", "sinks", "latent", "latent_queries", "experts",
+        "experts_shared", "experts_biased", "llama_mtp", "experts_shared_mtp"}) {
     for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
       for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
         for (const bool delayed : {false, true})

@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
 #include "trireme/execute/executor.h"
+#include "trireme/model/moe_test_configs.h"
 #include "trireme/nn/testing/reference_model.h"
 #include "trireme/optim/optimizer.h"
 
@@ -47,6 +49,27 @@ inline model::ModelSpec tiny_moe(const std::string& name, uint64_t seed = 4) {
       return nn::testing::with_experts(tiny(3, seed), variant.moe, variant.first);
   }
   throw std::runtime_error(name);
+}
+
+/// The same with modules of multi-token prediction.
+inline model::ModelSpec tiny_mtp(const std::string& name, int modules, double weight = 0.5) {
+  return model::with_mtp(name == "dense" ? tiny(3) : tiny_moe(name), modules, weight);
+}
+
+/// Tied, with latent attention and experts: a small DeepSeek-V3. The load does not move its selection biases, so that a step
+/// with the recording optimizer changes nothing.
+inline model::ModelSpec tiny_deepseek(int modules) {
+  Json config = model::tiny_moe("deepseek_v3");
+  config.update({{"num_nextn_predict_layers", modules},
+                 {"q_lora_rank", 6},
+                 {"tie_word_embeddings", true},
+                 {"initializer_range", 0.2}});
+  model::ModelSpec spec = model::spec_from_config(config.dump(), "tiny.json");
+  spec.mtp_loss_weight = 0.3;
+  for (model::LayerSpec& layer : spec.layers) {
+    if (layer.moe) layer.moe->bias_update_rate = 0.0;
+  }
+  return spec;
 }
 
 inline std::vector<data::Batch> random_batches(const model::ModelSpec& spec, int64_t count,
@@ -93,14 +116,30 @@ struct Outcome {
   std::vector<at::Tensor> gradients;
 };
 
+/// Counted targets of the head, then of the modules of multi-token prediction.
+inline std::vector<int64_t> count_targets(const model::ModelSpec& spec,
+                                          const std::vector<data::Batch>& batches) {
+  std::vector<int64_t> targets(1 + static_cast<size_t>(spec.num_mtp_layers));
+  for (const data::Batch& batch : batches) {
+    for (size_t depth = 0; depth < targets.size(); ++depth)
+      targets[depth] += data::tokens_ahead(batch, static_cast<int64_t>(depth)).num_targets;
+  }
+  return targets;
+}
+
+/// `total_targets`: as count_targets() of the global batch, where `batches` are only some of it.
 inline Outcome run(nn::ParameterStore& store, const plan::Strategy& strategy,
-                   const std::vector<data::Batch>& batches, int64_t total_targets = 0) {
+                   const std::vector<data::Batch>& batches,
+                   const std::vector<int64_t>& total_targets = {}) {
   nn::Model model(store);
   RecordingOptimizer recorder;
   Executor executor(model, store, recorder);
   StepInput input;
   input.micro_batches = batches;
-  input.total_targets = total_targets;
+  if (!total_targets.empty()) {
+    input.total_targets = total_targets[0];
+    input.total_mtp_targets.assign(total_targets.begin() + 1, total_targets.end());
+  }
   Outcome outcome;
   outcome.result = executor.run_step(plan::build_program(store.spec(), strategy), input);
   outcome.gradients = std::move(recorder.gradients);
@@ -109,6 +148,7 @@ inline Outcome run(nn::ParameterStore& store, const plan::Strategy& strategy,
 
 inline void expect_bit_equal(const Outcome& got, const Outcome& want, const std::string& what) {
   EXPECT_EQ(got.result.loss, want.result.loss) << what;
+  EXPECT_EQ(got.result.mtp_losses, want.result.mtp_losses) << what;
   EXPECT_EQ(got.result.grad_norm, want.result.grad_norm) << what;
   ASSERT_EQ(got.gradients.size(), want.gradients.size()) << what;
   for (size_t part = 0; part < want.gradients.size(); ++part) {
