@@ -56,6 +56,31 @@ check "moe: active parameters" json moe.json "value['parameters'] - value['activ
 check "moe: the report compares" grep -q '"name":"runs/default"' runs/moe/report.html
 check "moe: generate" "$TRIREME" generate runs/moe/export --prompt def
 
+cat >tiny_deepseek.json <<'EOF'
+{"model_type": "deepseek_v3", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+ "num_attention_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
+ "v_head_dim": 16, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+ "n_shared_experts": 1, "n_group": 2, "topk_group": 1, "num_nextn_predict_layers": 1, "max_position_embeddings": 256,
+ "rms_norm_eps": 1e-6, "tie_word_embeddings": true}
+EOF
+small_deepseek=("${small[@]}" --set model.config=tiny_deepseek.json)
+check "deepseek" "$TRIREME" train "$examples/deepseek/run.toml" "${small_deepseek[@]}"
+check "deepseek: figures of the module and of all routers" python3 -c '
+import json, math
+for line in open("runs/deepseek/metrics.jsonl"):
+    m = json.loads(line)
+    # The second layer and the module have experts. An untrained model knows nothing of either token.
+    assert [sum(load) for load in m["load"]] == [512, 512], m
+    assert abs(m["mtp_loss"] - math.log(512)) < 1 and abs(m["loss"] - math.log(512)) < 1, m'
+check "deepseek: the module is exported" grep -q "model.layers.2.eh_proj.weight" runs/deepseek/export/model.safetensors
+check "deepseek: generate" "$TRIREME" generate runs/deepseek/export --prompt def
+check "deepseek: the module is trained on" "$TRIREME" train "$examples/deepseek/run.toml" "${small[@]}" --set model.config= \
+  --set model.init=runs/deepseek/export --set out=runs/deepseek-again
+check "deepseek: without the module" "$TRIREME" train "$examples/deepseek/run.toml" "${small_deepseek[@]}" \
+  --set loss.mtp_weight=0 --set out=runs/deepseek-without
+check "deepseek: nothing of it is exported" json runs/deepseek-without/export/config.json "value['num_nextn_predict_layers'] == 0"
+check "deepseek: the preset" "$TRIREME" train "$examples/deepseek/run.toml" --dry-run --set out=runs/deepseek-preset
+
 check "text: tokenizer" "$TRIREME" tokenize train --vocab-size 400 --out runs/text-tokenizer.json 'text/**/*'
 check "text" "$TRIREME" train "$examples/text/run.toml" "${small[@]}"
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once

@@ -60,6 +60,7 @@ OrderedJson to_json(const StepMetrics& m) {
                       {"checkpoint_stall_s", m.checkpoint_stall_s},
                       {"page_faults", m.page_faults},
                       {"sequences", m.sequences}};
+  if (m.mtp_loss) json["mtp_loss"] = finite_or_null(*m.mtp_loss);
   if (!m.load.empty()) {
     json["load"] = m.load;
     json["dropped"] = m.dropped;
@@ -90,6 +91,7 @@ std::optional<StepMetrics> metrics_from_json(const Json& json) {
     m.checkpoint_stall_s = json.value("checkpoint_stall_s", 0.0);
     m.page_faults = json.value("page_faults", int64_t{0});
     m.sequences = json.value("sequences", int64_t{0});
+    if (json.contains("mtp_loss")) m.mtp_loss = number_or_nan(json, "mtp_loss");
     if (json.contains("load")) {
       m.load = json.at("load").get<std::vector<std::vector<int64_t>>>();
       m.dropped = json.at("dropped").get<int64_t>();

@@ -16,6 +16,7 @@ struct StepMetrics {
   int64_t step = 0;
   int64_t tokens = 0;  ///< since the start of the run, this step's included
   double loss = 0.0;   ///< nats per predicted token; null in the file if it is not finite
+  std::optional<double> mtp_loss;  ///< the same of multi-token prediction, mean over its modules
   double grad_norm = 0.0;
   double lr = 0.0;
   double step_s = 0.0;

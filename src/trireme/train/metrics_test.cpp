@@ -49,6 +49,23 @@ TEST_F(MetricsFileTest, HasTheKeysOfTheInterface) {
   EXPECT_FALSE(json.contains("valid_loss"));
 }
 
+TEST_F(MetricsFileTest, MultiTokenPredictionAddsItsLoss) {
+  EXPECT_FALSE(to_json(at(1)).contains("mtp_loss"));
+  StepMetrics m = at(1);
+  m.mtp_loss = 2.5;
+  MetricsFile file(path_, 0);
+  file.append(m);
+  m = at(2);
+  m.mtp_loss = std::nan("");
+  file.append(m);
+  file.append(at(3));
+  const std::vector<StepMetrics> back = read_metrics(path_);
+  ASSERT_EQ(back.size(), 3u);
+  EXPECT_EQ(back[0].mtp_loss, 2.5);
+  EXPECT_TRUE(std::isnan(back[1].mtp_loss.value()));
+  EXPECT_FALSE(back[2].mtp_loss.has_value());
+}
+
 TEST_F(MetricsFileTest, ExpertsAddTheirKeys) {
   EXPECT_FALSE(to_json(at(1)).contains("load"));
   StepMetrics m = at(2);

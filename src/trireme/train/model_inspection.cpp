@@ -11,6 +11,7 @@
 #include "trireme/data/chat_template.h"
 #include "trireme/data/tokenizer.h"
 #include "trireme/model/flops.h"
+#include "trireme/model/mtp.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/train/progress.h"
@@ -171,6 +172,7 @@ void inspect_memory(ModelInspection& m) {
   RunConfig run;
   run.batch.sequences = run.batch.micro = run.batch.lanes = 1;
   run.data.seq_len = m.seq_len;
+  const model::ModelSpec running = model::without_mtp(m.spec);
   attempt(m, Level::kNote, [&] {
     for (const plan::Precision precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
       ModelMemory memory;
@@ -183,9 +185,9 @@ void inspect_memory(ModelInspection& m) {
             plan::simulate(program, std::vector<double>(program.instructions.size(), 1e-3))
                 .peak_bytes;
         memory.train_resident_bytes = program.resident_bytes;
-        const plan::ResidentBytes held = plan::resident_bytes(m.spec, strategy);
+        const plan::ResidentBytes held = plan::resident_bytes(running, strategy);
         memory.run_bytes = held.total() - held.optimizer_states +
-                           cache_bytes(m.spec, plan::element_bytes(precision));
+                           cache_bytes(running, plan::element_bytes(precision));
       }
       m.memory.push_back(memory);
     }

@@ -71,6 +71,9 @@ OrderedJson metrics_json(const std::vector<StepMetrics>& metrics) {
   json["step"] = steps;
   json["tokens"] = tokens;
   json["loss"] = column(rows, [](const StepMetrics& m) { return m.loss; });
+  if (!metrics.empty() && metrics.back().mtp_loss)
+    json["mtp_loss"] =
+        column(rows, [&](const StepMetrics& m) { return m.mtp_loss.value_or(none); });
   json["grad_norm"] = column(rows, [](const StepMetrics& m) { return m.grad_norm; });
   json["lr"] = column(rows, [](const StepMetrics& m) { return m.lr; });
   json["tokens_per_s"] = column(rows, [](const StepMetrics& m) { return m.tokens_per_s; });
@@ -235,6 +238,12 @@ std::string curves(const Report& report) {
     result += chart("chart-compare", "Beside other runs",
                     "Loss over seconds of training; lines: training, smoothed; dots: validation.",
                     "wide");
+  if (report.metrics.back().mtp_loss) {
+    result += chart("chart-mtp", "Loss of multi-token prediction",
+                    "Nats per token predicted further ahead than the next, without its weight; "
+                    "mean over modules.",
+                    "");
+  }
   result += chart("chart-lr", "Learning rate", "", "");
   result += chart("chart-norm", "Gradient norm", "Before clipping.", "");
   if (!report.metrics.back().load.empty()) {

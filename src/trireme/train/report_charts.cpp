@@ -181,6 +181,7 @@ lineChart("chart-loss", [
 ], { height: 320 });
 lineChart("chart-bits", [{ name: "bits per byte", y: m.valid_bits_per_byte, colour: "var(--second)", points: true }],
           { references: data.baselines.map(b => ({ name: b.name, y: b.bits_per_byte })) });
+if (m.mtp_loss) lineChart("chart-mtp", [{ name: "loss further ahead", y: m.mtp_loss, colour: "var(--third)", raw: true }]);
 lineChart("chart-lr", [{ name: "learning rate", y: m.lr, colour: "var(--third)" }],
           { zero: true, format: v => v === 0 ? "0" : v.toExponential(1).replace(/\.0e/, "e") });
 lineChart("chart-norm", [{ name: "gradient norm", y: m.grad_norm, colour: "var(--accent)", raw: true }], { zero: true });

@@ -90,6 +90,7 @@ struct RunConfig {
   struct Loss {
     std::string non_finite = "stop";
     int64_t max_skips = 10;
+    double mtp_weight = 0.3;
   } loss;
 
   struct Moe {

@@ -274,6 +274,10 @@ std::vector<SchemaEntry> make_schema() {
           "leaves the last checkpoint; `skip` leaves the step out."));
   s.push_back(key("loss.max_skips", REF(loss.max_skips), at_least(1),
                   "Steps that `skip` may leave out in a row before the run stops."));
+  s.push_back(key("loss.mtp_weight", REF(loss.mtp_weight), not_negative(),
+                  "Weight of the mean loss of multi-token prediction, for models that have modules "
+                  "for it (`num_nextn_predict_layers`). 0: they are left out of the run and of "
+                  "what it exports."));
 
   s.push_back(key(
       "moe.balance", REF(moe.balance), one_of({"config", "none", "batch", "sequence", "global"}),
@@ -387,7 +391,7 @@ const std::vector<SchemaTable>& schema_tables() {
       {"optim", "The optimizer."},
       {"schedule", "The learning rate over the run."},
       {"precision", "Number formats of compute."},
-      {"loss", "What happens when the loss is not a number."},
+      {"loss", "What the loss is made of, and what happens when it is not a number."},
       {"moe", "Balance and capacity of experts, for models that have them."},
       {"parallel", "How the run is laid out over ranks. One rank for now."},
       {"memory", "What is kept for the backward pass and what is made again."},

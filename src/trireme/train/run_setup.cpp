@@ -33,14 +33,19 @@ model::ModelSpec preset_spec(const RunConfig& run, const data::Tokenizer& tokeni
   return model::spec_from_config(config.dump(), origin);
 }
 
-void leave_out_mtp(RunModel& model) {
-  if (model.spec.num_mtp_layers > 0) {
-    log::warning_once("mtp",
-                      "the model's multi-token-prediction layers are left out of the run: they are "
-                      "not trained yet");
+/// What loss.mtp_weight says.
+void apply_mtp_weight(const RunConfig& run, RunModel& model) {
+  model.spec.mtp_loss_weight = run.loss.mtp_weight;
+  if (run.loss.mtp_weight == 0.0) {
+    if (model.spec.num_mtp_layers > 0) {
+      log::warning_once("mtp",
+                        "loss.mtp_weight = 0: the model's multi-token-prediction layers are left "
+                        "out of the run and of its checkpoints");
+    }
+    model.spec = model::without_mtp(model.spec);
   }
-  model.spec = model::without_mtp(model.spec);
-  if (!model.initial) return;
+  // A config without such layers takes a model that has them for what is left.
+  if (!model.initial || model.spec.num_mtp_layers > 0) return;
   model.initial->spec = model::without_mtp(model.initial->spec);
   model.initial->parameters.resize(model.initial->spec.parameters.size());
 }
@@ -82,7 +87,7 @@ RunModel open_run_model(const RunConfig& run) {
   } else {
     result.spec = result.initial->spec;
   }
-  leave_out_mtp(result);
+  apply_mtp_weight(run, result);
   apply_moe_options(run, result.spec);
   if (result.initial) {
     // The same tensors, whatever the config says beside them.

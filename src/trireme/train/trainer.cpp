@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "trireme/base/clock.h"
@@ -209,6 +210,10 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   metrics.tokens = state_.tokens;
   metrics.sequences = sequences;
   metrics.loss = result.loss;
+  if (!result.mtp_losses.empty()) {
+    metrics.mtp_loss = std::accumulate(result.mtp_losses.begin(), result.mtp_losses.end(), 0.0) /
+                       static_cast<double>(result.mtp_losses.size());
+  }
   metrics.grad_norm = result.grad_norm;
   metrics.lr = input.learning_rate;
   metrics.peak_bytes = result.peak_allocated_bytes;
@@ -312,6 +317,7 @@ void Run::record(const StepMetrics& m) {
       {"speed/checkpoint_stall_s", static_cast<float>(m.checkpoint_stall_s)},
       {"memory/peak_bytes", static_cast<float>(m.peak_bytes)},
       {"memory/page_faults", static_cast<float>(m.page_faults)}};
+  if (m.mtp_loss) scalars.emplace_back("train/mtp_loss", static_cast<float>(*m.mtp_loss));
   if (!m.load.empty()) {
     scalars.emplace_back("moe/balance_loss", static_cast<float>(m.balance_loss));
     scalars.emplace_back("moe/z_loss", static_cast<float>(m.z_loss));

@@ -1,14 +1,17 @@
 #include "trireme/train/trainer.h"
 
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 
 #include "trireme/base/file.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/tensor_file.h"
 #include "trireme/train/run_folder.h"
 #include "trireme/train/train_state.h"
 
@@ -68,9 +71,9 @@ class TrainerTest : public ::testing::Test {
   std::string figures(const std::string& out) const {
     std::string text;
     for (const StepMetrics& m : read_metrics(folder_ / out / "metrics.jsonl")) {
-      text +=
-          fmt::format("{} {} {} {} {} {} {} {}\n", m.step, m.tokens, m.loss, m.grad_norm, m.lr,
-                      m.sequences, m.valid_loss.value_or(-1), m.valid_bits_per_byte.value_or(-1));
+      text += fmt::format("{} {} {} {} {} {} {} {} {} {}\n", m.step, m.tokens, m.loss,
+                          m.mtp_loss.value_or(-1), m.grad_norm, m.lr, m.sequences,
+                          m.valid_loss.value_or(-1), m.valid_bits_per_byte.value_or(-1), m.load);
     }
     return text;
   }
@@ -186,6 +189,93 @@ TEST_F(TrainerTest, TwoRunsDoNotShareAFolder) {
     EXPECT_EQ(error.code(), ErrorCode::kConfig);
     EXPECT_THAT(error.what(), HasSubstr(std::to_string(getpid())));
   }
+}
+
+/// A small DeepSeek-V3 with two modules for multi-token prediction.
+class MtpTrainerTest : public TrainerTest {
+ protected:
+  void SetUp() override {
+    TrainerTest::SetUp();
+    std::ofstream(folder_ / "config.json")
+        << R"({"model_type": "deepseek_v3", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 24,
+      "num_hidden_layers": 2, "num_attention_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4,
+      "qk_rope_head_dim": 4, "v_head_dim": 4, "first_k_dense_replace": 1, "n_routed_experts": 4,
+      "num_experts_per_tok": 2, "moe_intermediate_size": 12, "n_shared_experts": 1, "n_group": 2, "topk_group": 1,
+      "num_nextn_predict_layers": 2, "max_position_embeddings": 64, "tie_word_embeddings": true})";
+  }
+
+  std::vector<float> exported(const std::string& out, const std::string& name) const {
+    const checkpoint::TensorFile file(folder_ / out / "export/model.safetensors");
+    for (const auto& info : file.header().tensors) {
+      if (info.name != name) continue;
+      const at::Tensor tensor = file.tensor(info).to(at::kFloat).contiguous();
+      return {tensor.const_data_ptr<float>(), tensor.const_data_ptr<float>() + tensor.numel()};
+    }
+    return {};
+  }
+};
+
+TEST_F(MtpTrainerTest, ModulesLearnAndAreExportedAndImported) {
+  train(run("a", {"schedule.steps=40", "checkpoint.every=0", "eval.every=0"}), options());
+  const std::vector<StepMetrics> metrics = read_metrics(folder_ / "a/metrics.jsonl");
+  ASSERT_EQ(metrics.size(), 40u);
+  EXPECT_NEAR(metrics.front().mtp_loss.value(), std::log(320), 0.3);
+  EXPECT_LT(metrics.back().mtp_loss.value(), metrics.front().mtp_loss.value() - 1.0);
+  // The second layer's experts and those of both modules.
+  ASSERT_EQ(metrics.back().load.size(), 3u);
+  EXPECT_THAT(read_file(folder_ / "a/report.html"), HasSubstr("chart-mtp"));
+  for (const std::string layer : {"model.layers.2.", "model.layers.3."}) {
+    const std::vector<float> bias = exported("a", layer + "mlp.gate.e_score_correction_bias");
+    ASSERT_EQ(bias.size(), 4u);
+    EXPECT_TRUE(std::ranges::any_of(bias, [](float b) { return b != 0; })) << layer;
+    EXPECT_EQ(exported("a", layer + "embed_tokens.weight"),
+              exported("a", "model.embed_tokens.weight"));
+    EXPECT_EQ(exported("a", layer + "shared_head.head.weight"),
+              exported("a", "model.embed_tokens.weight"));
+    EXPECT_EQ(exported("a", layer + "eh_proj.weight").size(), 16u * 32u);
+  }
+  // Another run that begins with the export begins where this one ended.
+  const std::string init = "model.init=\"" + (folder_ / "a/export").string() + "\"";
+  train(run("b", {init, "schedule.steps=2", "optim.lr=1e-9", "eval.every=0"}), options());
+  const StepMetrics begin = read_metrics(folder_ / "b/metrics.jsonl").front();
+  EXPECT_NEAR(begin.mtp_loss.value(), metrics.back().mtp_loss.value(), 1.0);
+  EXPECT_LT(begin.mtp_loss.value(), metrics.front().mtp_loss.value() - 1.0);
+}
+
+TEST_F(MtpTrainerTest, AnInterruptedRunEndsBitEqualHoweverItIsComputed) {
+  train(run("whole"), options());
+  const std::vector<std::string> other = {"memory.delay_weight_gradients=true",
+                                          "memory.recompute=\"full\""};
+  for (int i = 0; i < 6; ++i) {
+    set_interrupted(true);
+    if (i < 5) {
+      EXPECT_THROW(train(run("pieces", other), options()), Error);
+    } else {
+      train(run("pieces", other), options());
+    }
+  }
+  set_interrupted(false);
+  EXPECT_EQ(digest("whole"), digest("pieces"));
+  EXPECT_EQ(figures("whole"), figures("pieces"));
+}
+
+TEST_F(MtpTrainerTest, NoWeightLeavesTheModulesOut) {
+  train(run("a", {"loss.mtp_weight=0"}), options());
+  const StepMetrics last = read_metrics(folder_ / "a/metrics.jsonl").back();
+  EXPECT_FALSE(last.mtp_loss.has_value());
+  EXPECT_EQ(last.load.size(), 1u);
+  EXPECT_THAT(read_file(folder_ / "a/export/config.json"),
+              HasSubstr("\"num_nextn_predict_layers\": 0"));
+  EXPECT_TRUE(exported("a", "model.layers.2.eh_proj.weight").empty());
+  // What it left behind is trained on with the config that the modules are missing from.
+  const std::string init = "model.init=\"" + (folder_ / "a/export").string() + "\"";
+  train(run("b", {init, "model.config=\"\""}), options());
+  // The model with modules gives those up to a config without.
+  train(run("c", {"schedule.steps=2"}), options());
+  std::ofstream(folder_ / "plain.json") << read_file(folder_ / "a/export/config.json");
+  const std::string with = "model.init=\"" + (folder_ / "c/export").string() + "\"";
+  train(run("d", {with, "model.config=\"" + (folder_ / "plain.json").string() + "\""}), options());
+  EXPECT_FALSE(read_metrics(folder_ / "d/metrics.jsonl").back().mtp_loss.has_value());
 }
 
 /// Conversations, most tokens of which are not to be predicted and unevenly so.
