@@ -10,6 +10,7 @@
 #include "trireme/execute/executor.h"
 #include "trireme/infer/evaluation.h"
 #include "trireme/model/model_spec.h"
+#include "trireme/model/mtp_test_specs.h"
 #include "trireme/nn/testing/attention_specs.h"
 
 namespace trireme::infer {
@@ -44,8 +45,11 @@ const char* kOlmo2 =
 const char* kSinks = "sinks";
 const char* kLatent = "latent";
 const char* kLatentQueries = "latent queries";
+// With modules of multi-token prediction, as training samples from it: they take no part.
+const char* kMtp = "mtp";
 
 model::ModelSpec spec_of(const std::string& config) {
+  if (config == kMtp) return model::with_mtp(spec_of(kLlama), 2, 0.3);
   if (config == kSinks) return nn::testing::with_sinks(spec_of(kMistral));
   if (config == kLatent || config == kLatentQueries) {
     model::LatentSpec latent;
@@ -80,7 +84,7 @@ at::Tensor training_forward_logits(nn::Model& model, const std::vector<int32_t>&
   batch.segments = {{0}};
   const nn::BatchTensors tensors = execute::to_tensors(batch);
   at::Tensor hidden;
-  for (int part = 0; part + 1 < model.num_parts(); ++part) {
+  for (int part = 0; part < model.spec().head_part(); ++part) {
     hidden = model.part(part).forward(hidden, tensors, true, nn::SaveMode::kAll).output;
   }
   return model.head().logits(hidden.view({length, -1}));
@@ -173,14 +177,15 @@ TEST_P(GeneratorTest, SequenceLossesAreTheNegativeLogProbabilities) {
 }
 
 std::string family_name(const testing::TestParamInfo<const char*>& info) {
-  static const std::vector<std::string> names = {
-      "llama", "gpt2", "qwen3", "mistral", "gemma2", "olmo2", "sinks", "latent", "latent_queries"};
+  static const std::vector<std::string> names = {"llama",          "gpt2",  "qwen3", "mistral",
+                                                 "gemma2",         "olmo2", "sinks", "latent",
+                                                 "latent_queries", "mtp"};
   return names.at(info.index);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GeneratorTest,
                          testing::Values(kLlama, kGpt2, kQwen3, kMistral, kGemma2, kOlmo2, kSinks,
-                                         kLatent, kLatentQueries),
+                                         kLatent, kLatentQueries, kMtp),
                          family_name);
 
 /// LongRoPE turns all positions otherwise once a sequence outgrows the original context: every token must be the one that

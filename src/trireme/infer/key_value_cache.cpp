@@ -10,8 +10,9 @@ namespace trireme::infer {
 KeyValueCache::KeyValueCache(const model::ModelSpec& spec, int64_t sequences, int64_t capacity,
                              at::ScalarType dtype)
     : capacity_(capacity), lengths_(static_cast<size_t>(sequences), 0) {
-  for (const model::LayerSpec& layer : spec.layers) {
-    const nn::CachedShape shape = nn::cached_shape(layer.attention);
+  for (int layer = 0; layer < spec.num_main_layers(); ++layer) {
+    const nn::CachedShape shape =
+        nn::cached_shape(spec.layers[static_cast<size_t>(layer)].attention);
     const auto room = [&](int64_t dim) {
       return at::empty({sequences, capacity, shape.heads, dim}, at::TensorOptions().dtype(dtype));
     };
@@ -46,8 +47,9 @@ at::Tensor KeyValueCache::values(int layer, int64_t sequence, int64_t extra) con
 int64_t KeyValueCache::bytes(const model::ModelSpec& spec, int64_t sequences, int64_t capacity,
                              int64_t element_bytes) {
   int64_t total = 0;
-  for (const model::LayerSpec& layer : spec.layers) {
-    const nn::CachedShape shape = nn::cached_shape(layer.attention);
+  for (int layer = 0; layer < spec.num_main_layers(); ++layer) {
+    const nn::CachedShape shape =
+        nn::cached_shape(spec.layers[static_cast<size_t>(layer)].attention);
     total += sequences * capacity * shape.heads * (shape.key_dim + shape.value_dim) * element_bytes;
   }
   return total;
