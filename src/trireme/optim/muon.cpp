@@ -78,6 +78,13 @@ int64_t num_matrices(const model::ParameterSpec& parameter) {
   return parameter.shape.size() == 3 ? parameter.shape.front() : 1;
 }
 
+int64_t matrices_at_once(const model::ParameterSpec& parameter) {
+  constexpr int64_t kSmall = 1 << 20;  // elements: its products are too short for many threads
+  const int64_t matrices = num_matrices(parameter);
+  const int64_t threads = at::get_num_threads();
+  return matrices >= 4 * threads && parameter.numel() / matrices <= kSmall ? threads : 1;
+}
+
 int64_t muon_workspace_bytes(const model::ParameterSpec& parameter) {
   const int64_t rows = parameter.shape[parameter.shape.size() - 2];
   const int64_t cols = parameter.shape.back();
@@ -86,8 +93,7 @@ int64_t muon_workspace_bytes(const model::ParameterSpec& parameter) {
   // The update in float32 and bfloat16 (twice when transposed), the sum, the two Gram matrices and the largest product's own.
   const int64_t products = std::max(kernels::product_workspace_bytes(m, m, n, at::kBFloat16),
                                     kernels::product_workspace_bytes(m, n, m, at::kBFloat16));
-  const int64_t at_once = std::min<int64_t>(num_matrices(parameter), at::get_num_threads());
-  return at_once * ((4 + 2 + 2 + 4) * m * n + (2 + 4) * m * m + products);
+  return matrices_at_once(parameter) * ((4 + 2 + 2 + 4) * m * n + (2 + 4) * m * m + products);
 }
 
 }  // namespace trireme::optim

@@ -24,7 +24,11 @@ double adjusted_lr(double lr, MuonLrAdjust adjust, int64_t rows, int64_t cols);
 /// Matrices in a parameter: the experts of a stack [experts, rows, cols], else 1.
 int64_t num_matrices(const model::ParameterSpec& parameter);
 
-/// Memory that one step of a parameter holds at most: every thread works on a matrix of a stack.
+/// How many of them are updated at once, each on one thread: all threads where experts are small and many. Else one after
+/// the other, with all threads inside the products. The bits are the same.
+int64_t matrices_at_once(const model::ParameterSpec& parameter);
+
+/// Memory that one step of a parameter holds at most.
 int64_t muon_workspace_bytes(const model::ParameterSpec& parameter);
 
 }  // namespace trireme::optim

@@ -160,8 +160,11 @@ class FlatOptimizer : public Optimizer {
         kernels::convert(weights, compute);
       }
     };
-    if (matrices == 1) return step_one(0);
-    // Experts are small and many: each on one thread, which the products inside then stay on.
+    if (matrices_at_once(*place.parameter) == 1) {
+      for (int64_t i = 0; i < matrices; ++i) step_one(i);
+      return;
+    }
+    // Products inside stay on the thread of their matrix.
     at::parallel_for(0, matrices, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) step_one(i);
     });

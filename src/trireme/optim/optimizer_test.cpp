@@ -295,24 +295,28 @@ TEST(OptimizerTest, WritingAStateContinuesARun) {
 
 TEST(OptimizerTest, DoesNotDependOnThreads) {
   const int threads = at::get_num_threads();
+  // Of stacks: one matrix a thread with up to 3 threads, or with one only.
   const auto spec = spec_of({parameter("a", {200, 300}, model::Role::kUp, 0),
-                             parameter("b", {5000}, model::Role::kNormWeight, 0)},
+                             parameter("b", {5000}, model::Role::kNormWeight, 0),
+                             parameter("c", {13, 20, 30}, model::Role::kExpertUp, 0),
+                             parameter("d", {4, 40, 20}, model::Role::kExpertDown, 0)},
                             1);
   for (const auto kind : {OptimizerKind::kAdamW, OptimizerKind::kMuon}) {
     std::vector<at::Tensor> results;
-    for (const int count : {1, 2}) {
+    for (const int count : {1, 2, 3}) {
       at::set_num_threads(count);
       OptimizerConfig config;
       config.kind = kind;
       const auto optimizer = make_optimizer(config, spec);
       Generator generator(7);
-      at::Tensor weights = generator.tensor({65000}, 1.0);
-      const at::Tensor gradients = generator.tensor({65000}, 1.0);
+      at::Tensor weights = generator.tensor({76000}, 1.0);
+      const at::Tensor gradients = generator.tensor({76000}, 1.0);
       optimizer->step(0, {weights, {}, gradients},
                       {0.01, clip_scale(gradient_norm({gradients}), 1.0), 1});
       results.push_back(weights);
     }
     EXPECT_TRUE(at::equal(results[0], results[1])) << to_string(kind);
+    EXPECT_TRUE(at::equal(results[0], results[2])) << to_string(kind);
   }
   at::set_num_threads(threads);
 }
