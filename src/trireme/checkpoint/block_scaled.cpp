@@ -1,5 +1,6 @@
 #include "trireme/checkpoint/block_scaled.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <limits>
 
 #include "trireme/base/error.h"
+#include "trireme/checkpoint/tensor_stream.h"
 
 namespace trireme::checkpoint {
 
@@ -57,12 +59,44 @@ const uint8_t* bytes_of(const at::Tensor& tensor) {
   return static_cast<const uint8_t*>(tensor.const_data_ptr());
 }
 
-/// Calls body(values, row block) for every row of blocks of `weight`, as contiguous float32.
+/// Numbers of a thread at least: below that, starting another takes longer.
+constexpr int64_t kGrain = 1 << 15;
+
+int64_t grain_of(int64_t numbers_each) {
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, numbers_each));
+}
+
+/// Multiplies `count` numbers that `number(i)` gives by their scale. False if one of the products is not finite.
+template <typename Number>
+bool scale_into(float* out, int64_t count, float factor, Number number) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = number(i) * factor;
+    finite &= std::fabs(out[i]) <= FLT_MAX;  // false for NaN
+  }
+  return finite;
+}
+
+/// Calls body(values, rows, row block) for every row of blocks of `weight`, as contiguous float32; from several threads, with as
+/// many rows of blocks in memory as converting a stream keeps.
 template <typename Body>
 void for_row_blocks(const at::Tensor& weight, const BlockSize& block, Body body) {
-  for (int64_t first = 0; first < weight.size(0); first += block.rows) {
-    const int64_t rows = std::min(block.rows, weight.size(0) - first);
-    body(weight.narrow(0, first, rows).to(at::kFloat).contiguous(), first / block.rows);
+  const int64_t rows = weight.size(0);
+  const int64_t columns = weight.size(1);
+  const int64_t numbers = block.rows * std::max<int64_t>(1, columns);
+  const int64_t step = std::max<int64_t>(1, kPieceElements / numbers);
+  for (int64_t first = 0; first * block.rows < rows; first += step) {
+    const int64_t begin_row = first * block.rows;
+    const int64_t count = std::min(step * block.rows, rows - begin_row);
+    const at::Tensor values = weight.narrow(0, begin_row, count).to(at::kFloat).contiguous();
+    const float* in = values.const_data_ptr<float>();
+    at::parallel_for(0, ceil_div(count, block.rows), grain_of(numbers),
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t i = begin; i < end; ++i) {
+                         const int64_t row = i * block.rows;
+                         body(in + row * columns, std::min(block.rows, count - row), first + i);
+                       }
+                     });
   }
 }
 
@@ -109,17 +143,25 @@ at::Tensor dequantise_fp8(const at::Tensor& rows, const at::Tensor& scales, cons
   const uint8_t* in = bytes_of(stored);
   const float* scale = factors.const_data_ptr<float>();
   float* out = result.mutable_data_ptr<float>();
-  for (int64_t row = 0; row < num_rows; ++row) {
+  const auto dequantise_row = [&](int64_t row) {
     const int64_t row_block = (first_row + row) / block.rows;
-    for (int64_t at = 0; at < columns;) {
+    for (int64_t at = 0; at < columns; at += block.columns) {
       const int64_t column_block = at / block.columns;
       const float factor = scale[row_block * scales.size(1) + column_block];
       TRIREME_USER_CHECK(factor >= 0 && std::isfinite(factor), kData, kDamaged,
                          "the scale of block [{}, {}] is {}", row_block, column_block, factor);
-      for (const int64_t end = std::min(columns, at + block.columns); at < end; ++at)
-        out[row * columns + at] = value[in[row * columns + at]] * factor;
+      const uint8_t* bytes = in + row * columns + at;
+      const bool finite =
+          scale_into(out + row * columns + at, std::min(block.columns, columns - at), factor,
+                     [&](int64_t i) { return value[bytes[i]]; });
+      TRIREME_USER_CHECK(finite, kData, kDamaged,
+                         "block [{}, {}] has values that are not finite, with its scale of {}",
+                         row_block, column_block, factor);
     }
-  }
+  };
+  at::parallel_for(0, num_rows, grain_of(columns), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) dequantise_row(row);
+  });
   return result;
 }
 
@@ -128,14 +170,13 @@ at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block) {
   float* scale = scales.mutable_data_ptr<float>();
   const int64_t columns = weight.size(1);
   const int64_t blocks = scales.size(1);
-  for_row_blocks(weight, block, [&](const at::Tensor& values, int64_t row_block) {
-    const float* in = values.const_data_ptr<float>();
+  for_row_blocks(weight, block, [&](const float* in, int64_t rows, int64_t row_block) {
     for (int64_t column_block = 0; column_block < blocks; ++column_block) {
       const int64_t begin = column_block * block.columns;
       const int64_t end = std::min(columns, begin + block.columns);
       float largest = 0;
       bool finite = true;
-      for (int64_t row = 0; row < values.size(0); ++row) {
+      for (int64_t row = 0; row < rows; ++row) {
         for (int64_t at = begin; at < end; ++at) {
           const float magnitude = std::fabs(in[row * columns + at]);
           finite = finite && magnitude <= FLT_MAX;  // false for NaN
@@ -161,19 +202,22 @@ at::Tensor quantise_fp8(const at::Tensor& weight, const at::Tensor& scales,
   const int64_t columns = weight.size(1);
   const float* scale = scales.const_data_ptr<float>();
   auto* out = static_cast<uint8_t*>(result.mutable_data_ptr());
-  for_row_blocks(weight, block, [&](const at::Tensor& values, int64_t row_block) {
-    const float* in = values.const_data_ptr<float>();
-    for (int64_t row = 0; row < values.size(0); ++row) {
-      for (int64_t at = 0; at < columns; ++at) {
-        const float divisor = scale[row_block * scales.size(1) + at / block.columns];
-        *out++ = e4m3_nearest(in[row * columns + at] / divisor);
+  const int64_t blocks = scales.size(1);
+  for_row_blocks(weight, block, [&](const float* in, int64_t rows, int64_t row_block) {
+    uint8_t* to = out + row_block * block.rows * columns;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t at = 0; at < columns;) {
+        const float divisor = scale[row_block * blocks + at / block.columns];
+        for (const int64_t end = std::min(columns, at + block.columns); at < end; ++at)
+          to[row * columns + at] = e4m3_nearest(in[row * columns + at] / divisor);
       }
     }
   });
   return result;
 }
 
-at::Tensor dequantise_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) {
+at::Tensor dequantise_mxfp4(const at::Tensor& blocks, const at::Tensor& scales,
+                            int64_t first_block) {
   TRIREME_CHECK(blocks.scalar_type() == at::kByte && scales.scalar_type() == at::kByte &&
                     blocks.dim() >= 2 && blocks.size(-1) == kMxfp4Bytes &&
                     blocks.sizes().slice(0, blocks.dim() - 1) == scales.sizes(),
@@ -187,16 +231,19 @@ at::Tensor dequantise_mxfp4(const at::Tensor& blocks, const at::Tensor& scales) 
   const uint8_t* in = bytes_of(stored);
   const uint8_t* exponent = bytes_of(exponents);
   float* out = result.mutable_data_ptr<float>();
-  for (int64_t group = 0; group < scales.numel(); ++group) {
-    TRIREME_USER_CHECK(exponent[group] != 255, kData, kDamaged, "the scale of block {} is NaN",
-                       group);
-    const float factor = std::ldexp(1.0f, exponent[group] - 127);
-    for (int64_t i = 0; i < kMxfp4Bytes; ++i) {
-      const auto& pair = pairs[*in++];
-      *out++ = pair[0] * factor;
-      *out++ = pair[1] * factor;
-    }
-  }
+  const auto dequantise_block = [&](int64_t at) {
+    TRIREME_USER_CHECK(exponent[at] != 255, kData, kDamaged, "the scale of block {} is NaN",
+                       first_block + at);
+    const bool finite = scale_into(
+        out + at * kMxfp4Block, kMxfp4Block, std::ldexp(1.0f, exponent[at] - 127),
+        [bytes = in + at * kMxfp4Bytes, &pairs](int64_t i) { return pairs[bytes[i / 2]][i % 2]; });
+    TRIREME_USER_CHECK(finite, kData, kDamaged,
+                       "block {} has values that are not finite, with its scale of 2^{}",
+                       first_block + at, exponent[at] - 127);
+  };
+  at::parallel_for(0, scales.numel(), grain_of(kMxfp4Block), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) dequantise_block(at);
+  });
   return result;
 }
 

@@ -1,5 +1,6 @@
 // Weights stored as small numbers beside scales: fp8 in blocks of a matrix as DeepSeek-V3 publishes them, and MXFP4 (OCP Microscaling
-// formats, v1.0) as gpt_oss does.
+// formats, v1.0) as gpt_oss does. The functions block, use the threads of at::get_num_threads() and give the same bits with any number
+// of them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -28,7 +29,8 @@ struct BlockSize {
 std::vector<int64_t> scale_shape(const std::vector<int64_t>& weight_shape, const BlockSize& block);
 
 /// Rows `first_row`, ... of a weight: [rows, columns] of F8_E4M3 times the scales (any floating type) of the *whole* weight, as
-/// float32; each product is rounded once. Error{kData} naming the block whose scale is negative or not finite.
+/// float32; each product is rounded once. Error{kData} naming a block whose scale is negative or not finite, or that has a product
+/// that is not finite: bytes that are NaN, and products that float32 does not hold.
 at::Tensor dequantise_fp8(const at::Tensor& rows, const at::Tensor& scales, const BlockSize& block,
                           int64_t first_row = 0);
 
@@ -45,7 +47,10 @@ inline constexpr int64_t kMxfp4Block = 32;
 inline constexpr int64_t kMxfp4Bytes = 16;
 
 /// [..., groups, 16] bytes, each two e2m1 numbers with the first in the lower half, times 2^(scales - 127) with scales [..., groups]
-/// of bytes: [..., groups x 32] of float32, exact. Error{kData} for the scale 255, which is not a number.
-at::Tensor dequantise_mxfp4(const at::Tensor& blocks, const at::Tensor& scales);
+/// of bytes: [..., groups x 32] of float32, exact. Error{kData} for the scale 255, which is not a number, and for products that float32
+/// does not hold (from 2^128 on, with scales from 253 on). It names a block by its number in row-major order, where the first has the number
+/// `first_block`.
+at::Tensor dequantise_mxfp4(const at::Tensor& blocks, const at::Tensor& scales,
+                            int64_t first_block = 0);
 
 }  // namespace trireme::checkpoint

@@ -1,6 +1,7 @@
 #include "trireme/checkpoint/block_scaled.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -234,6 +235,76 @@ TEST(BlockScaled, RefusesWhatIsNotANumber) {
   });
   EXPECT_EQ(code, ErrorCode::kData);
   EXPECT_THAT(what, HasSubstr("block 1"));
+}
+
+TEST(BlockScaled, RefusesBytesAndProductsThatAreNotFinite) {
+  for (const int byte : {0x7f, 0xff}) {
+    at::Tensor bytes = at::full({200, 300}, 0x7e, at::kByte);
+    bytes[130][299] = byte;
+    const auto [code, what] =
+        problem_of([&] { dequantise_fp8(as_fp8(bytes), at::ones({2, 3}), {}); });
+    EXPECT_EQ(code, ErrorCode::kData);
+    EXPECT_THAT(what, HasSubstr("block [1, 2] has values that are not finite"));
+    // Also where it is a part that is read.
+    EXPECT_THAT(problem_of([&] {
+                  dequantise_fp8(as_fp8(bytes).narrow(0, 129, 2), at::ones({2, 3}), {}, 129);
+                }).second,
+                HasSubstr("block [1, 2]"));
+    EXPECT_NO_THROW(dequantise_fp8(as_fp8(bytes).narrow(0, 0, 130), at::ones({2, 3}), {}));
+  }
+  // 448 x 2^119 = 1.75 x 2^127 is a float32, 448 x 2^120 is not; 2 x 2^120 is.
+  at::Tensor bytes = at::full({3, 200}, e4m3_nearest(2), at::kByte);
+  EXPECT_NO_THROW(dequantise_fp8(as_fp8(bytes), at::full({1, 2}, 0x1p120f), {}));
+  bytes[2][150] = e4m3_nearest(-448);
+  const at::Tensor large = dequantise_fp8(as_fp8(bytes), at::full({1, 2}, 0x1p119f), {});
+  EXPECT_EQ(large[2][150].item<float>(), -0x1.cp127f);
+  const auto [code, what] =
+      problem_of([&] { dequantise_fp8(as_fp8(bytes), at::full({1, 2}, 0x1p120f), {}); });
+  EXPECT_EQ(code, ErrorCode::kData);
+  EXPECT_THAT(what, HasSubstr("block [0, 1] has values that are not finite"));
+}
+
+TEST(BlockScaled, RefusesProductsOfMxfp4ThatAreNotFinite) {
+  // Codes of E2M1: 1 is 0.5, 3 is 1.5, 4 is 2, 5 is 3, 6 is 4, 7 is 6; the largest of a scale below 2^128.
+  for (const auto& [exponent, largest, too_large] :
+       {std::tuple<int, int, int>{254, 3, 4}, {253, 5, 6}, {252, 7, -1}}) {
+    const at::Tensor scales = at::tensor(std::vector<int64_t>{127, 127, exponent}).to(at::kByte);
+    at::Tensor blocks = at::full({3, 16}, 0x77, at::kByte);
+    blocks[2].fill_(largest << 4 | 1);
+    const at::Tensor values = dequantise_mxfp4(blocks, scales);
+    EXPECT_TRUE(values.isfinite().all().item<bool>()) << exponent;
+    EXPECT_EQ(values[64].item<double>(), std::ldexp(0.5, exponent - 127));
+    if (too_large < 0) continue;
+    blocks[2][7] = too_large | 8;
+    const auto [code, what] = problem_of([&] { dequantise_mxfp4(blocks, scales); });
+    EXPECT_EQ(code, ErrorCode::kData);
+    EXPECT_THAT(what, HasSubstr("block 2 has values that are not finite"));
+    EXPECT_THAT(problem_of([&] { dequantise_mxfp4(blocks, scales, 40); }).second,
+                HasSubstr("block 42 "));
+  }
+}
+
+TEST(BlockScaled, TheNumberOfThreadsChangesNoBit) {
+  at::manual_seed(7);
+  const int threads = at::get_num_threads();
+  // More than one piece of rows of blocks, and rows and columns that are no whole blocks.
+  const at::Tensor weight = at::randn({1300, 4100}).to(at::kBFloat16);
+  const at::Tensor blocks = at::randint(0, 256, {5000, 16}).to(at::kByte);
+  const at::Tensor exponents = at::randint(0, 252, {5000}).to(at::kByte);
+  std::vector<std::vector<at::Tensor>> made;
+  for (const int count : {1, 2}) {
+    at::set_num_threads(count);
+    const at::Tensor scales = fp8_scales(weight, {});
+    const at::Tensor bytes = quantise_fp8(weight, scales, {});
+    made.push_back({scales, bytes.view(at::kByte), dequantise_fp8(bytes, scales, {}),
+                    dequantise_mxfp4(blocks, exponents)});
+  }
+  at::set_num_threads(threads);
+  for (size_t i = 0; i < made[0].size(); ++i) EXPECT_TRUE(at::equal(made[0][i], made[1][i])) << i;
+  // Torch's own, element by element.
+  const at::Tensor whole = weight.to(at::kFloat);
+  const at::Tensor factors = scale_of_elements(made[0][0], {}, 1300, 4100);
+  EXPECT_TRUE(at::equal(made[0][1], (whole / factors).to(at::kFloat8_e4m3fn).view(at::kByte)));
 }
 
 TEST(BlockScaled, DequantisesMxfp4AsTransformers) {

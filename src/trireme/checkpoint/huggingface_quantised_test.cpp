@@ -319,11 +319,32 @@ TEST(HuggingFaceFp8, NamesTheScaleThatIsNone) {
   EXPECT_FALSE(std::filesystem::exists(folder / "ours"));
 }
 
+TEST(HuggingFaceFp8, NamesTheNumberThatIsNone) {
+  const TestFolder folder;
+  Fp8Model model = deepseek_model();
+  const std::string name = "model.layers.1.mlp.experts.2.down_proj.weight";
+  at::Tensor bytes = model.tensors.at(name).view(at::kByte).clone();
+  bytes[150][129] = 0xff;
+  model.tensors[name] = bytes.view(at::kFloat8_e4m3fn);
+  write_directory(folder / "hf", model.config, model.tensors);
+  try {
+    import_huggingface(folder / "hf", folder / "ours");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_THAT(error.what(), AllOf(HasSubstr("'" + name + "'"),
+                                    HasSubstr("block [1, 1] has values that are not finite")));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "ours"));
+}
+
 TEST(HuggingFaceFp8, RefusesToWriteWhatIsNotFinite) {
   const TestFolder folder;
   Fp8Model model = deepseek_model();
   const std::string name = "model.layers.0.mlp.down_proj.weight";
-  model.tensors[name] = at::full({192, 300}, 0x7f, at::kByte).view(at::kFloat8_e4m3fn);
+  model.tensors.erase(name + "_scale_inv");
+  model.tensors[name] =
+      at::full({192, 300}, std::numeric_limits<double>::infinity(), at::kBFloat16);
   write_directory(folder / "hf", model.config, model.tensors);
   const ModelSource source = open_model(folder / "hf");
   try {
@@ -540,6 +561,31 @@ TEST(HuggingFaceMxfp4, NamesWhatDoesNotFit) {
   Json undeclared = gpt_oss_config();
   undeclared.erase("quantization_config");
   EXPECT_THAT(problem(undeclared.dump(), [](Tensors&) {}), HasSubstr(".mlp.experts.gate_up_proj"));
+}
+
+TEST(HuggingFaceMxfp4, NamesTheNumberThatIsNone) {
+  const TestFolder folder;
+  const ModelSpec spec = model::spec_from_config(gpt_oss_config().dump(), "config.json");
+  const Tensors whole = gpt_oss_tensors(spec);
+  const std::string name = kExperts + "gate_up_proj";
+  for (const int scale : {254, 255}) {
+    Tensors tensors = whole;
+    tensors[name + "_blocks"] = at::full({3, 64, 2, 16}, 0x44, at::kByte);  // all of them 2
+    tensors[name + "_scales"] = tensors[name + "_scales"].clone();
+    tensors[name + "_scales"][2][5][1] = scale;
+    const auto where = folder / std::to_string(scale);
+    write_directory(where / "hf", gpt_oss_config().dump(2), tensors);
+    try {
+      import_huggingface(where / "hf", where / "ours");
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kData);
+      // 64 rows of 2 blocks an expert.
+      EXPECT_THAT(error.what(), AllOf(HasSubstr("'" + name + "_blocks' with '" + name + "_scales'"),
+                                      HasSubstr(fmt::format("block {} ", 2 * 128 + 5 * 2 + 1))));
+    }
+    EXPECT_FALSE(std::filesystem::exists(where / "ours"));
+  }
 }
 
 TEST(HuggingFaceMxfp4, DamageIsAnErrorAndNothingWorse) {

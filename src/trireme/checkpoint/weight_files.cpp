@@ -192,8 +192,11 @@ at::Tensor StoredWeight::rows(int64_t first, int64_t count) const {
   if (!quantised()) return values;
   const at::Tensor scales = scales_.file->tensor(*scales_.info);
   try {
-    if (quantization_.method == model::QuantMethod::kMxfp4)
-      return dequantise_mxfp4(values, scales.narrow(0, first, count)).transpose(-1, -2);
+    if (quantization_.method == model::QuantMethod::kMxfp4) {
+      const int64_t first_block = first * scales.size(1) * scales.size(2);
+      return dequantise_mxfp4(values, scales.narrow(0, first, count), first_block)
+          .transpose(-1, -2);
+    }
     if (values.dim() == 2) return dequantise_fp8(values, scales, block_of(quantization_), first);
     at::Tensor stack = at::empty(values.sizes(), at::kFloat);
     for (int64_t i = 0; i < count; ++i)
@@ -201,8 +204,9 @@ at::Tensor StoredWeight::rows(int64_t first, int64_t count) const {
                                               block_of(quantization_)));
     return stack;
   } catch (const Error& error) {
-    throw Error(error.code(), fmt::format("{}: {}", in_file(scales_), error.what()), error.hint(),
-                error.where());
+    throw Error(error.code(),
+                fmt::format("{} with '{}': {}", in_file(values_), scales_.info->name, error.what()),
+                error.hint(), error.where());
   }
 }
 

@@ -44,7 +44,8 @@ class StoredWeight {
   bool quantised() const { return scales_.file != nullptr; }
   const std::filesystem::path& path() const;  ///< of the file
 
-  /// All of it: a view of the memory map, or dequantised. Error{kData} naming the tensor for a scale that is none.
+  /// All of it: a view of the memory map, or dequantised. Error{kData} naming the tensor and the
+  /// block for a scale that is none, and for numbers that are not finite.
   at::Tensor whole() const;
   /// `count` of dimension 0 from `first` on.
   at::Tensor rows(int64_t first, int64_t count) const;
