@@ -106,7 +106,8 @@ std::vector<std::function<at::Tensor()>> pieces_of(const std::shared_ptr<const A
                                                 : tensor.dim > 0 || tensor.pieces.size() == 1;
   if (!source.stored.quantised() || !rows_are_apart) return pieces;
   const int64_t row = asked->spec.parameters[index].numel() / shape[0];
-  const int64_t step = std::max<int64_t>(1, kPieceElements / row);
+  // Of a stack expert by expert: so are experts exported.
+  const int64_t step = shape.size() == 3 ? 1 : std::max<int64_t>(1, kPieceElements / row);
   for (int64_t at = 0; at < shape[0]; at += step) {
     pieces.emplace_back([asked, source, at, count = std::min(step, shape[0] - at)] {
       return piece_of(source.stored.rows(at, count), asked->tensors[source.tensor], asked->spec,
@@ -171,13 +172,18 @@ void compare_copy(const fs::path& path, const std::string& name, const StoredWei
                path.string(), name);
 }
 
-/// The experts' stacks whose slices are being written: each is made once, when its first slice is wanted, and dropped
-/// after its last.
+/// Makes experts of stacks that are being written. A stack that has a maker for each expert is never made as a whole. Another, a view
+/// of memory or of a memory map, is made once, when its first expert is wanted, and dropped after its last: its checksum is then
+/// verified once, and not by each expert.
 class Stacks {
  public:
+  /// [rows, columns] (of biases [columns]), on the host.
   at::Tensor slice(const TensorToWrite& whole, int64_t expert) {
+    const int64_t num_experts = whole.shape.at(0);
+    if (static_cast<int64_t>(whole.pieces.size()) == num_experts)
+      return whole.pieces[static_cast<size_t>(expert)]().detach().cpu().squeeze(0);
     Entry& entry = entries_[&whole];
-    if (!entry.tensor.defined()) entry = {whole.make().detach().cpu(), whole.shape[0]};
+    if (!entry.tensor.defined()) entry = {whole.make().detach().cpu(), num_experts};
     const at::Tensor tensor = entry.tensor.select(0, expert);
     if (--entry.left == 0) entries_.erase(&whole);
     return tensor;
@@ -190,6 +196,23 @@ class Stacks {
   };
   std::map<const TensorToWrite*, Entry> entries_;
 };
+
+/// A stored stack of matrices expert by expert, so that memory for one of them is enough; nothing of other tensors.
+std::vector<std::function<at::Tensor()>> experts_of(const model::DiskTensor& stored,
+                                                    const std::vector<const TensorToWrite*>& wholes,
+                                                    const std::shared_ptr<Stacks>& stacks) {
+  std::vector<std::function<at::Tensor()>> experts;
+  if (stored.shape.size() != 3 || (stored.dim == 0 && wholes.size() > 1)) return experts;
+  for (int64_t expert = 0; expert < stored.shape[0]; ++expert) {
+    experts.emplace_back([stored, wholes, stacks, expert] {
+      std::vector<at::Tensor> slices;
+      for (const TensorToWrite* whole : wholes)
+        slices.push_back(stacks->slice(*whole, expert).unsqueeze(0));
+      return joined(stored, slices);
+    });
+  }
+  return experts;
+}
 
 std::string torch_dtype_name(Dtype dtype) {
   switch (dtype) {
@@ -381,8 +404,8 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
                          "the parameter '{}' is {} and should be {}", parameter.name,
                          shape_text(member->second->shape), shape_text(parameter.shape));
       const TensorToWrite* whole = member->second;
+      wholes.push_back(whole);
       if (piece.expert < 0) {
-        wholes.push_back(whole);
         pieces.emplace_back([whole] { return whole->make().detach().cpu(); });
       } else {
         pieces.emplace_back(
@@ -405,6 +428,7 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
       for (const auto& make : pieces) made.push_back(make());
       return joined(stored, made);
     };
+    tensor.pieces = experts_of(stored, wholes, stacks);
     num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(dtype);
     if (options.fp8 && is_fp8_weight(spec, stored)) {
       auto [values, scales] = to_fp8(tensor);

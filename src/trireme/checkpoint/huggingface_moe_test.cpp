@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <fstream>
+
 #include "trireme/base/file.h"
 #include "trireme/checkpoint/huggingface.h"
 #include "trireme/checkpoint/model_source.h"
@@ -156,6 +159,103 @@ TEST(HuggingFaceMoe, NamesWhatIsMissingAndWhatIsNotMapped) {
   tensors[experts + "4.up_proj.weight"] = at::ones({24, 16});
   write_directory(folder / "more", spec.config_json, tensors);
   EXPECT_THAT(problem_of(folder / "more"), HasSubstr(experts + "4.up_proj.weight"));
+}
+
+struct Calls {
+  int made = 0;
+  int made_of_pieces = 0;
+  int released = 0;
+};
+
+/// Counts what an export asks of each parameter.
+std::map<std::string, Calls> calls_of_export(ModelSource& source, const ExportOptions& options,
+                                             const std::filesystem::path& to) {
+  std::map<std::string, Calls> calls;
+  for (TensorToWrite& parameter : source.parameters) {
+    Calls& counted = calls[parameter.name];
+    parameter.make = [&counted, make = parameter.make] {
+      ++counted.made;
+      return make();
+    };
+    for (auto& piece : parameter.pieces) {
+      piece = [&counted, make = piece] {
+        ++counted.made_of_pieces;
+        return make();
+      };
+    }
+    parameter.release = [&counted, release = parameter.release] {
+      ++counted.released;
+      release();
+    };
+  }
+  export_huggingface(to, source.spec, source.parameters, source.texts, options);
+  return calls;
+}
+
+TEST(HuggingFaceMoe, ExportMakesAndLetsGoOfExpertsOneByOne) {
+  for (const std::string family : {"olmoe", "qwen2_moe", "gpt_oss"}) {
+    const ModelSpec spec = model::spec_from_config(config_of(family).dump(), "config.json");
+    for (const DiskLayout layout : {DiskLayout::kFiles, DiskLayout::kModules}) {
+      const TestFolder folder;
+      write_directory(folder / "hf", spec.config_json, make_tensors(spec, layout, true, true));
+      import_huggingface(folder / "hf", folder / "ours");
+      for (const bool fp8 : {false, true}) {
+        if (fp8 && family == "gpt_oss") continue;
+        for (const std::string from : {"ours", "hf"}) {
+          ModelSource source = open_model(folder / from);
+          const ExportOptions options = {
+              .dtype = source.stored_dtype, .form = source.form, .fp8 = fp8};
+          const int passes = fp8 ? 2 : 1;  // scales, then values
+          for (const auto& [name, calls] : calls_of_export(
+                   source, options, folder / fmt::format("out-{}-{}", from, fp8 ? 1 : 0))) {
+            SCOPED_TRACE(fmt::format("{} layout {} fp8 {} from {}: {}", family,
+                                     static_cast<int>(layout), fp8, from, name));
+            const auto parameter =
+                std::ranges::find(spec.parameters, name, &model::ParameterSpec::name);
+            ASSERT_NE(parameter, spec.parameters.end());
+            EXPECT_GE(calls.released, 1);
+            if (parameter->shape.size() != 3) continue;
+            const int experts = static_cast<int>(parameter->shape[0]);
+            EXPECT_EQ(calls.released, passes * experts);
+            const bool apart = from == "hf" && layout == DiskLayout::kFiles && family != "gpt_oss";
+            EXPECT_EQ(calls.made, apart ? 0 : passes) << "each time its checksum is verified";
+            EXPECT_EQ(calls.made_of_pieces, apart ? passes * experts : 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+/// Pages of files that this process has mapped and read.
+int64_t mapped_bytes() {
+  int64_t size = 0, resident = 0, shared = 0;
+  std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+  return shared * 4096;
+}
+
+TEST(HuggingFaceMoe, ExportKeepsNoExpertInMemory) {
+  const TestFolder folder;
+  const Json config = config_of(
+      "mixtral", {{"hidden_size", 1024}, {"intermediate_size", 2048}, {"num_hidden_layers", 1}});
+  const ModelSpec spec = model::spec_from_config(config.dump(), "config.json");
+  write_directory(folder / "hf", spec.config_json,
+                  make_tensors(spec, DiskLayout::kFiles, false, false));
+  import_huggingface(folder / "hf", folder / "ours");
+  ModelSource source = open_model(folder / "ours");
+  constexpr int64_t kExpertBytes = int64_t{1024} * 2048 * 4;  // of 9: three of each product
+  const int64_t before = mapped_bytes();
+  int64_t most = 0;
+  for (TensorToWrite& parameter : source.parameters) {
+    parameter.release = [&most, before, release = parameter.release] {
+      most = std::max(most, mapped_bytes() - before);
+      release();
+    };
+  }
+  export_huggingface(folder / "out", source.spec, source.parameters, source.texts,
+                     {.dtype = Dtype::kBf16, .form = source.form});
+  EXPECT_GE(most, kExpertBytes) << "the measure sees what is held";
+  EXPECT_LE(most, 3 * kExpertBytes);
 }
 
 TEST(HuggingFaceMoe, ExportsAVariantAsItsFamily) {
