@@ -323,10 +323,6 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
     if (dtype != (tensor->fp32 ? Dtype::kF32 : result.stored_dtype))
       result.form.other_dtypes[tensor->name] = dtype;
   }
-  if (!result.form.mtp) {
-    log::info("{} has no tensors of its {} multi-token-prediction layers: they are initialised",
-              path.string(), result.spec.num_mtp_layers);
-  }
   for (size_t i = 0; i < sources.size(); ++i) {
     const model::ParameterSpec& parameter = result.spec.parameters[i];
     TensorToWrite& made = result.parameters.emplace_back(

@@ -1,5 +1,6 @@
 #include "trireme/checkpoint/model_source.h"
 
+#include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
 
 namespace trireme::checkpoint {
@@ -107,6 +108,10 @@ Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bo
   TRIREME_USER_CHECK(!fs::exists(out) || is_model_folder(out), kConfig, "name another folder",
                      "{} holds more than a model: it is not replaced", out.string());
   HuggingFaceModel opened = open_huggingface(huggingface);
+  if (!opened.form.mtp) {
+    log::info("{} has no tensors of its {} multi-token-prediction layers: they are initialised",
+              huggingface.string(), opened.spec.num_mtp_layers);
+  }
   CheckpointState state;
   state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};
   if (opened.form != StoredForm()) state.train[kFormKey] = form_to_json(opened.form);

@@ -19,7 +19,8 @@ struct ModelSource {
                    ///< is stored, on the CPU
   std::map<std::string, std::string>
       texts;        ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
-  StoredForm form;  ///< of what was imported, as long as it was not trained on
+  StoredForm form;  ///< of what was imported, as long as it was not trained on; where it says that
+                    ///< modules of multi-token prediction are not stored, make() begins them anew
   Dtype stored_dtype = Dtype::kF32;  ///< an imported checkpoint remembers its origin's
   std::filesystem::path path;        ///< what was opened, resolved
   bool huggingface = false;

@@ -35,7 +35,7 @@ struct PlannedRun {
 
 PlannedRun plan_run(const PlanArguments& arguments) {
   const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
-  PlannedRun planned{train::spec_of(run.config), {}};
+  PlannedRun planned{train::spec_of(run), {}};
   planned.program = plan::build_program(planned.spec, train::strategy_of(run.config, planned.spec));
   return planned;
 }

@@ -99,6 +99,7 @@ class Executor::Step {
                     input.total_mtp_targets.size(), modules);
       std::ranges::copy(input.total_mtp_targets, targets.begin() + 1);
     }
+    result_.mtp_targets.assign(targets.begin() + 1, targets.end());
     for (const int64_t count : targets)
       total_targets_.push_back(static_cast<double>(std::max<int64_t>(count, 1)));
 

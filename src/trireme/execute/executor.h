@@ -37,6 +37,8 @@ struct StepResult {
   double loss = 0.0;  ///< nats per counted target, mean over the global batch
   /// The same of every module of multi-token prediction over its own targets, without the loss weight.
   std::vector<double> mtp_losses;
+  /// Counted targets that they are means over, of the global batch; a module without any has a loss of 0 that says nothing.
+  std::vector<int64_t> mtp_targets;
   double grad_norm = 0.0;  ///< before clipping
   bool applied =
       false;  ///< false: a loss or the gradient norm was not finite; parameters are as before

@@ -370,6 +370,14 @@ TEST_F(ExecutorTest, ModulesDoNotLookIntoTheNextDocument) {
   const Outcome got = run(store, strategy_for(1, 1, 1, 12), batches);
   EXPECT_EQ(got.result.loss, want.result.loss);
   EXPECT_EQ(got.result.mtp_losses, want.result.mtp_losses);
+  // Module k predicts those of the seven tokens' six targets that count, but for the first k.
+  std::vector<int64_t> targets;
+  for (int k = 1; k <= 3; ++k) {
+    targets.push_back(
+        6 - k -
+        std::count(batch.targets.begin() + k, batch.targets.begin() + 6, data::kIgnoredTarget));
+  }
+  EXPECT_EQ(got.result.mtp_targets, targets);
 }
 
 TEST_F(ExecutorTest, EvaluationGivesTheTrainingForwardsLoss) {

@@ -114,8 +114,8 @@ Report make_report(const Preflight& p, const fs::path& out, std::vector<ReportSa
   report.title = c.out;
   report.subtitle = fmt::format(
       "{} · {} parameters · {} layers of {} · vocabulary {} · {} tokens a sequence · {}",
-      spec.family, count_text(static_cast<double>(p.parameters)), spec.layers.size(), spec.hidden,
-      spec.vocab_size, c.data.seq_len, plan::to_string(p.precision.precision));
+      spec.family, count_text(static_cast<double>(p.parameters)), spec.num_main_layers(),
+      spec.hidden, spec.vocab_size, c.data.seq_len, plan::to_string(p.precision.precision));
   report.steps = c.schedule.steps;
   report.gemm_tflops = p.precision.gemm_tflops;
   report.metrics = read_metrics(out / "metrics.jsonl");

@@ -168,7 +168,8 @@ int64_t cache_bytes(const model::ModelSpec& spec, int64_t element_bytes) {
   return bytes;
 }
 
-void inspect_memory(ModelInspection& m) {
+/// `trained`: m.spec with what training takes of its modules of multi-token prediction.
+void inspect_memory(ModelInspection& m, const model::ModelSpec& trained) {
   RunConfig run;
   run.batch.sequences = run.batch.micro = run.batch.lanes = 1;
   run.data.seq_len = m.seq_len;
@@ -179,8 +180,8 @@ void inspect_memory(ModelInspection& m) {
       memory.precision = plan::to_string(precision);
       for (const bool least : {false, true}) {
         run.memory.recompute = {least ? "full" : "none"};
-        const plan::Strategy strategy = strategy_of(run, m.spec, precision);
-        const plan::Program program = plan::build_program(m.spec, strategy);
+        const plan::Strategy strategy = strategy_of(run, trained, precision);
+        const plan::Program program = plan::build_program(trained, strategy);
         (least ? memory.train_least_bytes : memory.train_bytes) =
             plan::simulate(program, std::vector<double>(program.instructions.size(), 1e-3))
                 .peak_bytes;
@@ -216,6 +217,7 @@ ModelInspection inspect_model(const fs::path& path) {
     checkpoint::ModelSource source = checkpoint::open_model(path);
     m.path = source.path;
     m.huggingface = source.huggingface;
+    m.mtp_stored = source.spec.num_mtp_layers > 0 && source.form.mtp;
     m.spec = std::move(source.spec);
     texts = std::move(source.texts);
   });
@@ -234,11 +236,13 @@ ModelInspection inspect_model(const fs::path& path) {
                      model::describe(*m.spec.quantization)));
   if (m.spec.vocab_size > 0) {
     inspect_config(m, read("config.json"));
-    m.parameters = m.spec.num_parameters();
+    m.mtp_parameters = m.spec.num_mtp_parameters();
+    m.parameters = m.spec.num_parameters() - m.mtp_parameters;
     m.active_parameters = m.spec.num_active_parameters();
     m.seq_len = std::min(m.spec.max_positions, kSeqLen);
-    m.flops_per_token = model::flops_per_token(m.spec, m.seq_len).model();
-    inspect_memory(m);
+    const model::ModelSpec trained = m.mtp_stored ? m.spec : model::without_mtp(m.spec);
+    m.flops_per_token = model::flops_per_token(trained, m.seq_len).model();
+    inspect_memory(m, trained);
   }
   inspect_tokenizer(m, read("tokenizer.json"), read("tokenizer_config.json"));
   inspect_chat_template(m);
@@ -252,8 +256,13 @@ OrderedJson to_json(const ModelInspection& m) {
   json["architecture"] = m.spec.architecture;
   json["parameters"] = m.parameters;
   json["active_parameters"] = m.active_parameters;
+  json["multi_token_prediction"] = nullptr;
+  if (m.spec.num_mtp_layers > 0)
+    json["multi_token_prediction"] = {{"modules", m.spec.num_mtp_layers},
+                                      {"parameters", m.mtp_parameters},
+                                      {"stored", m.mtp_stored}};
   json["flops_per_token"] = m.flops_per_token;
-  json["layers"] = m.spec.layers.size();
+  json["layers"] = m.spec.num_main_layers();
   json["hidden"] = m.spec.hidden;
   json["vocab_size"] = m.spec.vocab_size;
   json["context"] = m.spec.max_positions;
@@ -286,7 +295,7 @@ std::string describe(const ModelInspection& m) {
                                  m.huggingface ? "Hugging Face directory" : "checkpoint");
   if (m.spec.vocab_size > 0) {
     text += fmt::format("{:<14} {}, {} layers of {}, vocabulary {}, context {}\n", "family",
-                        m.spec.family, m.spec.layers.size(), m.spec.hidden, m.spec.vocab_size,
+                        m.spec.family, m.spec.num_main_layers(), m.spec.hidden, m.spec.vocab_size,
                         m.spec.max_positions);
     text +=
         fmt::format("{:<14} {} parameters", "size", count_text(static_cast<double>(m.parameters)));
@@ -294,6 +303,10 @@ std::string describe(const ModelInspection& m) {
       text += fmt::format(", {} active for a token",
                           count_text(static_cast<double>(m.active_parameters)));
     text += fmt::format("; {} operations a trained token\n", count_text(m.flops_per_token));
+    if (m.spec.num_mtp_layers > 0)
+      text += fmt::format("multi-token prediction: {}, {}\n",
+                          mtp_text(m.spec.num_mtp_layers, m.mtp_parameters),
+                          m.mtp_stored ? "stored" : "not stored");
   }
   std::string types;
   for (const auto& [type, size] : m.stored_bytes)

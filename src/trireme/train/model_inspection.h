@@ -23,13 +23,15 @@ struct ModelMemory {
 };
 
 struct ModelInspection {
-  std::filesystem::path path;  ///< what was opened, resolved
-  bool huggingface = true;     ///< else a checkpoint of ours
-  model::ModelSpec spec;       ///< without a family if config.json cannot be read
-  int64_t parameters = 0;
-  int64_t active_parameters = 0;
-  double flops_per_token = 0.0;  ///< of a training step
-  int64_t seq_len = 0;           ///< that memory and operations are said for
+  std::filesystem::path path;     ///< what was opened, resolved
+  bool huggingface = true;        ///< else a checkpoint of ours
+  model::ModelSpec spec;          ///< without a family if config.json cannot be read
+  int64_t parameters = 0;         ///< without those of multi-token prediction, as published totals
+  int64_t active_parameters = 0;  ///< of them, that one token's forward pass uses
+  int64_t mtp_parameters = 0;     ///< of the modules that config.json asks for
+  bool mtp_stored = false;        ///< false also if the weights cannot be read
+  double flops_per_token = 0.0;   ///< of a training step, with the modules that are stored
+  int64_t seq_len = 0;            ///< that memory and operations are said for
   std::vector<std::pair<std::string, uint64_t>> stored_bytes;  ///< by type ("BF16"), largest first
   int64_t stored_tensors = 0;
   std::string tokenizer_kind;  ///< "BPE on bytes", "Unigram" ...; "" if there is none

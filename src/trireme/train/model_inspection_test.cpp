@@ -8,6 +8,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
+#include "trireme/base/log.h"
 #include "trireme/checkpoint/model_source.h"
 
 namespace trireme::train {
@@ -137,6 +138,63 @@ TEST_F(ModelInspectionTest, SaysHowWeightsAreQuantised) {
   EXPECT_THAT(findings(m), Not(HasSubstr("config.json says")));
   EXPECT_EQ(to_json(m).at("quantization"), "fp8 in blocks of 128 x 128");
   EXPECT_EQ(m.parameters, source.spec.num_parameters());
+}
+
+// The publisher's figures: 61 layers, 671 billion parameters, 37 billion of them active.
+TEST_F(ModelInspectionTest, CountsDeepSeekV3AsItsPublisherDoes) {
+  write(
+      "config.json",
+      R"({"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "first_k_dense_replace": 3,
+      "hidden_size": 7168, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+      "moe_intermediate_size": 2048, "n_group": 8, "n_routed_experts": 256, "n_shared_experts": 1,
+      "num_attention_heads": 128, "num_experts_per_tok": 8, "num_hidden_layers": 61, "num_key_value_heads": 128,
+      "num_nextn_predict_layers": 1, "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+      "topk_group": 4, "v_head_dim": 128, "vocab_size": 129280})");
+  const ModelInspection m = inspect_model(folder_);
+  const OrderedJson json = to_json(m);
+  EXPECT_EQ(json.at("layers"), 61);
+  // Of transformers on meta tensors, as in the model's own test.
+  EXPECT_EQ(json.at("parameters"), 671026419200);
+  EXPECT_EQ(json.at("active_parameters"), 37552297472);
+  EXPECT_EQ(json.at("multi_token_prediction").at("modules"), 1);
+  EXPECT_EQ(json.at("multi_token_prediction").at("stored"), false);
+  // A layer and its two vectors of norm, the projection and its three: 14 billion with copies of embedding and head.
+  EXPECT_NEAR(
+      (json.at("multi_token_prediction").at("parameters").get<double>() + 2.0 * 129280 * 7168) /
+          1e9,
+      14, 0.6);
+  EXPECT_THAT(describe(m), HasSubstr("61 layers of 7168"));
+  EXPECT_THAT(describe(m), HasSubstr("671B parameters, 37.6B active for a token"));
+  EXPECT_THAT(describe(m),
+              HasSubstr("multi-token prediction: 1 module, 11.6B parameters, not stored"));
+}
+
+TEST_F(ModelInspectionTest, SaysWhetherModulesArePartOfTheFiles) {
+  const fs::path golden = kGoldens / "mtp/deepseek_v3";
+  const ModelInspection with = inspect_model(golden);
+  EXPECT_TRUE(with.ok()) << findings(with);
+  EXPECT_EQ(to_json(with).at("multi_token_prediction").at("stored"), true);
+  EXPECT_THAT(describe(with), HasSubstr("multi-token prediction: 2 modules, "));
+  const checkpoint::ModelSource source = checkpoint::open_model(golden);
+  checkpoint::ExportOptions form;
+  form.form.mtp = form.form.mtp_copies = false;
+  checkpoint::export_huggingface(folder_ / "lost", source.spec, source.parameters, source.texts,
+                                 form);
+  const log::Level level = log::level();
+  log::set_level(log::Level::kInfo);
+  ::testing::internal::CaptureStderr();
+  const ModelInspection without = inspect_model(folder_ / "lost");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "") << "nothing is initialised to look at it";
+  log::set_level(level);
+  EXPECT_EQ(to_json(without).at("multi_token_prediction").at("stored"), false);
+  EXPECT_EQ(without.parameters, with.parameters);
+  EXPECT_EQ(without.mtp_parameters, with.mtp_parameters);
+  EXPECT_LT(without.flops_per_token, with.flops_per_token);
+  // fp32 files without modules hold 4 bytes a parameter, selection biases included, and nothing else.
+  ASSERT_EQ(without.stored_bytes.size(), 1u);
+  EXPECT_EQ(without.stored_bytes[0].second, 4 * static_cast<uint64_t>(without.parameters));
+  EXPECT_TRUE(
+      to_json(inspect_model(kGoldens / "models/llama")).at("multi_token_prediction").is_null());
 }
 
 TEST_F(ModelInspectionTest, SaysWhatIsOdd) {

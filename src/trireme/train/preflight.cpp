@@ -116,7 +116,7 @@ void inspect_strategy(Preflight& p) {
   p.resident_bytes = p.program.resident_bytes;
   p.total_tokens = optim::sequences_before(ramp, c.schedule.steps) * c.data.seq_len;
   // Master weights and optimizer states in a checkpoint; one more of them while the next is written, and the export.
-  const int64_t weights = 4 * p.parameters;
+  const int64_t weights = 4 * (p.parameters + p.mtp_parameters);
   int64_t states = 0;
   for (const int64_t bytes : strategy.optimizer_state_bytes) states += bytes;
   const int64_t saves =
@@ -190,8 +190,14 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
     p.run.origins["precision.recipe"] = {
         Origin::Kind::kDerived, precision.empty() ? p.precision.reason : "auto, as before"};
   }
-  if (attempt(p.problems, [&] { p.model = open_run_model(run.config); })) {
-    p.parameters = p.model.spec.num_parameters();
+  if (attempt(p.problems, [&] { p.model = open_run_model(run); })) {
+    if (p.model.mtp_left_out) {
+      p.run.config.loss.mtp_weight = 0.0;
+      p.run.origins["loss.mtp_weight"] = {Origin::Kind::kDerived,
+                                          "model.init has no tensors of these layers"};
+    }
+    p.mtp_parameters = p.model.spec.num_mtp_parameters();
+    p.parameters = p.model.spec.num_parameters() - p.mtp_parameters;
     p.active_parameters = p.model.spec.num_active_parameters();
     p.flops_per_token = model::flops_per_token(p.model.spec, run.config.data.seq_len).model();
     if (p.model.tokenizer->vocab_size() > p.model.spec.vocab_size) {
@@ -214,7 +220,7 @@ void inspect_continuation(const std::string& resume, Preflight& p) {
     const auto path = checkpoint_to_resume(p.run.config.out, resume);
     if (!path) return;
     const checkpoint::Checkpoint from(*path);
-    check_same_run(from, p.run.config);
+    check_same_run(from, p.run);
     p.continues_after = train_state_from_json(from.train_state(), path->string()).step;
   });
 }
@@ -225,10 +231,17 @@ std::string describe(const Preflight& p) {
   const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
   text += "\n";
   if (p.parameters > 0) {
-    text +=
-        fmt::format("model      {} of {} parameters in {} layers, {} operations a token ({})\n",
-                    p.model.spec.family, count_text(static_cast<double>(p.parameters)),
-                    p.model.spec.layers.size(), count_text(p.flops_per_token), p.precision.reason);
+    text += fmt::format("model      {} of {} parameters in {} layers, {} operations a token ({})\n",
+                        p.model.spec.family, count_text(static_cast<double>(p.parameters)),
+                        p.model.spec.num_main_layers(), count_text(p.flops_per_token),
+                        p.precision.reason);
+    if (p.mtp_parameters > 0) {
+      const char* from = !p.model.initial            ? ""
+                         : p.model.initial->form.mtp ? ", stored"
+                                                     : ", not stored";
+      text += fmt::format("           multi-token prediction: {}{}\n",
+                          mtp_text(p.model.spec.num_mtp_layers, p.mtp_parameters), from);
+    }
   }
   if (!p.program.instructions.empty()) {
     text += fmt::format(
@@ -276,6 +289,7 @@ OrderedJson to_json(const Preflight& p) {
   OrderedJson json = {
       {"parameters", p.parameters},
       {"active_parameters", p.active_parameters},
+      {"multi_token_prediction", nullptr},
       {"flops_per_token", p.flops_per_token},
       {"peak_bytes", p.peak_bytes},
       {"steps", p.run.config.schedule.steps},
@@ -291,6 +305,11 @@ OrderedJson to_json(const Preflight& p) {
       {"precision",
        {{"taken", plan::to_string(p.precision.precision)}, {"reason", p.precision.reason}}},
       {"run", effective_json(p.run)}};
+  if (p.mtp_parameters > 0) {
+    json["multi_token_prediction"] = {{"modules", p.model.spec.num_mtp_layers},
+                                      {"parameters", p.mtp_parameters},
+                                      {"stored", p.model.initial && p.model.initial->form.mtp}};
+  }
   for (const auto& [name, dataset] :
        {std::pair{"train", p.data.train}, std::pair{"valid", p.data.valid}}) {
     if (dataset != nullptr)

@@ -24,12 +24,13 @@ struct Preflight {
   plan::Program program;  ///< of a step with the full batch; no instructions if it cannot be built
   std::vector<Baseline> baselines;
 
-  int64_t parameters = 0;
-  int64_t active_parameters = 0;
-  double flops_per_token = 0.0;  ///< forward and backward
-  int64_t peak_bytes = 0;        ///< predicted
-  int64_t resident_bytes = 0;    ///< of them held between steps
-  int64_t disk_bytes = 0;        ///< largest that the run's folder will hold
+  int64_t parameters = 0;         ///< without those of multi-token prediction, as published totals
+  int64_t active_parameters = 0;  ///< of them, that one token's forward pass uses
+  int64_t mtp_parameters = 0;     ///< of the modules of multi-token prediction that are trained
+  double flops_per_token = 0.0;   ///< forward and backward
+  int64_t peak_bytes = 0;         ///< predicted
+  int64_t resident_bytes = 0;     ///< of them held between steps
+  int64_t disk_bytes = 0;         ///< largest that the run's folder will hold
   int64_t free_disk_bytes = 0;
   int64_t device_memory_bytes = 0;
   int64_t total_tokens = 0;  ///< that the run will see

@@ -27,6 +27,11 @@ std::string count_text(double count) {
   return fmt::format("{:.0f}", count);
 }
 
+std::string mtp_text(int modules, int64_t parameters) {
+  return fmt::format("{} module{}, {} parameters", modules, modules == 1 ? "" : "s",
+                     count_text(static_cast<double>(parameters)));
+}
+
 std::string bytes_text(double bytes) {
   if (bytes >= 1e12) return fmt::format("{:.3g} TB", bytes / 1e12);
   if (bytes >= 1e9) return fmt::format("{:.3g} GB", bytes / 1e9);

@@ -22,6 +22,8 @@ std::string progress_text(const StepMetrics& metrics, const ProgressFigures& fig
 std::string duration_text(double seconds);
 /// "18.2k", "1.25M", "312".
 std::string count_text(double count);
+/// "1 module, 11.5B parameters": of multi-token prediction.
+std::string mtp_text(int modules, int64_t parameters);
 /// "1.2 GB", "870 MB": powers of 1000.
 std::string bytes_text(double bytes);
 

@@ -331,6 +331,12 @@ void check_whole(const RunFile& run) {
 
 }  // namespace
 
+bool is_written(const RunFile& run, const std::string& key) {
+  const auto origin = run.origins.find(key);
+  return origin != run.origins.end() &&
+         (origin->second.kind == Origin::Kind::kFile || origin->second.kind == Origin::Kind::kSet);
+}
+
 RunFile parse_run_file(const std::string& text, const std::string& origin,
                        const std::vector<std::string>& sets) {
   RunFile run;

@@ -170,6 +170,9 @@ struct RunFile {
   std::string path;
 };
 
+/// Whether the user gave the key a value, in the file or with --set.
+bool is_written(const RunFile& run, const std::string& key);
+
 /// Parses TOML text named `origin` in messages, then applies `sets` ("table.key=value") in order.
 /// Error{kConfig} with file:line and the nearest known key on anything that is not right.
 RunFile parse_run_file(const std::string& text, const std::string& origin,

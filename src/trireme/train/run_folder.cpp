@@ -70,11 +70,24 @@ std::optional<fs::path> checkpoint_to_resume(const fs::path& out, const std::str
   return chosen;
 }
 
-std::string precision_of_interrupted(const fs::path& run_toml, const RunConfig& run) {
+namespace {
+
+/// The run's values to compare with those that a run of before took: where its file leaves the weight of multi-token
+/// prediction open, that run may have left modules out for itself. The models' configs are compared all the same.
+RunConfig comparable(const RunFile& run, const RunConfig& theirs) {
+  RunConfig ours = run.config;
+  if (!is_written(run, "loss.mtp_weight") && theirs.loss.mtp_weight == 0.0)
+    ours.loss.mtp_weight = 0.0;
+  return ours;
+}
+
+}  // namespace
+
+std::string precision_of_interrupted(const fs::path& run_toml, const RunFile& run) {
   if (!fs::exists(run_toml)) return "";
   try {
     const RunConfig theirs = parse_run_file(read_file(run_toml), run_toml.string()).config;
-    RunConfig ours = run;
+    RunConfig ours = comparable(run, theirs);
     ours.precision.recipe = theirs.precision.recipe;
     const bool same = differing_keys(theirs, ours).empty() && theirs.precision.recipe != "auto";
     return same ? theirs.precision.recipe : "";
@@ -83,14 +96,14 @@ std::string precision_of_interrupted(const fs::path& run_toml, const RunConfig& 
   }
 }
 
-void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunConfig& run) {
+void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunFile& run) {
   const std::string text = checkpoint.text("run.toml");
   TRIREME_USER_CHECK(!text.empty(), kData,
                      "to train on from these weights, write model.init = \"the path\"",
                      "{}: this checkpoint was not made by a training run; it cannot be resumed",
                      checkpoint.path().string());
   RunConfig theirs = parse_run_file(text, (checkpoint.path() / "run.toml").string()).config;
-  RunConfig ours = run;
+  RunConfig ours = comparable(run, theirs);
   // The precision that "auto" took is part of the checkpoint and is kept.
   const std::string taken = checkpoint.train_state().value("precision", "");
   for (RunConfig* config : {&theirs, &ours}) {

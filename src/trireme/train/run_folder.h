@@ -36,9 +36,9 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const std::filesystem:
 
 /// What precision "auto" took for a run that ended before its first checkpoint, as its effective run file says; "" if there
 /// is none, or it is of another run.
-std::string precision_of_interrupted(const std::filesystem::path& run_toml, const RunConfig& run);
+std::string precision_of_interrupted(const std::filesystem::path& run_toml, const RunFile& run);
 
 /// Error{kConfig} naming every key in which the checkpoint's run differs from this one.
-void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunConfig& run);
+void check_same_run(const checkpoint::Checkpoint& checkpoint, const RunFile& run);
 
 }  // namespace trireme::train

@@ -277,7 +277,8 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("loss.mtp_weight", REF(loss.mtp_weight), not_negative(),
                   "Weight of the mean loss of multi-token prediction, for models that have modules "
                   "for it (`num_nextn_predict_layers`). 0: they are left out of the run and of "
-                  "what it exports."));
+                  "what it exports, as are, where this key is not written, modules that "
+                  "`model.init` has no tensors of."));
 
   s.push_back(key(
       "moe.balance", REF(moe.balance), one_of({"config", "none", "batch", "sequence", "global"}),

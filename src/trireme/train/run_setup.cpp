@@ -33,17 +33,29 @@ model::ModelSpec preset_spec(const RunConfig& run, const data::Tokenizer& tokeni
   return model::spec_from_config(config.dump(), origin);
 }
 
-/// What loss.mtp_weight says.
-void apply_mtp_weight(const RunConfig& run, RunModel& model) {
-  model.spec.mtp_loss_weight = run.loss.mtp_weight;
-  if (run.loss.mtp_weight == 0.0) {
-    if (model.spec.num_mtp_layers > 0) {
-      log::warning_once("mtp",
-                        "loss.mtp_weight = 0: the model's multi-token-prediction layers are left "
-                        "out of the run and of its checkpoints");
-    }
-    model.spec = model::without_mtp(model.spec);
+/// What loss.mtp_weight says. Modules that model.init does not store are trained only where the user wrote the key:
+/// most who train a model on that lost its modules on the way would not have ones that know nothing exported with it.
+void apply_mtp_weight(const RunFile& run, RunModel& model) {
+  const double weight = run.config.loss.mtp_weight;
+  const int modules = model.spec.num_mtp_layers;
+  const bool stored = !model.initial || model.initial->form.mtp;
+  model.spec.mtp_loss_weight = weight;
+  if (modules > 0 && weight == 0.0) {
+    log::warning_once("mtp",
+                      "loss.mtp_weight = 0: the model's multi-token-prediction layers are left "
+                      "out of the run and of its checkpoints");
+  } else if (modules > 0 && !stored) {
+    const std::string path = model.initial->path.string();
+    model.mtp_left_out = !is_written(run, "loss.mtp_weight");
+    log::warning_once(
+        "mtp " + path,
+        fmt::format("{} has no tensors of its {} multi-token-prediction layers: {}", path, modules,
+                    model.mtp_left_out ? "they are left out of the run and of what it exports; "
+                                         "write loss.mtp_weight = 0.3 to train new ones"
+                                       : "they begin from random weights, and the run exports them "
+                                         "with the model"));
   }
+  if (weight == 0.0 || model.mtp_left_out) model.spec = model::without_mtp(model.spec);
   // A config without such layers takes a model that has them for what is left.
   if (!model.initial || model.spec.num_mtp_layers > 0) return;
   model.initial->spec = model::without_mtp(model.initial->spec);
@@ -71,7 +83,8 @@ void apply_moe_options(const RunConfig& run, model::ModelSpec& spec) {
 
 }  // namespace
 
-RunModel open_run_model(const RunConfig& run) {
+RunModel open_run_model(const RunFile& file) {
+  const RunConfig& run = file.config;
   RunModel result;
   result.tokenizer = data::load_tokenizer(run.tokenizer.path);
   if (run.data.loss_mask == "answers")
@@ -87,7 +100,7 @@ RunModel open_run_model(const RunConfig& run) {
   } else {
     result.spec = result.initial->spec;
   }
-  apply_mtp_weight(run, result);
+  apply_mtp_weight(file, result);
   apply_moe_options(run, result.spec);
   if (result.initial) {
     // The same tensors, whatever the config says beside them.
@@ -105,7 +118,7 @@ RunModel open_run_model(const RunConfig& run) {
   return result;
 }
 
-model::ModelSpec spec_of(const RunConfig& run) {
+model::ModelSpec spec_of(const RunFile& run) {
   return open_run_model(run).spec;
 }
 

@@ -24,13 +24,16 @@ struct RunModel {
   model::ModelSpec spec;
   std::optional<checkpoint::ModelSource> initial;  ///< where the weights come from; empty: random
   std::shared_ptr<const data::ChatTemplate> chat;  ///< of data.loss_mask = "answers"; may be null
+  /// model.init stores no tensors of its modules of multi-token prediction and loss.mtp_weight is not written: `spec` is
+  /// without them.
+  bool mtp_left_out = false;
 };
 
 /// Opens them. Error{kConfig} or {kData} naming the key.
-RunModel open_run_model(const RunConfig& run);
+RunModel open_run_model(const RunFile& run);
 
 /// The model alone, for `plan explain`.
-model::ModelSpec spec_of(const RunConfig& run);
+model::ModelSpec spec_of(const RunFile& run);
 
 /// How the run is laid out. A recipe "auto" counts as fp32 here; the trainer measures first.
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec);

@@ -52,6 +52,23 @@ std::string state_name(const optim::StateTensor& state) {
   return checkpoint::kOptimizerPrefix + state.key + "." + state.parameter;
 }
 
+/// Error{kData} if Muon's state of a stack of experts is missing because the run was begun when AdamW updated those.
+void check_muon_of_experts(const checkpoint::Checkpoint& checkpoint, const std::string& name,
+                           const model::ModelSpec& spec) {
+  const std::string momentum = std::string(checkpoint::kOptimizerPrefix) + "momentum_buffer.";
+  if (!name.starts_with(momentum) || checkpoint.has(name)) return;
+  const std::string parameter = name.substr(momentum.size());
+  const int index = spec.parameter_index(parameter);
+  if (index < 0 || !spec.parameters[static_cast<size_t>(index)].is_expert()) return;
+  TRIREME_USER_CHECK(
+      !checkpoint.has(std::string(checkpoint::kOptimizerPrefix) + "exp_avg." + parameter), kData,
+      "choose another out; model.init = \"" + checkpoint.path().string() +
+          "\" starts a new run from these weights",
+      "{} is of a run that updated experts with AdamW; Muon now updates every expert's matrices, "
+      "and has no tensor '{}' to go on from",
+      checkpoint.path().string(), name);
+}
+
 }  // namespace
 
 std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
@@ -68,6 +85,7 @@ std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& sto
 void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
              optim::Optimizer& optimizer) {
   for (const checkpoint::NamedTensor& ours : state_tensors(store, optimizer)) {
+    check_muon_of_experts(checkpoint, ours.name, store.spec());
     const at::Tensor theirs = checkpoint.tensor(ours.name);
     TRIREME_USER_CHECK(theirs.sizes() == ours.tensor.sizes(), kData,
                        "the checkpoint is of another model", "{}: tensor {} has another shape",

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <numeric>
 #include <set>
 
 #include "trireme/base/clock.h"
@@ -210,10 +209,14 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   metrics.tokens = state_.tokens;
   metrics.sequences = sequences;
   metrics.loss = result.loss;
-  if (!result.mtp_losses.empty()) {
-    metrics.mtp_loss = std::accumulate(result.mtp_losses.begin(), result.mtp_losses.end(), 0.0) /
-                       static_cast<double>(result.mtp_losses.size());
+  double mtp_sum = 0.0;
+  int with_targets = 0;
+  for (size_t i = 0; i < result.mtp_losses.size(); ++i) {
+    if (result.mtp_targets[i] == 0) continue;
+    mtp_sum += result.mtp_losses[i];
+    ++with_targets;
   }
+  if (with_targets > 0) metrics.mtp_loss = mtp_sum / with_targets;
   metrics.grad_norm = result.grad_norm;
   metrics.lr = input.learning_rate;
   metrics.peak_bytes = result.peak_allocated_bytes;
@@ -462,7 +465,7 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
   std::string precision;
   if (path) {
     from.emplace(*path);
-    check_same_run(*from, run.config);
+    check_same_run(*from, run);
     const TrainState state = train_state_from_json(from->train_state(), path->string());
     if (run.config.precision.recipe == "auto") precision = state.precision;
     // An older export is one of fewer steps; copied files may look so too, and exporting again loses nothing.
@@ -484,12 +487,18 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
     }
   }
   if (!path && run.config.precision.recipe == "auto")
-    precision = precision_of_interrupted(folder.path("run.toml"), run.config);
+    precision = precision_of_interrupted(folder.path("run.toml"), run);
   Preflight preflight = inspect_run(run, precision);
   if (!preflight.problems.empty()) throw preflight.problems.front();
   const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
-  log::info("model {}: {} parameters; {}", preflight.model.spec.family,
-            count_text(static_cast<double>(preflight.parameters)), preflight.precision.reason);
+  const std::string modules =
+      preflight.mtp_parameters == 0
+          ? ""
+          : fmt::format(", multi-token prediction: {}",
+                        mtp_text(preflight.model.spec.num_mtp_layers, preflight.mtp_parameters));
+  log::info("model {}: {} parameters{}; {}", preflight.model.spec.family,
+            count_text(static_cast<double>(preflight.parameters)), modules,
+            preflight.precision.reason);
   log::info("data: {} tokens; the run sees {} ({:.2f} epochs); a step holds {} at its peak",
             count_text(static_cast<double>(preflight.data.train->num_tokens())),
             count_text(static_cast<double>(preflight.total_tokens)), preflight.epochs,

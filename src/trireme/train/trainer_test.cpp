@@ -20,6 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 const char kConfig[] =
     R"({"model_type": "llama", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32,
@@ -276,6 +277,144 @@ TEST_F(MtpTrainerTest, NoWeightLeavesTheModulesOut) {
   const std::string with = "model.init=\"" + (folder_ / "c/export").string() + "\"";
   train(run("d", {with, "model.config=\"" + (folder_ / "plain.json").string() + "\""}), options());
   EXPECT_FALSE(read_metrics(folder_ / "d/metrics.jsonl").back().mtp_loss.has_value());
+}
+
+TEST_F(MtpTrainerTest, AModelGivesItsModulesUpForNoWeight) {
+  train(run("a", {"schedule.steps=2"}), options());
+  const std::string init = "model.init=\"" + (folder_ / "a/export").string() + "\"";
+  const std::vector<std::string> sets = {init, "model.config=\"\"", "loss.mtp_weight=0"};
+  train(run("b", sets), options());
+  EXPECT_FALSE(read_metrics(folder_ / "b/metrics.jsonl").back().mtp_loss.has_value());
+  EXPECT_TRUE(exported("b", "model.layers.2.eh_proj.weight").empty());
+  // The model itself is the one that it began with.
+  std::vector<std::string> still = sets;
+  still.insert(still.end(), {"schedule.steps=1", "schedule.warmup=0", "optim.lr=1e-20"});
+  train(run("c", still), options());
+  for (const char* name : {"model.embed_tokens.weight", "model.layers.1.mlp.gate.weight"})
+    EXPECT_EQ(exported("c", name), exported("a", name)) << name;
+}
+
+/// As transformers saves such a model: its config still asks for the modules.
+class LostMtpTrainerTest : public MtpTrainerTest {
+ protected:
+  void SetUp() override {
+    MtpTrainerTest::SetUp();
+    train(run("a", {"schedule.steps=2"}), options());
+    const checkpoint::ModelSource source = checkpoint::open_model(folder_ / "a/export");
+    checkpoint::ExportOptions form;
+    form.form.mtp = form.form.mtp_copies = false;
+    checkpoint::export_huggingface(folder_ / "lost", source.spec, source.parameters, source.texts,
+                                   form);
+    ASSERT_THAT(read_file(folder_ / "lost/config.json"),
+                HasSubstr("\"num_nextn_predict_layers\": 2"));
+  }
+
+  RunFile lost_run(const std::string& out, std::vector<std::string> sets = {}) const {
+    sets.insert(sets.end(),
+                {"model.init=\"" + (folder_ / "lost").string() + "\"", "model.config=\"\""});
+    return run(out, sets);
+  }
+};
+
+TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredAreLeftOut) {
+  ::testing::internal::CaptureStderr();
+  set_interrupted(true);
+  EXPECT_THROW(train(lost_run("b"), options()), Error);
+  set_interrupted(false);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(said, HasSubstr("has no tensors of its 2 multi-token-prediction layers: they are "
+                              "left out of the run"));
+  EXPECT_THAT(said, HasSubstr("write loss.mtp_weight = 0.3 to train new ones"));
+  const TrainResult result = train(lost_run("b"), options());
+  EXPECT_EQ(result.step, 6) << "the same command goes on";
+  EXPECT_FALSE(result.was_done);
+  EXPECT_FALSE(read_metrics(folder_ / "b/metrics.jsonl").back().mtp_loss.has_value());
+  EXPECT_TRUE(exported("b", "model.layers.2.eh_proj.weight").empty());
+  EXPECT_THAT(read_file(folder_ / "b/export/config.json"),
+              HasSubstr("\"num_nextn_predict_layers\": 0"));
+
+  // The effective run file says so, and is of the same run.
+  const RunFile effective = load_run_file(folder_ / "b/run.toml");
+  EXPECT_EQ(effective.config.loss.mtp_weight, 0.0);
+  EXPECT_THAT(read_file(folder_ / "b/run.toml"), HasSubstr("model.init has no tensors of these"));
+  EXPECT_TRUE(train(effective, options()).was_done);
+  // Neither is one that asks for modules.
+  EXPECT_THROW(train(lost_run("b", {"loss.mtp_weight=0.3"}), options()), Error);
+  // A config beside it that asks for them changes nothing.
+  const Preflight beside =
+      inspect_run(run("c", {"model.init=\"" + (folder_ / "lost").string() + "\""}));
+  EXPECT_TRUE(beside.problems.empty());
+  EXPECT_EQ(beside.model.spec.num_mtp_layers, 0);
+  EXPECT_TRUE(to_json(beside).at("multi_token_prediction").is_null());
+}
+
+TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredBeginAnewWhereTheirWeightIsWritten) {
+  ::testing::internal::CaptureStderr();
+  train(lost_run("b", {"loss.mtp_weight=0.3"}), options());
+  EXPECT_THAT(::testing::internal::GetCapturedStderr(),
+              HasSubstr("has no tensors of its 2 multi-token-prediction layers: they begin from "
+                        "random weights"));
+  EXPECT_NEAR(read_metrics(folder_ / "b/metrics.jsonl").front().mtp_loss.value(), std::log(320),
+              0.3);
+  EXPECT_EQ(exported("b", "model.layers.2.eh_proj.weight").size(), 16u * 32u);
+  const Preflight preflight = inspect_run(lost_run("c", {"loss.mtp_weight=0.3"}));
+  const OrderedJson json = to_json(preflight);
+  EXPECT_EQ(json.at("multi_token_prediction").at("modules"), 2);
+  EXPECT_EQ(json.at("multi_token_prediction").at("stored"), false);
+  EXPECT_EQ(json.at("multi_token_prediction").at("parameters").get<int64_t>() +
+                json.at("parameters").get<int64_t>(),
+            preflight.model.spec.num_parameters());
+  EXPECT_EQ(json.at("parameters"), inspect_run(lost_run("d")).parameters);
+  EXPECT_THAT(describe(preflight), HasSubstr("in 2 layers"));
+  EXPECT_THAT(describe(preflight), HasSubstr("multi-token prediction: 2 modules, "));
+}
+
+// Documents of `length` letters and their end: the head predicts `length` of those tokens, module k the k-th and later.
+TEST_F(MtpTrainerTest, TheLossIsTheMeanOverModulesThatHaveTargets) {
+  const auto first = [&](int length) {
+    const std::string name = "documents-" + std::to_string(length);
+    std::ofstream lines(folder_ / (name + ".jsonl"));
+    for (int i = 0; i < 100; ++i)
+      lines << "{\"text\": \"" << std::string(static_cast<size_t>(length), 'a') << "\"}\n";
+    lines.close();
+    train(run(name, {"data.train=\"" + (folder_ / (name + ".jsonl")).string() + "\"",
+                     "schedule.steps=1", "eval.every=0"}),
+          options());
+    return read_metrics(folder_ / name / "metrics.jsonl").front();
+  };
+  // An untrained module knows nothing; the mean with a module that predicts nothing would be half of it.
+  EXPECT_NEAR(first(3).mtp_loss.value(), std::log(320), 0.3) << "both modules";
+  EXPECT_NEAR(first(2).mtp_loss.value(), std::log(320), 0.3) << "the first module";
+  EXPECT_FALSE(first(1).mtp_loss.has_value()) << "neither";
+  EXPECT_THAT(read_file(folder_ / "documents-1/metrics.jsonl"), Not(HasSubstr("mtp_loss")));
+  EXPECT_NEAR(first(1).loss, std::log(320), 0.3);
+}
+
+// Muon once left experts to AdamW.
+TEST_F(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
+  const RunFile muon = run("a", {"optim.name=muon"});
+  const model::ModelSpec spec = spec_of(muon);
+  nn::ParameterStore store(spec);
+  store.initialize(1);
+  const auto optimizer = optim::make_optimizer(optimizer_of(muon.config), spec);
+  std::vector<checkpoint::NamedTensor> tensors = state_tensors(store, *optimizer);
+  const std::string momentum = "optimizer.momentum_buffer.";
+  std::string moved;
+  for (checkpoint::NamedTensor& tensor : tensors) {
+    if (!tensor.name.starts_with(momentum) || tensor.tensor.dim() != 3) continue;
+    tensor.name = "optimizer.exp_avg." + tensor.name.substr(momentum.size());
+    moved = tensor.name;
+  }
+  ASSERT_NE(moved, "");
+  checkpoint::write_checkpoint(folder_ / "old", tensors, {});
+  try {
+    restore(checkpoint::Checkpoint(folder_ / "old"), store, *optimizer);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_THAT(error.what(), HasSubstr("is of a run that updated experts with AdamW"));
+    EXPECT_THAT(error.hint(), HasSubstr("model.init = "));
+  }
 }
 
 /// Conversations, most tokens of which are not to be predicted and unevenly so.
