@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Memory and time of `trireme convert import` and `export` on a large model of random bfloat16 weights.
 
-    bench/convert_memory.py FOLDER [--layers N] [--fp8] [--out RESULT.md]
+    bench/convert_memory.py FOLDER [--layers N] [--moe] [--fp8] [--out RESULT.md]
 
-Writes a Llama-shaped model with the widths of a 7B one into FOLDER, converts it there and back, checks that every tensor
+Writes a Llama-shaped model with the widths of a 7B one (--moe: an OLMoE-shaped one with those of OLMoE-7B) into FOLDER, converts it there and back, checks that every tensor
 came back byte for byte (with --fp8: what was written as fp8 comes back so after another import and export), says the largest resident size of either process, and removes it all. The largest tensor decides about
-memory, not the number of layers: 12 layers are 3B parameters and need 25 GB of disk while it runs, 32 are 7B and 55 GB.
+memory, not the number of layers: 12 layers are 3B parameters and need 25 GB of disk while it runs, 32 are 7B and 55 GB. With --moe, 2 layers
+are 1B and need 9 GB, 16 are 7B. A directory with experts is also exported straight from Hugging Face's files.
 """
 
 import argparse
@@ -21,6 +22,24 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HIDDEN, FFN, VOCAB = 4096, 11008, 128256
+MOE_HIDDEN, MOE_FFN, MOE_VOCAB, MOE_EXPERTS = 2048, 1024, 50304, 64
+
+
+def moe_shapes(layers):
+    yield "model.embed_tokens.weight", (MOE_VOCAB, MOE_HIDDEN)
+    for i in range(layers):
+        prefix = f"model.layers.{i}."
+        for name in ("q", "k", "v", "o"):
+            yield f"{prefix}self_attn.{name}_proj.weight", (MOE_HIDDEN, MOE_HIDDEN)
+        for name in ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{name}.weight", (MOE_HIDDEN,)
+        yield f"{prefix}mlp.gate.weight", (MOE_EXPERTS, MOE_HIDDEN)
+        for expert in range(MOE_EXPERTS):
+            yield f"{prefix}mlp.experts.{expert}.gate_proj.weight", (MOE_FFN, MOE_HIDDEN)
+            yield f"{prefix}mlp.experts.{expert}.up_proj.weight", (MOE_FFN, MOE_HIDDEN)
+            yield f"{prefix}mlp.experts.{expert}.down_proj.weight", (MOE_HIDDEN, MOE_FFN)
+    yield "model.norm.weight", (MOE_HIDDEN,)
+    yield "lm_head.weight", (MOE_VOCAB, MOE_HIDDEN)
 
 
 def shapes(layers):
@@ -38,16 +57,20 @@ def shapes(layers):
     yield "lm_head.weight", (VOCAB, HIDDEN)
 
 
-def write_model(folder, layers):
+def write_model(folder, layers, moe):
     """Bit patterns of small finite bfloat16 numbers, a block of them over and over, each time from another place."""
     folder.mkdir(parents=True)
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": FFN,
               "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": VOCAB,
               "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False,
               "hidden_act": "silu", "dtype": "bfloat16"}
+    if moe:
+        config.update({"architectures": ["OlmoeForCausalLM"], "model_type": "olmoe", "hidden_size": MOE_HIDDEN,
+                       "intermediate_size": MOE_FFN, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": MOE_VOCAB,
+                       "num_experts": MOE_EXPERTS, "num_experts_per_tok": 8})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     header, at = {"__metadata__": {"format": "pt"}}, 0
-    tensors = sorted(shapes(layers))
+    tensors = sorted((moe_shapes if moe else shapes)(layers))
     for name, shape in tensors:
         size = 2
         for extent in shape:
@@ -105,12 +128,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--moe", action="store_true", help="a mixture of experts")
     parser.add_argument("--fp8", action="store_true", help="export the linear weights as fp8 in blocks, and import those")
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     folder = arguments.folder / "convert-memory"
     try:
-        parameters = write_model(folder / "hf", arguments.layers)
+        parameters = write_model(folder / "hf", arguments.layers, arguments.moe)
         print(f"{parameters / 1e9:.2f}B parameters", flush=True)
         program = ROOT / "build/trireme"
         rows = []
@@ -119,6 +143,8 @@ def main():
         if arguments.fp8:
             steps = [("import", hf, checkpoint), ("export --fp8", checkpoint, back), ("import of fp8", back, checkpoint, "--force"),
                      ("export --fp8 again", checkpoint, again)]
+        if arguments.moe:
+            steps.append(("export of HF" + " --fp8" * arguments.fp8, hf, folder / "direct"))
         for name, *rest in steps:
             words = name.split()
             seconds, peak = measured(program, "convert", words[0], *(word for word in words if word == "--fp8"), *rest)
@@ -126,12 +152,17 @@ def main():
             print(f"{name}: {seconds:.0f} s, {peak / 2**30:.2f} GiB resident at most", flush=True)
         shutil.rmtree(checkpoint)
         same = digests(back) == digests(again if arguments.fp8 else hf)
+        if arguments.moe:
+            same = same and digests(folder / "direct") == digests(back)
         print("every tensor came back byte for byte" if same else "tensors DIFFER")
         if arguments.out:
-            kind = ", fp8 in blocks" if arguments.fp8 else ""
+            kind = (" with experts" if arguments.moe else "") + (", fp8 in blocks" if arguments.fp8 else "")
+            options = " --moe" * arguments.moe + " --fp8" * arguments.fp8
+            vocab, hidden = (MOE_VOCAB, MOE_HIDDEN) if arguments.moe else (VOCAB, HIDDEN)
+            largest = vocab * hidden / 1e9
             lines = [f"# Converting {parameters / 1e9:.2f}B parameters of bfloat16{kind}", "",
-                     f"`bench/convert_memory.py --layers {arguments.layers}{' --fp8' if arguments.fp8 else ''}`: to a checkpoint (float32) and back. The largest tensor, the",
-                     f"embedding of {VOCAB} x {HIDDEN}, has 1.05 GB as stored and 2.10 GB as float32. Resident size: the kernel's own",
+                     f"`bench/convert_memory.py --layers {arguments.layers}{options}`: to a checkpoint (float32) and back. The largest tensor, the",
+                     f"embedding of {vocab} x {hidden}, has {2 * largest:.2f} GB as stored and {4 * largest:.2f} GB as float32. Resident size: the kernel's own",
                      "figure (ru_maxrss), mapped pages included.", "",
                      "| | largest resident size | seconds |", "|---|---|---|",
                      *(f"| {name} | {peak / 2**20:.0f} MiB | {seconds:.0f} |" for name, seconds, peak in rows), "",
