@@ -7,6 +7,8 @@
 #include <map>
 
 #include "forward_backward.h"
+#include "trireme/base/error.h"
+#include "trireme/base/file.h"
 #include "trireme/checkpoint/huggingface.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/infer/loaded_model.h"
@@ -99,6 +101,22 @@ TEST_P(GoldenModelTest, RecomputeChangesNoBit) {
       EXPECT_TRUE(again.gradients.at(name).equal(gradient)) << name;
     }
   }
+}
+
+TEST(LoadedModelTest, TextsEndAsGenerationConfigSaysAndElseAsTheConfig) {
+  const fs::path folder = fs::path(::testing::TempDir()) / "end-ids";
+  fs::remove_all(folder);
+  fs::copy(fs::path(TRIREME_SOURCE_DIR) / "tests/goldens/models/llama", folder);
+  EXPECT_EQ(infer::load_model(folder).end_ids, std::vector<int32_t>{2});
+  const auto with = [&](const std::string& generation_config) {
+    write_file_atomically(folder / "generation_config.json", generation_config);
+    return infer::load_model(folder).end_ids;
+  };
+  EXPECT_EQ(with("{\"bos_token_id\": 1}"), std::vector<int32_t>{2});
+  EXPECT_EQ(with("{\"eos_token_id\": 5}"), std::vector<int32_t>{5});
+  EXPECT_EQ(with("{\"eos_token_id\": [7, 3]}"), (std::vector<int32_t>{7, 3}));
+  EXPECT_THROW(with("{\"eos_token_id\": \"</s>\"}"), Error);
+  fs::remove_all(folder);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, GoldenModelTest, ::testing::ValuesIn(cases()),

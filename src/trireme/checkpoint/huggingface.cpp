@@ -358,7 +358,9 @@ std::string make_generation_config(const model::ModelSpec& spec) {
   OrderedJson config;
   config["_from_model_config"] = true;
   if (spec.bos_token_id >= 0) config["bos_token_id"] = spec.bos_token_id;
-  if (spec.eos_token_id >= 0) config["eos_token_id"] = spec.eos_token_id;
+  const std::vector<int>& ends = spec.eos_token_ids;
+  if (!ends.empty())
+    config["eos_token_id"] = ends.size() > 1 ? OrderedJson(ends) : OrderedJson(ends.front());
   return config.dump(2) + "\n";
 }
 

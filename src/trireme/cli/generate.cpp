@@ -49,8 +49,7 @@ void run_generate(GenerateArguments arguments, const GlobalOptions& options) {
     }
   }
   if (!arguments.ignore_eos) {
-    if (loaded.model->spec().eos_token_id >= 0)
-      arguments.options.stop_ids.push_back(loaded.model->spec().eos_token_id);
+    arguments.options.stop_ids = loaded.end_ids;
     if (loaded.tokenizer && loaded.tokenizer->eos_id())
       arguments.options.stop_ids.push_back(*loaded.tokenizer->eos_id());
   }

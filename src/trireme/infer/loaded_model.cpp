@@ -1,8 +1,10 @@
 #include "trireme/infer/loaded_model.h"
 
 #include "trireme/base/error.h"
+#include "trireme/base/json.h"
 #include "trireme/base/suggest.h"
 #include "trireme/checkpoint/model_source.h"
+#include "trireme/model/config_reader.h"
 #include "trireme/model/mtp.h"
 
 namespace trireme::infer {
@@ -14,11 +16,28 @@ const data::Tokenizer& LoadedModel::require_tokenizer() const {
   return *tokenizer;
 }
 
+namespace {
+
+/// transformers generates by generation_config.json, and by config.json where that says nothing.
+std::vector<int32_t> end_ids(const checkpoint::ModelSource& source) {
+  const std::string text = source.text("generation_config.json");
+  if (!text.empty()) {
+    const std::string origin = (source.path / "generation_config.json").string();
+    model::ConfigReader config(parse_json(text, origin, ErrorCode::kConfig), origin);
+    std::vector<int> ids = config.token_ids("eos_token_id");
+    if (!ids.empty()) return ids;
+  }
+  return source.spec.eos_token_ids;
+}
+
+}  // namespace
+
 LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute_dtype) {
   checkpoint::ModelSource source = checkpoint::open_model(path);
   LoadedModel loaded;
   loaded.path = source.path;
   loaded.step = source.step;
+  loaded.end_ids = end_ids(source);
   const at::ScalarType master = compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   const model::ModelSpec spec = model::without_mtp(source.spec);
   loaded.store = std::make_unique<nn::ParameterStore>(spec, compute_dtype, master);

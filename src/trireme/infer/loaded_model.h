@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "trireme/data/tokenizer.h"
 #include "trireme/nn/model.h"
@@ -18,8 +19,10 @@ struct LoadedModel {
   std::unique_ptr<nn::ParameterStore> store;
   std::unique_ptr<nn::Model> model;
   std::unique_ptr<data::Tokenizer> tokenizer;  ///< null if the source has none
-  std::filesystem::path path;                  ///< what was opened, resolved
-  int64_t step = 0;                            ///< of a checkpoint of ours
+  /// Ids that end a generated text: those of generation_config.json, else of config.json.
+  std::vector<int32_t> end_ids;
+  std::filesystem::path path;  ///< what was opened, resolved
+  int64_t step = 0;            ///< of a checkpoint of ours
 
   /// The tokenizer, or Error{kData} that says how to do without.
   const data::Tokenizer& require_tokenizer() const;

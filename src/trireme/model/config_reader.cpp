@@ -144,16 +144,19 @@ std::vector<std::string> ConfigReader::texts(const std::string& key) {
   return result;
 }
 
-int ConfigReader::token_id(const std::string& key) {
+std::vector<int> ConfigReader::token_ids(const std::string& key) {
   const Json* value = find(key);
-  if (value == nullptr) return -1;
-  if (value->is_array() && !value->empty()) value = &value->front();
-  if (!value->is_number_integer() || value->get<int64_t>() < -1 ||
-      value->get<int64_t>() > INT32_MAX) {
-    fail(key, fmt::format("is {}, not a token id or a list of them", value->dump()),
-         "write the id of a token, or null");
+  std::vector<int> ids;
+  if (value == nullptr) return ids;
+  const Json list = value->is_array() && !value->empty() ? *value : Json::array({*value});
+  for (const Json& id : list) {
+    if (!id.is_number_integer() || id.get<int64_t>() < -1 || id.get<int64_t>() > INT32_MAX) {
+      fail(key, fmt::format("is {}, not a token id or a list of them", value->dump()),
+           "write the id of a token, or null");
+    }
+    if (id.get<int>() >= 0) ids.push_back(id.get<int>());
   }
-  return value->get<int>();
+  return ids;
 }
 
 std::optional<ConfigReader> ConfigReader::object(const std::string& key) {

@@ -36,8 +36,8 @@ class ConfigReader {
   std::string text(const std::string& key, const std::string& default_value);
   std::vector<double> numbers(const std::string& key);  ///< list of finite numbers; empty if absent
   std::vector<std::string> texts(const std::string& key);  ///< list of strings; empty if absent
-  /// An id or a list of ids (then the first); -1 if absent.
-  int token_id(const std::string& key);
+  /// An id or a list of ids; empty if absent. Negative ones mean none and are left out.
+  std::vector<int> token_ids(const std::string& key);
   /// A nested object, or nothing; its reader must be finished by the caller.
   std::optional<ConfigReader> object(const std::string& key);
 

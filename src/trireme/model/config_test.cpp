@@ -129,6 +129,7 @@ TEST(Config, RefusesWhatIsNotCoveredByName) {
       {"llama", {{"rope_theta", -1.0}}, "\"rope_theta\"", ""},
       {"llama", {{"bos_token_id", "one"}}, "not a token id", ""},
       {"llama", {{"eos_token_id", Json::array()}}, "not a token id", ""},
+      {"llama", {{"eos_token_id", Json::array({2, "3"})}}, "not a token id", ""},
       {"llama", {{"sliding_window", 5}, {"use_sliding_window", true}}, "sliding-window", ""},
       {"qwen2",
        {{"layer_types", Json::array({"full_attention", "sliding_attention"})}},
@@ -235,11 +236,13 @@ TEST(Config, ReadsSpecialTokens) {
       read_with("llama", {{"bos_token_id", 1}, {"eos_token_id", Json::array({7, 8})}});
   EXPECT_EQ(spec.bos_token_id, 1);
   EXPECT_EQ(spec.eos_token_id, 7);
+  EXPECT_EQ(spec.eos_token_ids, (std::vector<int>{7, 8}));
   const ModelSpec none = read_with("llama", {{"bos_token_id", nullptr}});
   EXPECT_EQ(none.bos_token_id, -1);
   const ModelSpec outside = read_with("gpt2", {{"bos_token_id", 50256}, {"eos_token_id", 63}});
   EXPECT_EQ(outside.bos_token_id, -1);
   EXPECT_EQ(outside.eos_token_id, 63);
+  EXPECT_EQ(outside.eos_token_ids, std::vector<int>{63});
 }
 
 TEST(Rotary, DefaultsToTenThousand) {

@@ -324,8 +324,8 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
                 fmt::format("is \"{}\", which is not covered", architectures.front()),
                 fmt::format("language models of this family are \"{}\"", family->architecture));
   }
-  spec.bos_token_id = config.token_id("bos_token_id");
-  spec.eos_token_id = config.token_id("eos_token_id");
+  std::vector<int> bos_token_ids = config.token_ids("bos_token_id");
+  spec.eos_token_ids = config.token_ids("eos_token_id");
   config.ignore(meaningless_keys());
   config.require("is_encoder_decoder", false, "an encoder-decoder");
   config.require("tie_encoder_decoder", false, "an encoder-decoder");
@@ -336,9 +336,10 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   config.finish();
   // As transformers does, tolerate the family's default ids beside a smaller vocabulary: such a
   // token cannot occur.
-  for (int* id : {&spec.bos_token_id, &spec.eos_token_id}) {
-    if (*id >= spec.vocab_size) *id = -1;
-  }
+  for (auto* ids : {&bos_token_ids, &spec.eos_token_ids})
+    std::erase_if(*ids, [&](int id) { return id >= spec.vocab_size; });
+  if (!bos_token_ids.empty()) spec.bos_token_id = bos_token_ids.front();
+  if (!spec.eos_token_ids.empty()) spec.eos_token_id = spec.eos_token_ids.front();
   // What is exported is always the model with its head, and says so.
   if (architectures.empty() || architectures.front() != family->architecture) {
     document["architectures"] = {family->architecture};

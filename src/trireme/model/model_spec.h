@@ -264,6 +264,7 @@ struct ModelSpec {
                             ///< transformers writes)
   int bos_token_id = -1;
   int eos_token_id = -1;
+  std::vector<int> eos_token_ids;  ///< all that end a text; the first is eos_token_id
 
   int64_t num_parameters() const;
   /// Those that one token's forward pass to the head uses: of the routed experts top_k of num_experts; no
