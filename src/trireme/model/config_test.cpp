@@ -149,6 +149,7 @@ TEST(Config, RefusesWhatIsNotCoveredByName) {
        ""},
       {"gemma2", {{"use_bidirectional_attention", true}}, "later tokens", ""},
       {"gemma3_text", {{"query_pre_attn_scalar", 0}}, "query_pre_attn_scalar", ""},
+      {"gemma3_text", {{"attn_logit_softcapping", 50.0}}, "cap of the scores", ""},
       {"mistral", {{"sliding_window", -3}}, "sliding_window", ""},
       {"qwen2", {{"layer_types", Json::array({"full_attention"})}}, "1 entries for 2 layers", ""},
       {"qwen2", {{"attention_bias", true}}, "\"attention_bias\"", ""},

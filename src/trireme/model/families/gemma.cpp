@@ -32,12 +32,11 @@ RotaryFamilyOptions gemma_options(ConfigReader& config) {
   return options;
 }
 
-void finish(ConfigReader& config, double score_cap, double logit_cap, ModelSpec& spec) {
+void finish(ConfigReader& config, double softcap, double logit_cap, ModelSpec& spec) {
   config.require("use_bidirectional_attention", false, "attention to later tokens");
   config.ignore({"hidden_act"});  // an older name that transformers overrides
   spec.embedding_scale = std::sqrt(static_cast<double>(spec.hidden));
   spec.logit_softcap = read_softcap(config, "final_logit_softcapping", logit_cap);
-  const double softcap = read_softcap(config, "attn_logit_softcapping", score_cap);
   const double scale = 1.0 / std::sqrt(config.positive_number("query_pre_attn_scalar", 256.0));
   for (LayerSpec& layer : spec.layers) {
     layer.attention.softcap = softcap;
@@ -52,7 +51,7 @@ void read_gemma2(ConfigReader& config, ModelSpec& spec) {
   options.max_positions = 8192;
   options.window_period = 2;
   read_rotary_family(config, options, spec);
-  finish(config, 50.0, 30.0, spec);
+  finish(config, read_softcap(config, "attn_logit_softcapping", 50.0), 30.0, spec);
 }
 
 void read_gemma3(ConfigReader& config, ModelSpec& spec) {
@@ -94,6 +93,8 @@ void read_gemma3(ConfigReader& config, ModelSpec& spec) {
   }
   for (LayerSpec& layer : spec.layers)
     layer.attention.rotary = layer.attention.window > 0 ? local_rotary : global_rotary;
+  config.require("attn_logit_softcapping", nullptr,
+                 "a cap of the scores, which transformers ignores,");
   finish(config, 0.0, 0.0, spec);
 }
 
