@@ -1,6 +1,4 @@
 """Tiny models of every family with all their options on, shared by the goldens and by the live parity check."""
-import random
-
 import torch
 from transformers import (AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, Gemma2Config, Gemma3TextConfig,
                           Glm4MoeConfig, GPT2Config, GptOssConfig, LlamaConfig, MistralConfig, MixtralConfig, Olmo2Config,
@@ -97,77 +95,19 @@ CASES = {
 }
 
 
-def draw(name, seed):
-    """The case's config with sizes, options and constants drawn anew within what its class and the family allow."""
-    rng = random.Random(f"{name} {seed}")
-    config = CASES[name]()
-    if config.model_type == "gpt2":
-        config.n_head = rng.choice([1, 2, 3, 4])
-        config.n_embd = config.n_head * rng.choice([4, 6, 8])
-        config.n_layer = rng.randint(1, 3)
-        config.n_inner = rng.choice([None, 20, 36])
-        config.activation_function = rng.choice(["gelu_new", "gelu", "relu"])
-        config.scale_attn_by_inverse_layer_idx = rng.random() < 0.5
-        config.tie_word_embeddings = rng.random() < 0.5
-        config.layer_norm_epsilon = rng.choice([1e-5, 1e-6, 1e-3])
-        return config
-    kv = rng.choice([1, 2, 3])
-    heads = kv * rng.choice([1, 2, 3])
-    latent = hasattr(config, "kv_lora_rank")
-    has_head_dim = getattr(config, "head_dim", None) is not None and config.model_type not in ("phi3", "olmo2", "olmoe")
-    old_width = config.hidden_size // config.num_attention_heads
-    config.num_attention_heads = heads
-    config.num_key_value_heads = heads if latent or config.model_type == "llama" and rng.random() < 0.3 else kv
-    # LongRoPE's factors are a list as long as half a rotated head.
-    width = old_width if config.model_type == "phi3" else rng.choice([4, 8, 12])
-    if has_head_dim and not latent:
-        config.hidden_size = rng.choice([16, 24, 40])
-        config.head_dim = 8 if config.model_type == "glm4_moe" else rng.choice([4, 6, 8, 10])
-    else:
-        config.hidden_size = heads * width
-        if not latent and getattr(config, "head_dim", None) is not None:
-            config.head_dim = width
-    if latent:
-        config.q_lora_rank = rng.choice([None, 6, 11])
-        config.kv_lora_rank = rng.choice([4, 8, 12])
-        config.qk_rope_head_dim = rng.choice([2, 4, 8])
-        config.qk_nope_head_dim = rng.choice([4, 6, 8])
-        config.v_head_dim = rng.choice([4, 5, 8])
-        config.head_dim = config.qk_rope_head_dim
-        config.qk_head_dim = config.qk_rope_head_dim + config.qk_nope_head_dim
-        config.first_k_dense_replace = rng.randint(0, 2)
-        config.n_group = rng.choice([1, 2, 4])
-        config.topk_group = rng.randint(1, config.n_group)
-        config.num_experts_per_tok = rng.randint(1, 2 * config.topk_group)
-        config.routed_scaling_factor = rng.choice([1.0, 2.5])
-    elif config.model_type == "glm4_moe":
-        config.num_experts_per_tok = rng.randint(1, 4)
-        config.first_k_dense_replace = rng.randint(0, 2)
-    elif hasattr(config, "num_experts_per_tok"):
-        experts = rng.choice([3, 4, 8])
-        for key in ("num_experts", "num_local_experts"):
-            if hasattr(config, key):
-                setattr(config, key, experts)
-        config.num_experts_per_tok = rng.randint(1, min(3, experts))
-    for key in ("moe_intermediate_size", "shared_expert_intermediate_size"):
-        if hasattr(config, key):
-            setattr(config, key, rng.choice([5, 8, 20]))
-    config.intermediate_size = rng.choice([12, 30, 44])
-    if config.sliding_window if hasattr(config, "sliding_window") else None:
-        config.sliding_window = rng.randint(2, 40)
-    config.rms_norm_eps = rng.choice([1e-6, 1e-5, 1e-3])
-    return config
+def build(name, seed):
+    return build_of(CASES[name](), seed)
 
 
-def build(name, seed, drawn=False):
+def build_of(config, seed):
     """The model in fp32 with every parameter random, norms and biases too; eager attention as the plainest reference."""
     torch.manual_seed(seed)
-    config = draw(name, seed) if drawn else CASES[name]()
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager").float()
+    norm = 0.0 if config.model_type.startswith("gemma") else 1.0  # gemma adds one to the weights of its norms
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.dim() == 1 or key.endswith("_bias"):
-                parameter.copy_((1.0 if "norm" in key or "ln_" in key else 0.0) * (1 - ("bias" in key))
+                parameter.copy_((norm if "norm" in key or "ln_" in key else 0.0) * (1 - ("bias" in key))
                                 + 0.2 * torch.randn_like(parameter))
         for key, buffer in model.named_buffers():
             if key.endswith("e_score_correction_bias"):
@@ -175,10 +115,19 @@ def build(name, seed, drawn=False):
     return model.eval()
 
 
+def balance_in_loss(model):
+    """True where transformers adds a balancing loss to its loss that Trireme has too: it counts the rows of all layers together."""
+    config = model.config
+    if not getattr(config, "output_router_logits", False) or not hasattr(config, "router_aux_loss_coef"):
+        return False
+    return sum(name.endswith(".experts") for name, _ in model.named_modules()) == 1
+
+
 def reference(model, ids):
     """Logits, mean next-token loss and every parameter's gradient (Hugging Face names and layout)."""
     model.zero_grad(set_to_none=True)
-    output = model(input_ids=ids, labels=ids, use_cache=False)
+    options = {} if not hasattr(model.config, "output_router_logits") else {"output_router_logits": balance_in_loss(model)}
+    output = model(input_ids=ids, labels=ids, use_cache=False, **options)
     output.loss.backward()
     gradients = {key: p.grad.detach().clone() for key, p in model.named_parameters()}
     return output.logits.detach(), output.loss.detach(), gradients

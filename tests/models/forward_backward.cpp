@@ -8,7 +8,7 @@
 namespace trireme::testing {
 
 ForwardBackward forward_backward(nn::Model& model, const std::vector<std::vector<int32_t>>& ids,
-                                 nn::SaveMode mode) {
+                                 nn::SaveMode mode, double balance_share) {
   data::Batch batch;
   batch.rows = static_cast<int64_t>(ids.size());
   batch.seq_len = static_cast<int64_t>(ids.at(0).size());
@@ -22,7 +22,7 @@ ForwardBackward forward_backward(nn::Model& model, const std::vector<std::vector
     batch.segments.push_back({0});
   }
   nn::BatchTensors tensors = execute::to_tensors(batch);
-  tensors.share_of_step = 0.0;  // transformers leaves balancing losses out unless it is asked
+  tensors.share_of_step = balance_share;
   const nn::ParameterStore& store = model.store();
 
   // One flat float32 accumulator per part, as the executor has; a tied head writes into the
@@ -59,6 +59,10 @@ ForwardBackward forward_backward(nn::Model& model, const std::vector<std::vector
   nn::LossResult loss =
       model.head().loss(hidden, tensors, 1.0 / static_cast<double>(batch.num_targets), 0, &sink);
   result.loss = loss.loss_sum / static_cast<double>(batch.num_targets);
+  for (const auto& [layer, flow] : *tensors.moe) {
+    const double coefficient = model.spec().layers[static_cast<size_t>(layer)].moe->aux_loss;
+    result.loss += balance_share * coefficient * flow.statistics.balance_loss;
+  }
   at::Tensor gradient = loss.grad_hidden;
   for (int part = head - 1; part >= 0; --part) {
     if (mode == nn::SaveMode::kInputOnly) graphs[static_cast<size_t>(part)]->recompute();

@@ -19,8 +19,10 @@ struct ForwardBackward {
 };
 
 /// `ids` are rows of one length. Position t predicts ids[t + 1]; the last position predicts
-/// nothing.
+/// nothing. The balancing losses of all layers, multiplied with `balance_share`, are part of the loss: 0 as transformers
+/// has it where it is not asked for them.
 ForwardBackward forward_backward(nn::Model& model, const std::vector<std::vector<int32_t>>& ids,
-                                 nn::SaveMode mode = nn::SaveMode::kAll);
+                                 nn::SaveMode mode = nn::SaveMode::kAll,
+                                 double balance_share = 0.0);
 
 }  // namespace trireme::testing

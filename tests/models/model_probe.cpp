@@ -16,6 +16,23 @@
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/infer/loaded_model.h"
 
+namespace {
+
+/// What transformers multiplies our balancing loss with where its config asks for one: it does not divide by the experts of
+/// a token, and takes all layers' rows as those of one, so that with several layers it is another loss.
+double balance_share(const trireme::model::ModelSpec& spec) {
+  int layers = 0;
+  double share = 0.0;
+  for (const trireme::model::LayerSpec& layer : spec.layers) {
+    if (!layer.moe) continue;
+    ++layers;
+    if (layer.moe->aux_in_loss) share = static_cast<double>(layer.moe->top_k);
+  }
+  return layers == 1 ? share : 0.0;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace trireme;
   if (argc != 4) {
@@ -26,7 +43,8 @@ int main(int argc, char** argv) {
     infer::LoadedModel loaded = infer::load_model(argv[1]);
     const auto ids =
         parse_json(read_file(argv[2]), argv[2]).get<std::vector<std::vector<int32_t>>>();
-    const testing::ForwardBackward result = testing::forward_backward(*loaded.model, ids);
+    const testing::ForwardBackward result = testing::forward_backward(
+        *loaded.model, ids, nn::SaveMode::kAll, balance_share(loaded.model->spec()));
 
     std::vector<checkpoint::NamedTensor> gradients;
     for (const auto& [name, gradient] : result.gradients) gradients.push_back({name, gradient});

@@ -4,7 +4,8 @@
 For every case of goldens/model_cases.py and a fresh random seed:
   * transformers saves the model (also bf16, also in shards, also without its head); `trireme convert import` reads it;
   * `trireme convert export` writes it again: config.json, generation_config.json and, where the source was not cut,
-    model.safetensors are the same bytes; every tensor is equal; transformers loads it and gives the same logits;
+    model.safetensors are the same bytes; every tensor is equal; transformers loads it without a warning and gives the same
+    logits and greedy tokens;
   * a second import and export, in shards, is the same model and, again, the same bytes;
   * `trireme checkpoint digest`, `diff` and `verify` agree;
   * where the program has `eval`, its losses on the imported model are transformers' (1e-5 relative);
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,6 +29,7 @@ here = os.path.dirname(os.path.abspath(__file__))
 root = os.path.join(here, "..", "..")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+import transformers  # noqa: E402
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config  # noqa: E402
 from transformers.integrations.finegrained_fp8 import Fp8Quantize  # noqa: E402
 from transformers.quantizers import quantizer_finegrained_fp8  # noqa: E402
@@ -38,6 +41,7 @@ import model_cases  # noqa: E402
 quantizer_finegrained_fp8.is_accelerate_available = lambda: True
 
 torch.set_num_threads(1)
+transformers.logging.disable_progress_bar()
 trireme = os.environ.get("TRIREME", os.path.join(root, "build", "trireme"))
 seed = int(os.environ.get("PARITY_SEED", time.time_ns() % 1_000_000))
 print(f"PARITY_SEED={seed}")
@@ -91,33 +95,56 @@ def assert_same_files(a, b, names=None):
 
 
 class Warnings(logging.Handler):
-    """What transformers warns of, but for the absence of a GPU."""
+    """What transformers and Python warn of."""
 
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.found = []
+    def __enter__(self):
+        self.texts = []
+        logging.getLogger("transformers").addHandler(self)
+        self.catcher = warnings.catch_warnings(record=True)
+        self.caught = self.catcher.__enter__()
+        warnings.simplefilter("always")
+        return self
 
     def emit(self, record):
-        if "requires a GPU" not in record.getMessage():
-            self.found.append(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            self.texts.append(record.getMessage())
+
+    def __exit__(self, *error):
+        self.catcher.__exit__(*error)
+        logging.getLogger("transformers").removeHandler(self)
+        self.texts += [str(warning.message) for warning in self.caught]
 
 
 def load(folder, dtype, **options):
-    warnings = Warnings()
-    logging.getLogger("transformers").addHandler(warnings)
-    try:
+    """The model, which nothing is missing from and nothing warned of but that there is no GPU."""
+    with Warnings() as said:
         model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager",
                                                            dtype=dtype, output_loading_info=True, **options)
-    finally:
-        logging.getLogger("transformers").removeHandler(warnings)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-    assert not warnings.found, warnings.found
+    found = [text for text in said.texts if "requires a GPU" not in text]
+    assert not found, found
     return model.eval()
 
 
-def logits_of(folder, ids, dtype):
-    with torch.no_grad():
-        return load(folder, dtype)(input_ids=ids, use_cache=False).logits
+def outcome(folder, ids, dtype):
+    """Logits, greedy tokens, and what loading and running the model warned of."""
+    with Warnings() as said:
+        model, info = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", experts_implementation="eager", dtype=dtype,
+                                                           output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+        model.eval()
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+        start = ids[:1, :9]
+        tokens = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=24, do_sample=False, pad_token_id=0)
+    return logits, tokens, said.texts
+
+
+def assert_same_outcome(got, want):
+    assert torch.equal(got[0], want[0]), "logits differ"
+    assert torch.equal(got[1], want[1]), "greedy tokens differ"
+    # A config may be odd on purpose, and transformers say so of the source as well.
+    assert not set(got[2]) - set(want[2]), f"transformers warns of the export: {got[2]}"
 
 
 def exchange(folder, name, number, dtype, shard):
@@ -144,8 +171,8 @@ def exchange(folder, name, number, dtype, shard):
     assert_same_tensors(tensors_of(back), stored)
     same = ["config.json", "generation_config.json"] + ([] if shard else ["model.safetensors"])
     assert_same_files(source, back, same)
-    want = logits_of(source, ids, dtype)
-    assert torch.equal(logits_of(back, ids, dtype), want), "logits differ"
+    want = outcome(source, ids, dtype)
+    assert_same_outcome(outcome(back, ids, dtype), want)
 
     again, cut, cut_again = (os.path.join(folder, part) for part in ("again", "cut", "cut_again"))
     run("convert", "import", back, again)
@@ -153,7 +180,7 @@ def exchange(folder, name, number, dtype, shard):
     assert run("checkpoint", "digest", again)["digest"] == digest["digest"]
     run("convert", "export", again, cut, "--shard-gb", "5e-6")
     assert os.path.exists(os.path.join(cut, "model.safetensors.index.json"))
-    assert torch.equal(logits_of(cut, ids, dtype), want), "logits of the cut export differ"
+    assert_same_outcome(outcome(cut, ids, dtype), want)
     shutil.rmtree(again)
     run("convert", "import", cut, again)
     assert run("checkpoint", "digest", again)["digest"] == digest["digest"]
