@@ -5,7 +5,8 @@ The library trains a tokenizer with each family's settings on a mix of text; the
 times, each on one thread: ids alone (the library's encode_batch_fast), and ids with offsets (its encode_batch). Loading is of the
 same file. Prints MB/s and seconds (min, median, max), and checks that the ids are equal; writes the table as JSON.
 
-Usage: bench/tokenize_vs_tokenizers.py [--rounds N] [--megabytes N] [--vocab N] [--only NAME ...] [--out FILE]
+Usage: bench/tokenize_vs_tokenizers.py [--rounds N] [--megabytes N] [--vocab N] [--only NAME ...] [--trained FOLDER] [--out FILE]
+Training takes minutes and measuring less: --trained FOLDER does the two at different times.
 Run with the peers' Python (scripts/setup peers) after `scripts/build release tokenizer_probe`.
 """
 import argparse
@@ -79,6 +80,7 @@ def main():
     parser.add_argument("--megabytes", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=32000)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--trained", help="a folder of NAME.json to measure, in place of training; where it is empty, it is filled and nothing is measured")
     parser.add_argument("--out")
     arguments = parser.parse_args()
     mix = [(k, d) for k, d in mixed_texts(max(24, arguments.megabytes)) if k != "adversarial"]
@@ -98,7 +100,17 @@ def main():
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         known = ((n, p) for n, p in variants(training, arguments.vocab) if n in ("gpt2", "llama3", "qwen2"))
-        for name, peer in itertools.chain(known, families(training, arguments.vocab)):
+        peers = itertools.chain(known, families(training, arguments.vocab))
+        if arguments.trained:
+            folder = pathlib.Path(arguments.trained)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not list(folder.glob("*.json")):
+                for number, (name, peer) in enumerate(peers):
+                    peer.save(str(folder / f"{number:02}-{name}.json"))
+                print(f"trained {number + 1} tokenizers")
+                return
+            peers = ((path.stem.split("-", 1)[1], Tokenizer.from_file(str(path))) for path in sorted(folder.glob("*.json")))
+        for name, peer in peers:
             if arguments.only and name not in arguments.only:
                 continue
             row = measure(name, peer, probe, texts, pathlib.Path(scratch), arguments.rounds)
