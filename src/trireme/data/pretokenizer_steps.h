@@ -83,6 +83,7 @@ class MetaspaceStep final : public PretokenizerStep {
       : replacement_(std::move(replacement)), prepend_(prepend), split_(split) {}
   void apply(AlignedText& text, std::vector<TextPiece>& pieces) const override;
   Cut cut() const override { return split_ ? Cut::kIsPiece : Cut::kChanges; }
+  bool minds_start() const override { return prepend_ == Prepend::kFirst; }
 
  private:
   std::string replacement_;

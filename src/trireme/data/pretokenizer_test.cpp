@@ -216,6 +216,14 @@ TEST(Pretokenizer, MayBeSplitOnlyWherePiecesEndAnyway) {
       {R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": false})",
        false},
       {R"({"type": "WhitespaceSplit"})", true},
+      // The space that a part begins with is not one any more where the second step looks for one at the start.
+      {R"({"type": "Sequence", "pretokenizers": [
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "never", "split": true},
+        {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "split": false}]})",
+       false},
+      {R"({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"},
+        {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always", "split": true}]})",
+       true},
       {R"({"type": "Punctuation"})", false},
       {R"({"type": "Split", "pattern": {"Regex": "a b|c"}, "behavior": "Isolated"})", false},
       {R"({"type": "Digits"})", false},
