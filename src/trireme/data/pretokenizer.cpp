@@ -114,8 +114,7 @@ Pretokenizer::Pretokenizer(const Json& json, const std::string& origin) {
     if (splittable_) break;
   }
   // A part of a text begins with a space, which the first step sees; what later ones see there may be another character.
-  for (size_t i = 1; i < steps_.size(); ++i)
-    splittable_ = splittable_ && !steps_[i]->minds_start();
+  for (size_t i = 1; i < steps_.size(); ++i) splittable_ = splittable_ && !steps_[i]->minds_start();
   for (const auto& step : steps_) {
     const auto* split = dynamic_cast<const StringSplit*>(step.get());
     const auto* metaspace = dynamic_cast<const MetaspaceStep*>(step.get());

@@ -26,7 +26,9 @@ class PretokenizerStep {
   /// Replaces the pieces of `text`, which it may rewrite, by smaller ones.
   virtual void apply(AlignedText& text, std::vector<TextPiece>& pieces) const = 0;
   virtual Cut cut() const = 0;
-  virtual bool minds_start() const { return false; }  ///< does something at the start of a text alone
+  virtual bool minds_start() const {
+    return false;
+  }  ///< does something at the start of a text alone
 };
 
 /// Any of BertPreTokenizer, ByteLevel, CharDelimiterSplit, Digits, Metaspace, Punctuation, Split,
