@@ -2,8 +2,9 @@
 """Random tokenizers on random text: build/tests/tokenizer_probe against the `tokenizers` library.
 
 Usage: tokenizer_fuzz.py [--seed N] [--count N] [--keep FOLDER]. The first seed is PARITY_SEED, or another one each time. Each of
-the `count` tokenizers is trained by the library, then gets random normalizers, pre-tokenizers, model options, post-processors, decoders and added tokens. Ids, offsets, decoded text and
-the written file must be equal. The last line is "N passed, M failed"; a failure names its seed, with which --count 1 repeats it.
+the `count` tokenizers is trained by the library, then gets random normalizers, pre-tokenizers, model options, post-processors,
+decoders and added tokens. Ids, offsets, decoded text and the written file must be equal. The last line is "N passed, M failed"; a
+failure names its seed, with which --count 1 repeats it.
 """
 
 import argparse
