@@ -249,6 +249,10 @@ double sum_of_squares(const at::Tensor& x);
 /// a += b, float32 contiguous, same number of elements (the combination of two lanes).
 void add_(at::Tensor& a, const at::Tensor& b);
 
+/// out = a x + b y, one float32 multiply-add on a x, rounded to out. x float32, y bfloat16, out float32 (x itself, too) or
+/// bfloat16 (y itself, too); contiguous, same number of elements. Coefficients are rounded to float32.
+void scaled_sum(const at::Tensor& x, double a, const at::Tensor& y, double b, at::Tensor& out);
+
 /// Rounds src (float32) to dst (bfloat16 or float32), contiguous, same number of elements.
 void convert(const at::Tensor& src, at::Tensor& dst);
 

@@ -50,12 +50,10 @@ at::Tensor orthogonalize(const at::Tensor& matrix, int steps, double eps) {
   for (int step = 0; step < steps; ++step) {
     kernels::gram(x, polynomial);  // A = X X^T
     kernels::convert(polynomial, gram);
-    kernels::gram(gram, polynomial);  // A A, for A is symmetric
-    polynomial.mul_(kC).add_(gram, kB);
-    kernels::convert(polynomial, gram);  // b A + c A A
+    kernels::gram(gram, polynomial);                      // A A, for A is symmetric
+    kernels::scaled_sum(polynomial, kC, gram, kB, gram);  // b A + c A A
     kernels::linear_backward_input(gram, x, sum);
-    sum.add_(x, kA);
-    kernels::convert(sum, x);
+    kernels::scaled_sum(sum, 1.0, x, kA, x);
   }
   return tall ? x.t().contiguous() : x;
 }
@@ -70,8 +68,9 @@ void muon_step(const OptimizerConfig& config, const StepParams& params, bool dec
     update.copy_(momentum);
   }
   update = orthogonalize(update, config.ns_steps, config.ns_eps);
-  if (decays) weights.mul_(1.0 - params.lr * config.weight_decay);
-  weights.add_(update, -adjusted_lr(params.lr, config.adjust, weights.size(0), weights.size(1)));
+  kernels::scaled_sum(weights, decays ? 1.0 - params.lr * config.weight_decay : 1.0, update,
+                      -adjusted_lr(params.lr, config.adjust, weights.size(0), weights.size(1)),
+                      weights);
 }
 
 int64_t num_matrices(const model::ParameterSpec& parameter) {

@@ -56,6 +56,22 @@ void add_range(float* a, const float* b, size_t n) {
   });
 }
 
+template <class Out>
+void scaled_sum(const float* x, float a, const at::BFloat16* y, float b, Out* out, size_t n) {
+  for_lanes(n, [&](auto d, size_t i) HWY_ATTR {
+    const auto first = hn::Mul(hn::LoadU(d, x + i), hn::Set(d, a));
+    store(d, hn::MulAdd(load(d, y + i), hn::Set(d, b), first), out + i);
+  });
+}
+void scaled_sum_to_bf16(const float* x, float a, const at::BFloat16* y, float b, at::BFloat16* out,
+                        size_t n) {
+  scaled_sum(x, a, y, b, out, n);
+}
+void scaled_sum_to_f32(const float* x, float a, const at::BFloat16* y, float b, float* out,
+                       size_t n) {
+  scaled_sum(x, a, y, b, out, n);
+}
+
 template <class From, class To>
 void convert_rows(const From* src, int64_t src_stride, To* dst, int64_t dst_stride, size_t rows,
                   size_t cols) {
@@ -207,6 +223,8 @@ namespace trireme::kernels {
 HWY_EXPORT(adamw_range);
 HWY_EXPORT(sum_of_squares_range);
 HWY_EXPORT(add_range);
+HWY_EXPORT(scaled_sum_to_bf16);
+HWY_EXPORT(scaled_sum_to_f32);
 HWY_EXPORT(convert_rows_to_bf16);
 HWY_EXPORT(convert_rows_to_f32);
 HWY_EXPORT(start_rows_f32);
@@ -323,6 +341,26 @@ void add_(at::Tensor& a, const at::Tensor& b) {
   at::parallel_for(0, n, kFlatGrain, [&](int64_t begin, int64_t end) {
     kernel(to + begin, from + begin, static_cast<size_t>(end - begin));
   });
+}
+
+void scaled_sum(const at::Tensor& x, double a, const at::Tensor& y, double b, at::Tensor& out) {
+  const int64_t n = x.numel();
+  const float* first = flat_of(x, n, "x");
+  TRIREME_CHECK(y.is_contiguous() && y.numel() == n && y.scalar_type() == at::kBFloat16,
+                "y must be a contiguous bfloat16 tensor of {} elements", n);
+  TRIREME_CHECK(out.is_contiguous() && out.numel() == n, "out must have {} elements", n);
+  const auto* second = y.const_data_ptr<at::BFloat16>();
+  const auto spread = [&](auto kernel, auto* to) {
+    at::parallel_for(0, n, kFlatGrain, [&](int64_t begin, int64_t end) {
+      kernel(first + begin, static_cast<float>(a), second + begin, static_cast<float>(b),
+             to + begin, static_cast<size_t>(end - begin));
+    });
+  };
+  if (out.scalar_type() == at::kFloat) {
+    spread(TRIREME_KERNEL(scaled_sum_to_f32), out.data_ptr<float>());
+  } else {
+    spread(TRIREME_KERNEL(scaled_sum_to_bf16), out.data_ptr<at::BFloat16>());
+  }
 }
 
 void convert(const at::Tensor& src, at::Tensor& dst) {

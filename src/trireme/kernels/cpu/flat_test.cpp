@@ -2,6 +2,8 @@
 
 #include <ATen/Parallel.h>
 
+#include <cmath>
+
 #include "trireme/kernels/cpu/test_tensors.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/kernels/ref/reference.h"
@@ -47,6 +49,28 @@ TEST(FlatTest, SumOfSquaresIsExactEnoughAndIndependentOfThreads) {
     EXPECT_NEAR(one, expected, 1e-12 * expected);
   }
   at::set_num_threads(threads);
+}
+
+TEST(FlatTest, ScaledSumIsOneMultiplyAddOnTheFirstProduct) {
+  for (const int64_t n : {0, 1, 15, 16, 17, 40001}) {
+    const at::Tensor x = random_tensor({n}, at::kFloat, 1);
+    const at::Tensor y = random_tensor({n}, at::kBFloat16, 2);
+    const at::Tensor wide = y.to(at::kFloat);
+    at::Tensor expected = at::empty({n});
+    for (int64_t i = 0; i < n; ++i) {
+      expected.data_ptr<float>()[i] =
+          std::fma(wide.data_ptr<float>()[i], -4.775f, x.data_ptr<float>()[i] * 2.0315f);
+    }
+    at::Tensor out = garbage({n}, at::kFloat);
+    scaled_sum(x, 2.0315, y, -4.775, out);
+    EXPECT_TRUE(same_bits(out, expected)) << n;
+    at::Tensor in_x = x.clone();
+    scaled_sum(in_x, 2.0315, y, -4.775, in_x);
+    EXPECT_TRUE(same_bits(in_x, expected)) << n;
+    at::Tensor in_y = y.clone();
+    scaled_sum(x, 2.0315, in_y, -4.775, in_y);
+    EXPECT_TRUE(same_bits(in_y, expected.to(at::kBFloat16))) << n;
+  }
 }
 
 TEST(FlatTest, AddsAndRoundsAsAtenDoes) {

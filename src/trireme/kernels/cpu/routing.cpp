@@ -5,11 +5,11 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/router_scores.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/moe_ops.h"
 
@@ -45,21 +45,13 @@ Shape shape_of(const at::Tensor& logits, const at::Tensor& choice, const RouterO
   return shape;
 }
 
-/// p = softmax(z); returns logsumexp(z).
+/// p = softmax(z), which may be z; returns logsumexp(z).
 float softmax(const float* z, int64_t n, float* p) {
-  const float top = *std::max_element(z, z + n);
-  float sum = 0.0f;
-  for (int64_t e = 0; e < n; ++e) {
-    p[e] = std::exp(z[e] - top);
-    sum += p[e];
-  }
-  const float inverse = 1.0f / sum;
-  for (int64_t e = 0; e < n; ++e) p[e] *= inverse;
-  return top + std::log(sum);
+  return cpu::router_score_kernels().softmax(z, at(n), p);
 }
 
 void sigmoid(const float* z, int64_t n, float* s) {
-  for (int64_t e = 0; e < n; ++e) s[e] = 1.0f / (1.0f + std::exp(-z[e]));
+  cpu::router_score_kernels().sigmoid(z, at(n), s);
 }
 
 /// What the choice is made by (without the bias), and what P in the balancing loss is made from.
@@ -269,11 +261,8 @@ RouterBalance balance(const at::Tensor& logits, const at::Tensor& choice,
           sigmoid(row, shape.experts, p.data());
           inverse = 1.0f / std::accumulate(p.begin(), p.end(), 0.0f);
         }
-        for (int64_t e = 0; e < shape.experts; ++e) {
-          const double share = p[at(e)] * inverse;
-          shares[at(b * shape.experts + e)] += share;
-          if (share > 0.0) entropies[at(b)] -= share * std::log(share);
-        }
+        entropies[at(b)] += cpu::router_score_kernels().add_shares(
+            p.data(), p.size(), inverse, shares.data() + b * shape.experts);
         for (int64_t j = 0; j < shape.top_k; ++j)
           ++loads[at(b * shape.experts + chosen[n * shape.top_k + j])];
       }
