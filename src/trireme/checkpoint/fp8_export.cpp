@@ -1,6 +1,8 @@
 #include "trireme/checkpoint/fp8_export.h"
 
 #include <algorithm>
+#include <memory>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
@@ -104,13 +106,18 @@ std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight) {
   TensorToWrite scales{
       weight.name + kScaleSuffix, Dtype::kF32, scale_shape(weight.shape, kFp8Block), {}};
   values.release = scales.release = weight.release;
-  scales.make = [make = weight.make, name = weight.name] {
-    return named(name, [&] { return fp8_scales(make(), kFp8Block); });
-  };
-  values.make = [make = weight.make, name = weight.name] {
+  // The values are written first and leave their scales behind, so that the weight is made once.
+  const auto left = std::make_shared<at::Tensor>();
+  values.make = [make = weight.make, name = weight.name, left] {
     return named(name, [&] {
       const at::Tensor plain = make();
-      return quantise_fp8(plain, fp8_scales(plain, kFp8Block), kFp8Block);
+      *left = fp8_scales(plain, kFp8Block);
+      return quantise_fp8(plain, *left, kFp8Block);
+    });
+  };
+  scales.make = [make = weight.make, name = weight.name, left] {
+    return named(name, [&] {
+      return left->defined() ? std::exchange(*left, at::Tensor()) : fp8_scales(make(), kFp8Block);
     });
   };
   return {std::move(values), std::move(scales)};

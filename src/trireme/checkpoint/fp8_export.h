@@ -24,7 +24,8 @@ bool is_fp8_weight(const model::ModelSpec& spec, const model::DiskTensor& tensor
 void require_fp8_layout(const model::ModelSpec& spec,
                         const std::vector<model::DiskTensor>& tensors);
 
-/// A weight [rows, columns] to write, as fp8 and as its scales. Each makes the weight for itself.
+/// A weight [rows, columns] to write, as fp8 and as its scales, to be made in this order by one thread: the values leave their scales
+/// behind, and the weight is made once. Scales that are asked for first make it themselves.
 std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight);
 
 /// config.json's "quantization_config". It names the linear modules that are not quantised: loaders quantise the others unasked.
