@@ -30,12 +30,12 @@ nn::SaveMode to_save_mode(plan::Recompute recompute) {
 }
 
 at::Tensor to_int64(const std::vector<int32_t>& values, int64_t rows, int64_t length,
-                    const char* what) {
+                    at::Device device, const char* what) {
   TRIREME_CHECK(static_cast<int64_t>(values.size()) == rows * length,
                 "a batch of {} x {} has {} {}", rows, length, values.size(), what);
   at::Tensor tensor = at::empty({rows, length}, at::kLong);
   std::ranges::copy(values, tensor.data_ptr<int64_t>());
-  return tensor;
+  return tensor.to(device);
 }
 
 // Lanes meet as their gradients do: pairs of neighbours, then pairs of pairs.
@@ -48,18 +48,20 @@ double sum_by_tree(std::vector<double> values) {
 
 }  // namespace
 
-nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers) {
+nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers, at::Device device) {
   nn::BatchTensors tensors;
   tensors.rows = batch.rows;
   tensors.seq_len = batch.seq_len;
-  tensors.tokens = to_int64(batch.tokens, batch.rows, batch.seq_len, "tokens");
-  tensors.targets = to_int64(batch.targets, batch.rows, batch.seq_len, "targets");
-  tensors.positions = to_int64(batch.positions, batch.rows, batch.seq_len, "positions");
+  const auto moved = [&](const std::vector<int32_t>& values, const char* what) {
+    return to_int64(values, batch.rows, batch.seq_len, device, what);
+  };
+  tensors.tokens = moved(batch.tokens, "tokens");
+  tensors.targets = moved(batch.targets, "targets");
+  tensors.positions = moved(batch.positions, "positions");
   tensors.segments = batch.segments;
   for (int depth = 1; depth <= num_mtp_layers; ++depth) {
     const data::TokensAhead ahead = data::tokens_ahead(batch, depth);
-    tensors.ahead.push_back({to_int64(ahead.tokens, batch.rows, batch.seq_len, "tokens"),
-                             to_int64(ahead.targets, batch.rows, batch.seq_len, "targets")});
+    tensors.ahead.push_back({moved(ahead.tokens, "tokens"), moved(ahead.targets, "targets")});
   }
   return tensors;
 }
@@ -74,7 +76,7 @@ class Executor::Step {
         optimizer_(executor.optimizer_),
         program_(program),
         input_(input),
-        device_(device::get_device("cpu")) {
+        device_(device::get_device(executor.store_.device().str())) {
     const plan::Strategy& strategy = program.strategy;
     const int64_t count = strategy.micro_batches();
     TRIREME_CHECK(static_cast<int64_t>(input.micro_batches.size()) == count,
@@ -167,7 +169,8 @@ class Executor::Step {
   void make(const plan::Buffer& buffer) {
     if (buffer.kind != plan::BufferKind::kParameterGradient) return;
     lane(buffer.lane).gradients.at(static_cast<size_t>(buffer.part)) =
-        at::empty({store_.part_numel(buffer.part)}, at::kFloat);
+        at::empty({store_.part_numel(buffer.part)},
+                  at::TensorOptions().dtype(at::kFloat).device(store_.device()));
   }
 
   void free(const plan::Buffer& buffer) {
@@ -284,8 +287,8 @@ class Executor::Step {
   }
 
   void load(MicroBatch& at, int64_t index) {
-    at.batch =
-        to_tensors(input_.micro_batches[static_cast<size_t>(index)], store_.spec().num_mtp_layers);
+    at.batch = to_tensors(input_.micro_batches[static_cast<size_t>(index)],
+                          store_.spec().num_mtp_layers, store_.device());
     at.batch.share_of_step = 1.0 / static_cast<double>(micro_batches_.size());
     at.batch.expert_load = input_.expert_load;
   }
@@ -364,12 +367,15 @@ class Executor::Step {
       if (store_.spec().parameters[static_cast<size_t>(parameter)].role !=
           model::Role::kSelectionBias)
         continue;
-      auto* bias = store_.master(parameter).data_ptr<float>();
+      at::Tensor on_device = store_.master(parameter);
+      const at::Tensor on_host = on_device.cpu();
+      auto* bias = on_host.data_ptr<float>();
       for (int64_t e = 0; e < experts; ++e) {
         const int64_t excess = load[static_cast<size_t>(e)] * experts - all;
         if (excess != 0)
           bias[e] += static_cast<float>(excess > 0 ? -moe.bias_update_rate : moe.bias_update_rate);
       }
+      if (!on_device.is_cpu()) on_device.copy_(on_host);
     }
   }
 
@@ -397,7 +403,7 @@ StepResult Executor::run_step(const plan::Program& program, const StepInput& inp
 }
 
 EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows) {
-  const nn::BatchTensors tensors = to_tensors(batch);
+  const nn::BatchTensors tensors = to_tensors(batch, 0, model.store().device());
   at::Tensor hidden;
   for (int part = 0; part < model.spec().head_part(); ++part) {
     hidden = model.part(part).forward(hidden, tensors, false, nn::SaveMode::kInputOnly).output;
@@ -408,7 +414,7 @@ EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t lo
   result.loss_sum = loss.loss_sum;
   result.num_targets = batch.num_targets;
   result.num_bytes = batch.num_bytes;
-  const at::Tensor losses = loss.token_losses.contiguous();
+  const at::Tensor losses = loss.token_losses.cpu().contiguous();
   result.token_losses.assign(losses.data_ptr<float>(), losses.data_ptr<float>() + losses.numel());
   return result;
 }

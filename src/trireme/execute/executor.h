@@ -89,7 +89,8 @@ class Executor {
 /// `loss_chunk_rows` as in plan::Strategy (0: chosen here).
 EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows = 0);
 
-/// The micro-batch's integers as tensors, for so many modules of multi-token prediction. Copies.
-nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers = 0);
+/// The micro-batch's integers as tensors on `device`, for so many modules of multi-token prediction. Copies.
+nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers = 0,
+                            at::Device device = at::kCPU);
 
 }  // namespace trireme::execute

@@ -60,7 +60,7 @@ std::string StopMatcher::finish() {
 namespace {
 
 nn::BatchTensors tokens_at(const std::vector<int32_t>& ids, const std::vector<int32_t>& positions,
-                           int64_t rows, int64_t length) {
+                           int64_t rows, int64_t length, at::Device device) {
   nn::BatchTensors batch;
   batch.rows = rows;
   batch.seq_len = length;
@@ -69,6 +69,8 @@ nn::BatchTensors tokens_at(const std::vector<int32_t>& ids, const std::vector<in
   batch.positions = at::empty({rows, length}, options);
   std::copy(ids.begin(), ids.end(), batch.tokens.data_ptr<int64_t>());
   std::copy(positions.begin(), positions.end(), batch.positions.data_ptr<int64_t>());
+  batch.tokens = batch.tokens.to(device);
+  batch.positions = batch.positions.to(device);
   batch.segments.assign(static_cast<size_t>(rows), {0});
   return batch;
 }
@@ -151,7 +153,7 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
     longest = std::max<int64_t>(longest, static_cast<int64_t>(prompt.size()));
   const int64_t capacity = longest + std::min(options.max_new_tokens, spec.max_positions - longest);
   KeyValueCache cache(spec, static_cast<int64_t>(prompts.size()), capacity,
-                      model.store().compute_dtype());
+                      model.store().compute_dtype(), model.store().device());
 
   std::vector<Sequence> sequences;
   sequences.reserve(prompts.size());
@@ -195,7 +197,7 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
     }
   };
   const auto rows_of = [&](const at::Tensor& hidden, const std::vector<int64_t>& active) {
-    const at::Tensor logits = model.head().logits(hidden);
+    const at::Tensor logits = model.head().logits(hidden).cpu();
     const float* data = logits.const_data_ptr<float>();
     const size_t vocab = static_cast<size_t>(spec.vocab_size);
     for (size_t r = 0; r < active.size(); ++r)
@@ -210,7 +212,8 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
     const std::vector<int64_t> active = {static_cast<int64_t>(index)};
     cache.clear(active[0]);
     rows_of(advance(model, cache, active,
-                    tokens_at(ids, positions, 1, static_cast<int64_t>(ids.size()))),
+                    tokens_at(ids, positions, 1, static_cast<int64_t>(ids.size()),
+                              model.store().device())),
             active);
   };
   const int64_t new_keys = length_of_new_keys(spec);
@@ -237,7 +240,8 @@ std::vector<Completion> generate(nn::Model& model, const data::Tokenizer* tokeni
     }
     if (active.empty()) break;
     rows_of(advance(model, cache, active,
-                    tokens_at(ids, positions, static_cast<int64_t>(active.size()), 1)),
+                    tokens_at(ids, positions, static_cast<int64_t>(active.size()), 1,
+                              model.store().device())),
             active);
   }
 

@@ -8,13 +8,14 @@
 namespace trireme::infer {
 
 KeyValueCache::KeyValueCache(const model::ModelSpec& spec, int64_t sequences, int64_t capacity,
-                             at::ScalarType dtype)
+                             at::ScalarType dtype, at::Device device)
     : capacity_(capacity), lengths_(static_cast<size_t>(sequences), 0) {
   for (int layer = 0; layer < spec.num_main_layers(); ++layer) {
     const nn::CachedShape shape =
         nn::cached_shape(spec.layers[static_cast<size_t>(layer)].attention);
     const auto room = [&](int64_t dim) {
-      return at::empty({sequences, capacity, shape.heads, dim}, at::TensorOptions().dtype(dtype));
+      return at::empty({sequences, capacity, shape.heads, dim},
+                       at::TensorOptions().dtype(dtype).device(device));
     };
     keys_.push_back(room(shape.key_dim));
     values_.push_back(room(shape.value_dim));

@@ -17,7 +17,7 @@ namespace trireme::infer {
 class KeyValueCache {
  public:
   KeyValueCache(const model::ModelSpec& spec, int64_t sequences, int64_t capacity,
-                at::ScalarType dtype);
+                at::ScalarType dtype, at::Device device = at::kCPU);
 
   int64_t capacity() const { return capacity_; }
   int64_t length(int64_t sequence) const { return lengths_[static_cast<size_t>(sequence)]; }

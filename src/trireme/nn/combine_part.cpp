@@ -94,7 +94,7 @@ CombinePart::CombinePart(const ParameterStore& store, int part)
 
 void CombinePart::make_saved(const at::Tensor& normed, Saved& saved) const {
   const int64_t tokens = normed.size(0);
-  const auto floats = at::TensorOptions().dtype(at::kFloat);
+  const auto floats = normed.options().dtype(at::kFloat);
   saved.gate = shared_->gate ? at::sigmoid(shared_->gate->forward_float(normed)).view({tokens})
                              : at::ones({tokens}, floats);
   saved.gate_up = shared_->up.forward(normed);

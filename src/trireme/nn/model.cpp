@@ -13,7 +13,7 @@ Model::Model(const ParameterStore& store) : store_(store) {
     for (const auto& table : tables) {
       if (table->spec() == *spec) return table;
     }
-    tables.push_back(std::make_shared<RotaryTable>(*spec));
+    tables.push_back(std::make_shared<RotaryTable>(*spec, store.device()));
     return tables.back();
   };
 

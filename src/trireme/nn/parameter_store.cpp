@@ -68,8 +68,11 @@ double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
 }
 
 ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
-                               at::ScalarType master_dtype)
-    : spec_(std::move(spec)), compute_dtype_(compute_dtype), master_dtype_(master_dtype) {
+                               at::ScalarType master_dtype, at::Device device)
+    : spec_(std::move(spec)),
+      compute_dtype_(compute_dtype),
+      master_dtype_(master_dtype),
+      device_(device) {
   const size_t parts = spec_.parts.size();
   part_numel_.assign(parts, 0);
   part_parameters_.resize(parts);
@@ -83,8 +86,10 @@ ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dty
     part_parameters_[parameter.part].push_back(static_cast<int>(i));
   }
   for (const int64_t numel : part_numel_) {
-    master_.push_back(at::empty({numel}, master_dtype_));
-    compute_.push_back(has_compute_copy() ? at::empty({numel}, compute_dtype_) : master_.back());
+    const auto options = at::TensorOptions().device(device_);
+    master_.push_back(at::empty({numel}, options.dtype(master_dtype_)));
+    compute_.push_back(has_compute_copy() ? at::empty({numel}, options.dtype(compute_dtype_))
+                                          : master_.back());
   }
 }
 
@@ -129,11 +134,14 @@ void ParameterStore::initialize(uint64_t seed) {
         break;
       case model::InitKind::kNormal: {
         const uint64_t key = stream_key(seed, parameter.name);
+        // Drawn on the host: the same bits on every device.
+        at::Tensor host = device_.is_cpu() ? values : at::empty(values.sizes(), master_dtype_);
         if (master_dtype_ == at::kDouble) {
-          fill_normal(values.data_ptr<double>(), values.numel(), key, parameter.init.std);
+          fill_normal(host.data_ptr<double>(), host.numel(), key, parameter.init.std);
         } else {
-          fill_normal(values.data_ptr<float>(), values.numel(), key, parameter.init.std);
+          fill_normal(host.data_ptr<float>(), host.numel(), key, parameter.init.std);
         }
+        if (!device_.is_cpu()) values.copy_(host);
         break;
       }
     }

@@ -22,13 +22,14 @@ class ParameterStore {
  public:
   /// Allocates without filling: call initialize() or write every master. `compute_dtype` is what
   /// the products use (kFloat or kBFloat16; kDouble in gradient checks); `master_dtype` kFloat (or
-  /// kDouble).
+  /// kDouble). Both lie on `device`.
   ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype = at::kFloat,
-                 at::ScalarType master_dtype = at::kFloat);
+                 at::ScalarType master_dtype = at::kFloat, at::Device device = at::kCPU);
 
   const model::ModelSpec& spec() const { return spec_; }
   at::ScalarType compute_dtype() const { return compute_dtype_; }
   at::ScalarType master_dtype() const { return master_dtype_; }
+  at::Device device() const { return device_; }
   /// True when products use a lower precision than the master's: two buffers per part.
   bool has_compute_copy() const { return compute_dtype_ != master_dtype_; }
 
@@ -70,6 +71,7 @@ class ParameterStore {
   model::ModelSpec spec_;
   at::ScalarType compute_dtype_;
   at::ScalarType master_dtype_;
+  at::Device device_;
   std::vector<int64_t> part_numel_;
   std::vector<std::vector<int>> part_parameters_;
   std::vector<int64_t> offsets_;

@@ -105,7 +105,11 @@ const RotaryTable::Rows& RotaryTable::rows(int64_t length) {
   const int64_t have = rows.cos.defined() ? rows.cos.size(0) : 0;
   // Exactly what training asks for first; generation, which asks for one more each time, grows by
   // doubling.
-  if (length > have) rows = make_rows(spec_, long_sequence, std::max(length, 2 * have));
+  if (length > have) {
+    rows = make_rows(spec_, long_sequence, std::max(length, 2 * have));
+    rows.cos = rows.cos.to(device_);
+    rows.sin = rows.sin.to(device_);
+  }
   return rows;
 }
 

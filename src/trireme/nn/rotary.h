@@ -24,7 +24,8 @@ class RotaryTable {
     at::Tensor sin;
   };
 
-  explicit RotaryTable(const model::RotarySpec& spec) : spec_(spec) {}
+  explicit RotaryTable(const model::RotarySpec& spec, at::Device device = at::kCPU)
+      : spec_(spec), device_(device) {}
   /// At least rows 0 .. length - 1, for positions of a sequence of `length` tokens: LongRoPE turns all positions of a long
   /// sequence otherwise.
   const Rows& rows(int64_t length);
@@ -37,6 +38,7 @@ class RotaryTable {
 
  private:
   model::RotarySpec spec_;
+  at::Device device_;  ///< of the tables
   Rows usual_;
   Rows long_;  ///< LongRoPE only
 };

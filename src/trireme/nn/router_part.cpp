@@ -126,8 +126,8 @@ ForwardResult RouterPart::forward(const at::Tensor& hidden, const BatchTensors& 
   flow.residual = hidden;
   flow.normed = norms_.before ? norms_.before->forward(x, with_graph, graph->statistics) : x;
   graph->logits = router_.forward_float(flow.normed);
-  graph->choice = at::empty({tokens, moe_.top_k}, at::TensorOptions().dtype(at::kLong));
-  flow.weights = at::empty({tokens, moe_.top_k}, at::TensorOptions().dtype(at::kFloat));
+  graph->choice = at::empty({tokens, moe_.top_k}, x.options().dtype(at::kLong));
+  flow.weights = at::empty({tokens, moe_.top_k}, x.options().dtype(at::kFloat));
   kernels::route(graph->logits, selection_bias_, options_, graph->choice, flow.weights);
   // Generation and evaluation drop nothing.
   flow.rows =

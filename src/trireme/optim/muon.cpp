@@ -18,8 +18,8 @@ constexpr double kA = 3.4445;
 constexpr double kB = -4.7750;
 constexpr double kC = 2.0315;
 
-at::Tensor wide(int64_t rows, int64_t cols) {
-  return at::empty({rows, cols}, at::TensorOptions().dtype(at::kFloat));
+at::Tensor wide(const at::Tensor& like, int64_t rows, int64_t cols) {
+  return at::empty({rows, cols}, like.options().dtype(at::kFloat));
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ at::Tensor orthogonalize(const at::Tensor& matrix, int steps, double eps) {
   if (tall) x = x.t().contiguous();
   const int64_t m = x.size(0);
   const int64_t n = x.size(1);
-  at::Tensor sum = wide(m, n);
+  at::Tensor sum = wide(x, m, n);
   sum.copy_(x);
   // The norm is rounded to bfloat16, as that of a bfloat16 tensor is; its sum is exact for any number of threads.
   const auto norm =
@@ -46,7 +46,7 @@ at::Tensor orthogonalize(const at::Tensor& matrix, int steps, double eps) {
   sum.div_(std::max(static_cast<double>(static_cast<float>(norm)), eps));
   kernels::convert(sum, x);
   at::Tensor gram = at::empty({m, m}, x.options());
-  at::Tensor polynomial = wide(m, m);
+  at::Tensor polynomial = wide(x, m, m);
   for (int step = 0; step < steps; ++step) {
     kernels::gram(x, polynomial);  // A = X X^T
     kernels::convert(polynomial, gram);

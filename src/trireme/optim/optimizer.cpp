@@ -46,11 +46,11 @@ struct PartState {
 /// Both optimizers: Muon for the matrices it is made for, AdamW for everything else.
 class FlatOptimizer : public Optimizer {
  public:
-  FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec)
+  FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec, at::Device device)
       : config_(config), spec_(spec) {
     parts_.resize(spec_.parts.size());
     for (const model::ParameterSpec& parameter : spec_.parameters) add(parameter);
-    const auto options = at::TensorOptions().dtype(at::kFloat);
+    const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
     for (PartState& part : parts_) {
       part.first = at::zeros({part.numel}, options);
       part.second = at::zeros({part.second_numel}, options);
@@ -160,7 +160,8 @@ class FlatOptimizer : public Optimizer {
         kernels::convert(weights, compute);
       }
     };
-    if (matrices_at_once(*place.parameter) == 1) {
+    // Another device has threads of its own.
+    if (!buffers.weights.is_cpu() || matrices_at_once(*place.parameter) == 1) {
       for (int64_t i = 0; i < matrices; ++i) step_one(i);
       return;
     }
@@ -207,11 +208,11 @@ const char* to_string(OptimizerKind kind) {
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
-                                          const model::ModelSpec& spec) {
+                                          const model::ModelSpec& spec, at::Device device) {
   const auto problems = validate(config);
   TRIREME_USER_CHECK(problems.empty(), kConfig, "correct the [optim] table", "{}",
                      problems.front());
-  return std::make_unique<FlatOptimizer>(config, spec);
+  return std::make_unique<FlatOptimizer>(config, spec, device);
 }
 
 bool uses_muon(const model::ParameterSpec& parameter) {

@@ -76,9 +76,10 @@ class Optimizer {
   virtual int64_t workspace_bytes() const = 0;
 };
 
-/// Makes an optimizer with zero states. Error{kConfig} with validate()'s first reason.
+/// Makes an optimizer with zero states on `device`, where the buffers are. Error{kConfig} with validate()'s first reason.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
-                                          const model::ModelSpec& spec);
+                                          const model::ModelSpec& spec,
+                                          at::Device device = at::kCPU);
 
 /// Whether Muon updates this parameter: matrices inside the blocks, of a stack of experts each one on its own; embeddings,
 /// head, router and vectors get AdamW.
