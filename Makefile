@@ -1,6 +1,6 @@
 # The two commands of this project are `make train` and `make test`; `make help` lists the rest.
 #
-#   MODEL=moe                    `make train`: the default model with experts
+#   MODEL=moe                    `make train`: a small model with experts beside a dense one
 #   TRIREME_TORCH=/path          build against this torch package instead of downloading the pinned one
 #   TRIREME_TORCH_VERSION=x.y.z  build against another release
 #   PREFIX=/usr/local            where `make install` puts things

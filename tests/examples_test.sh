@@ -43,6 +43,7 @@ check "default again says that it is done" "$TRIREME" train "$examples/default/r
 small_moe=("${small[@]}" --set model.config=tiny_moe.json)
 sed 's/"llama"/"mixtral"/; s/"num_hidden_layers"/"num_local_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers"/' \
   tiny.json >tiny_moe.json
+check "moe: dense" "$TRIREME" train "$examples/moe/dense.toml" "${small[@]}"
 check "moe" "$TRIREME" train "$examples/moe/run.toml" "${small_moe[@]}"
 check "moe: experts' figures" python3 -c '
 import json
@@ -53,7 +54,7 @@ for line in open("runs/moe/metrics.jsonl"):
 "$TRIREME" train "$examples/moe/run.toml" "${small_moe[@]}" --dry-run --json >moe.json 2>/dev/null
 # Two of four experts of three matrices [128, 64] in two layers stay idle.
 check "moe: active parameters" json moe.json "value['parameters'] - value['active_parameters'] == 2 * 2 * 3 * 128 * 64"
-check "moe: the report compares" grep -q '"name":"runs/default"' runs/moe/report.html
+check "moe: the report compares" grep -q '"name":"runs/moe-dense"' runs/moe/report.html
 check "moe: generate" "$TRIREME" generate runs/moe/export --prompt def
 
 cat >tiny_deepseek.json <<'EOF'
