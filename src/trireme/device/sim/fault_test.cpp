@@ -145,7 +145,7 @@ TEST_F(SimClockTest, WorkTakesItsLaunchAndTheLargerOfArithmeticAndTraffic) {
 }
 
 TEST_F(SimClockTest, QueuesOverlapExceptWhereEventsOrderThem) {
-  c10::Event copied(c10::DeviceType::PrivateUse1);
+  c10::Event copied(c10::DeviceType::PrivateUse1, c10::EventFlag::BACKEND_DEFAULT);
   issue(0, 0.010);
   issue(1, 0.030);
   copied.record(stream(1));
@@ -154,7 +154,7 @@ TEST_F(SimClockTest, QueuesOverlapExceptWhereEventsOrderThem) {
   issue(0, 0.005);
   synchronize(stream(0));
   EXPECT_NEAR(simulated_seconds(0), 0.070, 1e-12);  // queue 1; queue 0 ends at 0.035
-  c10::Event end(c10::DeviceType::PrivateUse1);
+  c10::Event end(c10::DeviceType::PrivateUse1, c10::EventFlag::BACKEND_DEFAULT);
   end.record(stream(0));
   end.synchronize();
   EXPECT_NEAR(copied.elapsedTime(end), 40.0,

@@ -150,7 +150,7 @@ TEST_F(OperatorsTest, WhatACallGetsWrongIsAnErrorOfTheCallOnly) {
   EXPECT_THROW(x.mm(x), c10::Error);
   EXPECT_THROW(at::nonzero_static(x, /*size=*/-1), c10::Error);
   try {
-    x.add(at::ones({2, 3}));
+    x.mm(at::ones({3, 2}));
     FAIL() << "a host tensor was taken";
   } catch (const c10::Error& error) {
     EXPECT_THAT(error.what(), HasSubstr("on the CPU"));

@@ -422,8 +422,4 @@ void Scheduler::add_cost(const Cost& cost) {
   if (cost.flops > 0) current_cost->dtype = cost.dtype;
 }
 
-bool Scheduler::on_queue_thread() {
-  return is_queue_thread;
-}
-
 }  // namespace trireme::device::sim

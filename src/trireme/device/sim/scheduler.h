@@ -112,7 +112,6 @@ class Scheduler {
   void throw_if_failed(const DeviceState& device);
 
   void set_schedule(Schedule schedule, uint64_t seed);
-  Schedule schedule() const { return schedule_; }
   void hold(WorkQueue& queue);
   void release(WorkQueue& queue);
 
@@ -128,7 +127,6 @@ class Scheduler {
   void restart_clock();
   /// Adds to the cost of the work that the calling queue thread runs.
   static void add_cost(const Cost& cost);
-  static bool on_queue_thread();
 
  private:
   using Lock = std::unique_lock<std::mutex>;
