@@ -7,6 +7,8 @@ Reads the rooms and their layers from src/trireme/CMakeLists.txt and rejects
 * torch in a room that is declared without TORCH (base/torch_compat.h is the one exception);
 * torch/torch.h anywhere, c10d outside comm/, and in headers any ATen header but ATen/core/Tensor.h
   (headers that only tests include, test_*.h and testing/*.h, are free);
+* a vendor's name in an identifier or an include outside device/<vendor>, comm/<library> and kernels/<vendor>, so that the
+  next vendor's device is a folder, not a search (comments and strings are prose and free);
 * file names that say nothing (utils, helpers, common, misc, manager).
 
 Files over 600 lines are named as a warning. Exit status 1 if a rule is broken.
@@ -19,6 +21,26 @@ import sys
 LIBRARY = re.compile(r"trireme_library\(\s*NAME\s+(\w+)\s+LAYER\s+(\d+)([^)]*)\)")
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 VAGUE = re.compile(r"^(utils?|helpers?|common|misc|manager)$")
+# Folders of a vendor: their names, and what the vendor's own names begin with. "accelerator" and "sim" are nobody's.
+VENDORS = {
+    "cuda": ("cuda", "nvidia", "cudnn", "cublas", "cublaslt", "cutlass", "nvml", "nvtx", "nvrtc", "cupti"),
+    "nccl": ("nccl",),
+    "hip": ("hip", "rocm", "amd", "hipblas", "rocblas", "miopen"),
+    "rccl": ("rccl",),
+    "musa": ("musa", "mublas", "mudnn", "mupti", "mthreads"),
+    "mccl": ("mccl",),
+    "xpu": ("xpu", "sycl", "oneccl"),
+    "npu": ("npu", "ascend", "cann", "hccl"),
+    "mps": ("mps",),
+    "mlu": ("mlu", "cnnl", "cncl"),
+    "hpu": ("hpu", "habana"),
+}
+VENDOR_FOLDERS = {"device", "comm", "kernels"}
+# A library of collectives belongs to a device's vendor, so either folder may speak of both.
+VENDOR_OF_LIBRARY = {"nccl": "cuda", "rccl": "hip", "mccl": "musa"}
+PROSE = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)
+IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 SOURCES = {".h", ".cpp", ".inc", ".cu", ".cuh"}
 MAX_LINES = 600
 
@@ -73,6 +95,32 @@ def check_include(room, rooms, relative, header):
             yield f"{room.name}/ includes {header}, but does not declare {other.name} in DEPS"
 
 
+def vendor_of(identifier):
+    """The vendor whose name one of an identifier's words is (kCUDA, is_cuda, CudaStream; not Ownership), or None."""
+    for word in WORD.findall(identifier):
+        for vendor, names in VENDORS.items():
+            if word.lower() in names:
+                return vendor
+    return None
+
+
+def check_vendors(relative, text):
+    """Yields (line number, what is wrong) for each vendor's name outside the vendor's folder."""
+    own = set()
+    if relative.parts[0] in VENDOR_FOLDERS and len(relative.parts) > 2:
+        folder = VENDOR_OF_LIBRARY.get(relative.parts[1], relative.parts[1])
+        own = {folder} | {library for library, vendor in VENDOR_OF_LIBRARY.items() if vendor == folder}
+    lines = text.splitlines()
+    code = PROSE.sub(lambda match: "\n" * match.group().count("\n"), text).splitlines()
+    for number, line in enumerate(code, 1):
+        include = INCLUDE.match(lines[number - 1])
+        names = re.split(r"[/.]", include.group(2)) if include else IDENTIFIER.findall(line)
+        for name in names:
+            vendor = vendor_of(name)
+            if vendor is not None and vendor not in own:
+                yield number, f"'{name}' is {vendor}'s; outside its folder ask the Device interface instead"
+
+
 def check_tree(root):
     """Returns (errors, warnings), each a list of 'path:line: text'."""
     rooms = read_rooms(root)
@@ -89,7 +137,10 @@ def check_tree(root):
         if room is None:
             errors.append(f"{shown}: in no declared room")
             continue
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines()
+        for number, problem in check_vendors(relative, text):
+            errors.append(f"{shown}:{number}: {problem}")
         for number, line in enumerate(lines, 1):
             match = INCLUDE.match(line)
             if match:

@@ -97,6 +97,24 @@ class CheckLayersTest(unittest.TestCase):
         self.assertEqual(check(self.root)[0], 0)
         self.assert_rejected("src/trireme/nn/x.cpp", text, "c10d")
 
+    def test_a_vendors_name_outside_its_folder(self):
+        for code in ("if (x.is_cuda()) {}", "c10::Device d(at::kCUDA);", "CUDAStream s;", "cudaMalloc(&p, n);",
+                     "at::kHIP", "musaStream_t s;", "ncclComm_t c;", "bool use_nvidia_path;",
+                     "#include <c10/cuda/CUDAStream.h>", '#include "trireme/device/musa/queue.h"'):
+            self.assert_rejected("src/trireme/device/x.cpp", "\n" + code + "\n", "outside its folder")
+            self.assert_rejected("src/trireme/nn/x.cpp", "/* one\n two */\n" + code + "\n", "x.cpp:3")
+        self.put("src/trireme/nn/x.cpp", "")
+        self.assert_rejected("src/trireme/device/sim/y.cpp", "at::kCUDA\n", "outside its folder")
+        self.assert_rejected("src/trireme/device/musa/y.cpp", "at::kCUDA\n", "outside its folder")
+
+    def test_a_vendors_name_in_its_folder_and_in_prose(self):
+        self.put("src/trireme/device/cuda/x.cpp", "#include <c10/cuda/CUDAStream.h>\ncudaMalloc(&p, n);\n")
+        self.put("src/trireme/comm/nccl/x.cpp", "ncclComm_t c; cudaStream_t s;\n")
+        self.put("src/trireme/device/x.cpp", "// Ownership as of cuda\nint ownership; f(\"cuda:0\"); /* kCUDA\n cuda */\n"
+                                             "int cutoff, musically, ampersand, amplitude, chip, hipster, cu_seqlens;\n")
+        status, output = check(self.root)
+        self.assertEqual(status, 0, output)
+
     def test_names_that_say_nothing(self):
         self.assert_rejected("src/trireme/nn/tensor_utils.h", "", "says nothing")
         self.assert_rejected("scripts/helper.sh", "", "says nothing")

@@ -1,13 +1,18 @@
-// What the rest of the program knows of a device: its name, its memory, its queue.
+// What the rest of the program knows of a device: its name, its memory, its queues, its random state and what it can do.
 //
-// Rooms above ask a Device and never a vendor's API; a backend is a folder (cpu/ here) that
-// implements these three interfaces.
+// Rooms above ask a Device and never a vendor's API; a back end is a folder that implements these interfaces: cpu/, and
+// sim/ on accelerator/, which is all of it that PyTorch's generic hooks suffice for.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
+#include <c10/core/Stream.h>
+#include <c10/core/StreamGuard.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "trireme/device/memory.h"
 
@@ -18,9 +23,9 @@ class Event {
  public:
   virtual ~Event() = default;
   virtual bool done() const = 0;
-  /// Blocks the calling thread until the work before the event is done.
+  /// Blocks the calling thread until the work before the event is done. Throws Error{kDevice} if the device failed.
   virtual void wait() = 0;
-  /// Seconds on the device's clock at which the event was reached. After done().
+  /// Seconds on the device's clock at which the event was reached; only differences mean something. After done().
   virtual double seconds() const = 0;
 };
 
@@ -29,29 +34,72 @@ class Queue {
  public:
   virtual ~Queue() = default;
   virtual std::unique_ptr<Event> record() = 0;
-  /// Work issued later waits for the event; does not block the calling thread.
+  /// Work issued later waits for the event, which is of a device of the same type; does not block the calling thread.
   virtual void wait_for(const Event& event) = 0;
+  /// Blocks until everything issued to the queue is done. Throws Error{kDevice} if the device failed.
+  virtual void synchronize() = 0;
+  /// What ATen calls the queue.
+  virtual c10::Stream torch_stream() const = 0;
 };
 
-/// One device of this process. Thread-safe.
+/// While it lives, ATen's calls of this thread for the queue's device go to the queue, and the device is the current one.
+class QueueGuard {
+ public:
+  explicit QueueGuard(const Queue& queue) : guard_(queue.torch_stream()) {}
+
+ private:
+  c10::StreamGuard guard_;
+};
+
+/// What a device can do.
+struct Capabilities {
+  std::vector<c10::ScalarType> dtypes;     ///< that tensors can have
+  std::vector<c10::ScalarType> fp8_kinds;  ///< those of `dtypes` that have 8 bits and an exponent
+  bool asynchronous = false;               ///< calls return before the work is done
+  bool graph_capture = false;              ///< issued work can be recorded and issued again
+  bool peer_access = false;  ///< copies between two devices of this type do not go through the host
+};
+
+/// One device of this process; lives as long as it. Thread-safe.
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  ///< the product, e.g. the processor's model name
-  virtual std::string type() const = 0;  ///< "cpu"
+  virtual std::string type() const = 0;  ///< "cpu", "sim"
   virtual c10::Device torch_device() const = 0;
+  virtual Capabilities capabilities() const = 0;
+
   virtual int64_t total_memory_bytes() const = 0;
   virtual MemoryStatistics memory() const = 0;
   /// The peaks start again from what is held now.
   virtual void reset_peak_memory() = 0;
-  /// Blocks until everything issued to this device is done.
+  /// No more than this is given out from now on: a tensor above it throws c10::OutOfMemoryError, or Error{kDevice} on the
+  /// CPU. 0: what the device has. Throws Error{kConfig} for more than that, and where the back end has no cap.
+  virtual void set_memory_cap(int64_t bytes) = 0;
+
+  /// Blocks until everything issued to this device is done. Throws Error{kDevice} if it failed.
   virtual void synchronize() = 0;
-  /// The queue that ATen's calls of the calling thread go to.
+  /// The queue that ATen's calls of the calling thread go to. Lives as long as the process.
   virtual Queue& compute_queue() = 0;
+  /// A further queue, beside the others.
+  virtual std::unique_ptr<Queue> new_queue() = 0;
+
+  /// A host tensor, not filled, that copies to and from this device need not wait for.
+  virtual at::Tensor empty_pinned(c10::IntArrayRef sizes, c10::ScalarType dtype) = 0;
+  /// Issues `to` = `from` to the queue and returns before it is done, where a host tensor in it is pinned (another is
+  /// waited for). One of the two is on this device; sizes are equal, strides and dtypes need not be. The host keeps its
+  /// hands off a pinned tensor until the work is done.
+  virtual void copy(const at::Tensor& to, const at::Tensor& from, Queue& queue) = 0;
+
+  /// What this device's random numbers follow from, as bytes on the CPU. Setting takes what the same type of device gave.
+  virtual at::Tensor random_state() const = 0;
+  virtual void set_random_state(const at::Tensor& state) = 0;
+  virtual void seed(uint64_t seed) = 0;
 };
 
-/// The device that a name like "cpu" stands for; lives as long as the process. Installs the
-/// device's allocator on first use. Throws Error{kConfig} for an unknown name.
+/// The device that a name stands for: "cpu", "sim", "sim:1". Lives as long as the process. The first use of a type installs
+/// its allocator and, of sim, takes PyTorch's place for another device. Throws Error{kConfig} for an unknown name,
+/// Error{kDevice} where there is no such device.
 Device& get_device(const std::string& name);
 
 }  // namespace trireme::device

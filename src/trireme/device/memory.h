@@ -13,6 +13,7 @@ struct MemoryStatistics {
   int64_t reserved_bytes = 0;
   int64_t peak_reserved_bytes = 0;
   int64_t num_allocations = 0;  ///< calls that gave out memory since the start
+  int64_t cap_bytes = 0;        ///< no more than this is given out; 0: no cap but the system's
 };
 
 /// Makes the caching allocator the one behind every CPU tensor of this process. Call it at

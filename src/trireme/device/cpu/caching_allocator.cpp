@@ -187,6 +187,10 @@ constexpr size_t kHeader = CachingAllocator::kAlignment;
 
 void* CachingAllocator::allocate(size_t bytes) {
   if (bytes == 0) return nullptr;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    check_cap(bytes);
+  }
   char* raw =
       static_cast<char*>(std::aligned_alloc(kAlignment, round_up(bytes + kHeader, kAlignment)));
   TRIREME_USER_CHECK(raw != nullptr, kDevice, "use a smaller micro-batch or more recompute",
@@ -221,6 +225,7 @@ void* CachingAllocator::allocate(size_t bytes) {
                      "a tensor of {} bytes was asked for", bytes);
   const size_t rounded = round_up(bytes, kAlignment);
   const std::lock_guard<std::mutex> lock(mutex_);
+  check_cap(rounded);
   AddressPool& pool = rounded <= kSmallBytes ? small_ : large_;
   void* address = pool.allocate(rounded);
   TRIREME_USER_CHECK(address != nullptr, kDevice, "use a smaller micro-batch or more recompute",
@@ -250,6 +255,19 @@ void CachingAllocator::free(void* address) {
 MemoryStatistics CachingAllocator::statistics() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return statistics_;
+}
+
+void CachingAllocator::set_cap(int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  statistics_.cap_bytes = bytes;
+}
+
+void CachingAllocator::check_cap(size_t bytes) const {
+  const MemoryStatistics& s = statistics_;
+  TRIREME_USER_CHECK(
+      s.cap_bytes == 0 || s.allocated_bytes + static_cast<int64_t>(bytes) <= s.cap_bytes, kDevice,
+      "use a smaller micro-batch or more recompute, or raise the cap",
+      "{} bytes were asked for, {} are held, the cap is {}", bytes, s.allocated_bytes, s.cap_bytes);
 }
 
 void CachingAllocator::reset_peak() {

@@ -86,11 +86,15 @@ class CachingAllocator {
   void free(void* address);
   MemoryStatistics statistics() const;
   void reset_peak();
+  /// A block that would make allocated_bytes larger than this is refused with Error{kDevice}; 0: none is.
+  void set_cap(int64_t bytes);
 
   static constexpr size_t kAlignment = 64;
   static constexpr size_t kSmallBytes = 256 * 1024;
 
  private:
+  void check_cap(size_t bytes) const;
+
   mutable std::mutex mutex_;
   AddressPool small_;
   AddressPool large_;

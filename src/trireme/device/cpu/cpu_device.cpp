@@ -1,7 +1,11 @@
-// The CPU behind the Device interface: its queue is the calling thread, so everything issued is
-// done.
+#include "trireme/device/cpu/cpu_device.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/ScalarType.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -12,7 +16,6 @@
 
 #include "trireme/base/error.h"
 #include "trireme/device/cpu/caching_allocator.h"
-#include "trireme/device/device.h"
 
 namespace trireme::device {
 namespace {
@@ -52,7 +55,13 @@ class CpuEvent final : public Event {
 class CpuQueue final : public Queue {
  public:
   std::unique_ptr<Event> record() override { return std::make_unique<CpuEvent>(); }
-  void wait_for(const Event&) override {}
+  void wait_for(const Event& event) override {
+    TRIREME_CHECK(event.done(), "the CPU waits for a device in Event::wait(), not in its queue");
+  }
+  void synchronize() override {}
+  c10::Stream torch_stream() const override {
+    return c10::Stream(c10::Stream::DEFAULT, c10::Device(c10::DeviceType::CPU, -1));
+  }
 };
 
 class CpuDevice final : public Device {
@@ -79,10 +88,52 @@ class CpuDevice final : public Device {
     }
     return physical;
   }
+  Capabilities capabilities() const override {
+    Capabilities result;
+    for (int8_t i = 0; i < static_cast<int8_t>(c10::ScalarType::NumOptions); ++i) {
+      const auto dtype = static_cast<c10::ScalarType>(i);
+      const bool quantized = c10::isQIntType(dtype) || c10::isBitsType(dtype);
+      if (quantized || dtype == c10::ScalarType::Undefined) continue;
+      result.dtypes.push_back(dtype);
+      if (c10::elementSize(dtype) == 1 && c10::isFloatingType(dtype)) {
+        result.fp8_kinds.push_back(dtype);
+      }
+    }
+    return result;
+  }
   MemoryStatistics memory() const override { return cpu_allocator().statistics(); }
   void reset_peak_memory() override { cpu_allocator().reset_peak(); }
+  void set_memory_cap(int64_t bytes) override {
+    TRIREME_USER_CHECK(bytes >= 0 && bytes <= total_memory_bytes(), kConfig,
+                       fmt::format("give at most {}", total_memory_bytes()),
+                       "a memory cap of {} bytes", bytes);
+    cpu_allocator().set_cap(bytes);
+  }
   void synchronize() override {}
   Queue& compute_queue() override { return queue_; }
+  std::unique_ptr<Queue> new_queue() override { return std::make_unique<CpuQueue>(); }
+  at::Tensor empty_pinned(c10::IntArrayRef sizes, c10::ScalarType dtype) override {
+    return at::empty(sizes, at::TensorOptions().dtype(dtype));
+  }
+  void copy(const at::Tensor& to, const at::Tensor& from, Queue&) override {
+    TRIREME_CHECK(to.sizes() == from.sizes(), "a copy between tensors of different sizes");
+    to.copy_(from);
+  }
+  at::Tensor random_state() const override {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard lock(generator.mutex());
+    return generator.get_state();
+  }
+  void set_random_state(const at::Tensor& state) override {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard lock(generator.mutex());
+    generator.set_state(state);
+  }
+  void seed(uint64_t seed) override {
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const std::lock_guard lock(generator.mutex());
+    generator.set_current_seed(seed);
+  }
 
  private:
   CpuQueue queue_;
@@ -109,9 +160,7 @@ bool cpu_allocator_installed() {
   return installed;
 }
 
-Device& get_device(const std::string& name) {
-  TRIREME_USER_CHECK(name == "cpu", kConfig, "this build knows the device \"cpu\"",
-                     "no device is called \"{}\"", name);
+Device& cpu_device() {
   install_cpu_allocator();
   static CpuDevice* device = new CpuDevice();
   return *device;

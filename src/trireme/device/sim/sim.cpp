@@ -1,0 +1,193 @@
+#include "trireme/device/sim/sim.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/DeviceType.h>
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <mutex>
+#include <string_view>
+#include <utility>
+
+#include "trireme/base/error.h"
+#include "trireme/base/suggest.h"
+#include "trireme/device/sim/runtime.h"
+
+namespace trireme::device::sim {
+namespace {
+
+void read_number(const char* variable, int64_t least, int64_t most, int64_t* value) {
+  const char* text = std::getenv(variable);
+  if (text == nullptr || *text == '\0') return;
+  const std::string_view view(text);
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(view.begin(), view.end(), number);
+  TRIREME_USER_CHECK(error == std::errc() && end == view.end() && number >= least && number <= most,
+                     kConfig, fmt::format("give a whole number from {} to {}", least, most),
+                     "{}={}", variable, text);
+  *value = number;
+}
+
+WorkQueue& queue_of(const c10::Stream& stream) {
+  return Runtime::get().queue(stream);
+}
+
+DeviceState& state_of(int device) {
+  return Runtime::get().device(device).state;
+}
+
+Scheduler& scheduler() {
+  return Runtime::get().scheduler();
+}
+
+}  // namespace
+
+Options options_from_environment() {
+  Options options;
+  int64_t devices = options.num_devices;
+  int64_t seed = 0;
+  read_number("TRIREME_SIM_DEVICES", 1, kMaxDevices, &devices);
+  read_number("TRIREME_SIM_SEED", 0, INT64_MAX, &seed);
+  read_number("TRIREME_SIM_MEMORY_BYTES", 1, options.address_space_bytes,
+              &options.memory_cap_bytes);
+  options.num_devices = static_cast<int>(devices);
+  options.seed = static_cast<uint64_t>(seed);
+  const char* text = std::getenv("TRIREME_SIM_SCHEDULE");
+  const std::string schedule = text == nullptr || *text == '\0' ? "late" : text;
+  const std::vector<std::string> known = {"eager", "late", "shuffled"};
+  if (schedule == "eager") {
+    options.schedule = Schedule::kEager;
+  } else if (schedule == "shuffled") {
+    options.schedule = Schedule::kShuffled;
+  } else {
+    TRIREME_USER_CHECK(schedule == "late", kConfig, suggestion(schedule, known),
+                       "TRIREME_SIM_SCHEDULE={}", schedule);
+  }
+  return options;
+}
+
+bool backend_registered() {
+  return Runtime::started();
+}
+
+void register_backend(const Options& options) {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (Runtime::started()) return;
+  TRIREME_USER_CHECK(options.num_devices >= 1 && options.num_devices <= kMaxDevices, kConfig,
+                     fmt::format("give 1 to {}", kMaxDevices), "{} simulated devices",
+                     options.num_devices);
+  if (c10::is_privateuse1_backend_registered()) {
+    const std::string owner = c10::get_privateuse1_backend();
+    TRIREME_USER_CHECK(owner == "sim", kDevice,
+                       "a process has one such place: do not load the plug-in where sim is used",
+                       "PyTorch's place for another device belongs to \"{}\" in this process",
+                       owner);
+  }
+  c10::register_privateuse1_backend("sim");
+  Runtime::start(options);
+  register_guard_and_hooks();
+  register_operators();
+}
+
+// ---- work ----------------------------------------------------------------------------------------
+
+void submit(Kernel kernel, std::function<void()> work) {
+  submit(current_stream(current_device()), std::move(kernel), std::move(work));
+}
+
+void submit(c10::Stream stream, Kernel kernel, std::function<void()> work) {
+  scheduler().submit(queue_of(stream), std::move(kernel), std::move(work));
+}
+
+at::Tensor host_alias(const at::Tensor& tensor) {
+  if (!tensor.defined() || tensor.is_cpu()) return tensor;
+  TRIREME_CHECK(tensor.is_privateuseone(), "a tensor on {} among those of sim",
+                tensor.device().str());
+  TRIREME_CHECK(!tensor.is_conj() && !tensor.is_neg(), "lazily negated or conjugated tensors");
+  const auto options = at::TensorOptions().dtype(tensor.dtype()).device(c10::DeviceType::CPU);
+  if (tensor.numel() == 0 || tensor.const_data_ptr() == nullptr) {
+    return at::empty_strided(tensor.sizes(), tensor.strides(), options);
+  }
+  return at::for_blob(host_address(tensor.const_data_ptr()), tensor.sizes())
+      .strides(tensor.strides())
+      .options(options)
+      .make_tensor();
+}
+
+void synchronize() {
+  synchronize(current_stream(current_device()));
+}
+
+void synchronize(c10::Stream stream) {
+  WorkQueue& queue = queue_of(stream);
+  scheduler().wait(queue, queue.issued());
+  scheduler().throw_if_failed(state_of(stream.device_index()));
+}
+
+void synchronize_device(int device) {
+  scheduler().wait_device(state_of(device));
+  scheduler().throw_if_failed(state_of(device));
+}
+
+QueueHold::QueueHold(c10::Stream stream) : stream_(stream) {
+  scheduler().hold(queue_of(stream_));
+}
+
+QueueHold::~QueueHold() {
+  scheduler().release(queue_of(stream_));
+}
+
+void set_schedule(Schedule schedule, uint64_t seed) {
+  scheduler().set_schedule(schedule, seed);
+}
+
+// ---- faults --------------------------------------------------------------------------------------
+
+void inject_fault(int device, const Fault& fault) {
+  scheduler().arm(state_of(device), fault);
+}
+
+void fail_allocation(int device, int64_t nth) {
+  Runtime::get().device(device).memory.fail_allocation(nth);
+}
+
+void wait_until_hung(int device) {
+  scheduler().wait_until_hung(state_of(device));
+}
+
+void release_hung(int device) {
+  scheduler().end_hang(state_of(device), /*abort=*/false);
+}
+
+void abort_hung(int device) {
+  scheduler().end_hang(state_of(device), /*abort=*/true);
+}
+
+void recover(int device) {
+  scheduler().clear_failure(state_of(device));
+  Runtime::get().device(device).memory.fail_allocation(0);
+}
+
+// ---- clock ---------------------------------------------------------------------------------------
+
+void set_profile(std::shared_ptr<const DeviceProfile> profile) {
+  scheduler().set_profile(std::move(profile));
+}
+
+double simulated_seconds(int device) {
+  return scheduler().simulated_seconds(state_of(device));
+}
+
+void restart_clock() {
+  scheduler().restart_clock();
+}
+
+void add_cost(const Cost& cost) {
+  Scheduler::add_cost(cost);
+}
+
+}  // namespace trireme::device::sim
