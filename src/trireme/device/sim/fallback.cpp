@@ -141,7 +141,7 @@ class CpuCall {
       return fresh;
     }
     if (written) written_.push_back(tensor);
-    return host_alias(tensor);
+    return hosts_.emplace_back(host_alias(tensor));
   }
 
   IValue convert(size_t i) {
@@ -226,6 +226,9 @@ class CpuCall {
   at::ArrayRef<IValue> arguments_;
   c10::Device device_;
   std::vector<at::Tensor> written_;
+  /// A boxed kernel that returns several of its arguments returns references to the stack's slots, and copies from them
+  /// after the stack was emptied: the tensors must live elsewhere.
+  std::vector<at::Tensor> hosts_;
   std::vector<std::pair<at::Tensor, at::Tensor>> remade_;  ///< of the device, of the host
   torch::jit::Stack stack_;
 };

@@ -284,6 +284,11 @@ struct SimHooks final : at::PrivateUse1HooksInterface {
   }
 };
 
+// A function of its own, so that tests/sanitizers can name it.
+[[gnu::noinline]] void register_hooks() {
+  at::RegisterPrivateUse1HooksInterface(new SimHooks());
+}
+
 }  // namespace
 
 c10::Allocator* pinned_allocator() {
@@ -306,7 +311,7 @@ at::Generator cpu_generator_of(const at::Generator& generator) {
 void register_guard_and_hooks() {
   c10::SetAllocator(kType, new SimAllocator());
   static const c10::impl::DeviceGuardImplRegistrar registrar(kType, new SimGuard());
-  at::RegisterPrivateUse1HooksInterface(new SimHooks());
+  register_hooks();
 }
 
 }  // namespace trireme::device::sim

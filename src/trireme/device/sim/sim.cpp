@@ -43,6 +43,11 @@ Scheduler& scheduler() {
   return Runtime::get().scheduler();
 }
 
+// A function of its own, so that tests/sanitizers can name it.
+[[gnu::noinline]] void claim_place() {
+  c10::register_privateuse1_backend("sim");
+}
+
 }  // namespace
 
 Options options_from_environment() {
@@ -87,7 +92,7 @@ void register_backend(const Options& options) {
                        "PyTorch's place for another device belongs to \"{}\" in this process",
                        owner);
   }
-  c10::register_privateuse1_backend("sim");
+  claim_place();
   Runtime::start(options);
   register_guard_and_hooks();
   register_operators();
