@@ -29,22 +29,10 @@
 
 namespace trireme::kernels {
 
-enum class Op {
-  kRmsNorm,
-  kLayerNorm,
-  kActivation,
-  kGatedActivation,
-  kRotary,
-  kEmbedding,
-  kAttention,
-  kLinear,
-  kLinearCrossEntropy,
-  kAdamW
-};
-const char* to_string(Op op);
-
-/// Why `op` cannot run in `dtype` on `device`; empty if it can.
-std::optional<std::string> unsupported_reason(Op op, at::ScalarType dtype, at::Device device);
+/// Why no kernel can run the op of this name ("rms_norm") in `dtype` on `device`; empty if one can. Error{kConfig} for an
+/// unknown op. Which kernel runs an op, and others in their place: registry.h, plugin.h.
+std::optional<std::string> unsupported_reason(const std::string& op, at::ScalarType dtype,
+                                              at::Device device);
 
 // --- Products -----------------------------------------------------------------------------------
 // x and dy may have strided rows (a column slice of a wider matrix); weights may too.

@@ -6,6 +6,7 @@
 #include "hwy/foreach_target.h"
 #include "trireme/kernels/cpu/activation-inl.h"
 // clang-format on
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/ops.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -203,6 +204,8 @@ void gated_backward_typed(Activation act, const at::Tensor& dy, const at::Tensor
 
 }  // namespace
 
+namespace cpu {
+
 void activation(Activation act, const at::Tensor& x, at::Tensor& y) {
   check_same(x, y, "x and y");
   if (x.scalar_type() == at::kBFloat16) return activation_typed<at::BFloat16>(act, x, y);
@@ -230,6 +233,8 @@ void gated_activation_backward(Activation act, const at::Tensor& dy, const at::T
   }
   gated_backward_typed<float>(act, dy, gate_up, d_gate_up, y);
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels
 #endif  // HWY_ONCE

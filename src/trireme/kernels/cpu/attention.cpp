@@ -21,6 +21,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/attention_rows.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/panel_gemm.h"
 #include "trireme/kernels/cpu/product.h"
@@ -516,6 +517,8 @@ bool multiplies_bf16(int64_t d, int64_t value_d) {
 
 }  // namespace
 
+namespace cpu {
+
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp) {
   check_shapes(q, k, v, options);
@@ -556,6 +559,8 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
                                                       dk, dv);
   backward_typed<at::BFloat16, float>(dout, q, k, v, out, logsumexp, options, dq, dk, dv);
 }
+
+}  // namespace cpu
 
 int64_t attention_workspace_bytes(const AttentionShape& s, at::ScalarType dtype, bool backward,
                                   int threads) {

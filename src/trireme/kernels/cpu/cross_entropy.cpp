@@ -82,6 +82,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/panel_gemm.h"
@@ -271,6 +272,8 @@ void check_targets(const int64_t* targets, int64_t rows, int64_t vocab) {
 
 }  // namespace
 
+namespace cpu {
+
 double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                             const at::Tensor& targets, double scale, int64_t chunk_rows,
                             CrossEntropyOutputs outputs, double softcap) {
@@ -340,6 +343,8 @@ double linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
   for (const double loss : losses) sum += loss;
   return sum;
 }
+
+}  // namespace cpu
 
 int64_t cross_entropy_workspace_bytes(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                       at::ScalarType dtype, bool with_gradients) {

@@ -7,6 +7,7 @@
 #include "hwy/foreach_target.h"
 #include "trireme/kernels/cpu/activation-inl.h"
 // clang-format on
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/moe_ops.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -242,6 +243,8 @@ const float* row_weights(const at::Tensor& weights, int64_t rows) {
 
 }  // namespace
 
+namespace cpu {
+
 void gather_rows(const at::Tensor& x, const ExpertRows& rows, at::Tensor& y) {
   const int64_t width = x.size(1);
   const int64_t count = rows.count();
@@ -416,6 +419,8 @@ void grouped_bias_backward(const at::Tensor& dy, const at::Tensor& bias, const a
     });
   });
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels
 #endif  // HWY_ONCE

@@ -216,6 +216,7 @@ HWY_AFTER_NAMESPACE();
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/ops.h"
 
@@ -282,6 +283,8 @@ float* flat_of(const at::Tensor& tensor, int64_t n, const char* what) {
   return tensor.data_ptr<float>();
 }
 }  // namespace
+
+namespace cpu {
 
 void adamw_(at::Tensor& weights, const at::Tensor& gradients, at::Tensor& exp_avg,
             at::Tensor& exp_avg_sq, at::Tensor compute, const AdamWParams& params) {
@@ -379,6 +382,8 @@ void convert(const at::Tensor& src, at::Tensor& dst) {
     cpu::rows_to_bf16(from + begin, 0, to + begin, 0, 1, end - begin);
   });
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels
 #endif  // HWY_ONCE

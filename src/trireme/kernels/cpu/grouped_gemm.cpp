@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/panel_gemm.h"
 #include "trireme/kernels/cpu/product.h"
@@ -498,6 +499,8 @@ void row_product(const at::Tensor& a, const std::vector<at::Tensor>& weights, bo
 
 }  // namespace
 
+namespace cpu {
+
 void grouped_linear(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                     const GroupOffsets& offsets, bool accumulate, at::Tensor& y) {
   if (x.scalar_type() == at::kBFloat16)
@@ -539,6 +542,8 @@ void grouped_linear_backward_weight(const at::Tensor& dy, const at::Tensor& x,
         .run();
   }
 }
+
+}  // namespace cpu
 
 int64_t grouped_weight_workspace_bytes(int64_t rows, int64_t groups, int64_t in,
                                        at::ScalarType dtype) {

@@ -134,6 +134,7 @@ HWY_AFTER_NAMESPACE();
 #include <cstring>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/dispatch.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/ops.h"
@@ -335,6 +336,8 @@ void layer_norm_backward_typed(const at::Tensor& dy, const at::Tensor& x, const 
 
 }  // namespace
 
+namespace cpu {
+
 void rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
               at::Tensor rstd, double offset) {
   const auto offset32 = static_cast<float>(offset);
@@ -371,6 +374,8 @@ void layer_norm_backward(const at::Tensor& dy, const at::Tensor& x, const at::Te
   layer_norm_backward_typed<float>(dy, x, weight, mean, rstd, dx, add_to_dx, dweight, dbias,
                                    accumulate);
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels
 #endif  // HWY_ONCE

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/ops.h"
@@ -137,6 +138,8 @@ void embedding_backward_typed(const at::Tensor& tokens, const at::Tensor& dy, at
 
 }  // namespace
 
+namespace cpu {
+
 void rotary_(at::Tensor& x, const at::Tensor& positions, const at::Tensor& cos,
              const at::Tensor& sin, bool inverse, bool interleaved) {
   if (x.scalar_type() == at::kBFloat16)
@@ -159,5 +162,7 @@ void embedding_backward(const at::Tensor& tokens, const at::Tensor& dy, at::Tens
   }
   embedding_backward_typed<float>(tokens, dy, dweight, accumulate);
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels

@@ -10,6 +10,7 @@
 #include <optional>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/mkl_gemm.h"
 #include "trireme/kernels/cpu/panel_gemm.h"
@@ -271,6 +272,8 @@ void product_bf16(const Matrix& x, const Matrix& w, bool transpose_w, const at::
 
 }  // namespace
 
+namespace cpu {
+
 void linear(const at::Tensor& x_in, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
             const std::optional<at::Tensor>& residual, at::Tensor& y_out) {
   const Matrix x = matrix_of(x_in, "x");
@@ -391,6 +394,8 @@ void bias_gradient(const at::Tensor& dy, at::Tensor& dbias, bool accumulate) {
     return bias_gradient_typed<at::BFloat16>(dy, dbias, accumulate);
   bias_gradient_typed<float>(dy, dbias, accumulate);
 }
+
+}  // namespace cpu
 
 int64_t product_workspace_bytes(int64_t rows, int64_t cols, int64_t inner, at::ScalarType dtype) {
   const cpu::ProductChoice choice = cpu::product_choice();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/router_scores.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/moe_ops.h"
@@ -94,6 +95,8 @@ void keep_best_groups(const RouterOptions& options, int64_t experts, std::vector
 }
 
 }  // namespace
+
+namespace cpu {
 
 void route(const at::Tensor& logits, const at::Tensor& selection_bias, const RouterOptions& options,
            at::Tensor& choice, at::Tensor& weights) {
@@ -345,5 +348,7 @@ ExpertRows sort_by_expert(const at::Tensor& choice, const at::Tensor& weights, i
   }
   return result;
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels

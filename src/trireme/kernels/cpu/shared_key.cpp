@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/flat.h"
 #include "trireme/kernels/cpu/rows.h"
 #include "trireme/kernels/ops.h"
@@ -79,6 +80,8 @@ void join_backward(const at::Tensor& dk, at::Tensor& d_own, at::Tensor& d_shared
 
 }  // namespace
 
+namespace cpu {
+
 void join_shared_key(const at::Tensor& own, const at::Tensor& shared, at::Tensor& k) {
   if (k.scalar_type() == at::kBFloat16) return join<at::BFloat16>(own, shared, k);
   join<float>(own, shared, k);
@@ -88,5 +91,7 @@ void join_shared_key_backward(const at::Tensor& dk, at::Tensor& d_own, at::Tenso
   if (dk.scalar_type() == at::kBFloat16) return join_backward<at::BFloat16>(dk, d_own, d_shared);
   join_backward<float>(dk, d_own, d_shared);
 }
+
+}  // namespace cpu
 
 }  // namespace trireme::kernels

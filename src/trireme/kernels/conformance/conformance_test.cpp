@@ -1,0 +1,105 @@
+#include "trireme/kernels/conformance/conformance.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "trireme/base/error.h"
+#include "trireme/kernels/cpu/cpu_kernels.h"
+#include "trireme/kernels/cpu/test_products.h"
+#include "trireme/kernels/registry.h"
+
+namespace trireme::kernels::conformance {
+namespace {
+
+void expect_conformance(const std::string& op, const std::string& kernel) {
+  const std::vector<Outcome> outcomes = check(op, kernel);
+  EXPECT_FALSE(outcomes.empty());
+  for (const Outcome& outcome : outcomes)
+    EXPECT_EQ(outcome.problem, "") << op << " of " << kernel << " on " << outcome.trial;
+}
+
+TEST(ConformanceTest, EveryOpHasTrials) {
+  EXPECT_EQ(ops_with_trials(), op_names());
+}
+
+class KernelConformance : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(KernelConformance, OfTheProcessorsKernel) {
+  expect_conformance(GetParam(), "cpu");
+}
+TEST_P(KernelConformance, OfTheReferenceInItsOwnDtypes) {
+  expect_conformance(GetParam(), "aten");
+}
+INSTANTIATE_TEST_SUITE_P(Ops, KernelConformance, ::testing::ValuesIn(op_names()),
+                         [](const auto& info) { return info.param; });
+
+TEST(ConformanceTest, HoldsForEveryWayToMultiply) {
+  cpu::for_every_choice([] {
+    for (const char* op :
+         {"linear", "linear_backward_input", "linear_backward_weight", "gram",
+          "linear_cross_entropy", "attention", "attention_backward", "grouped_linear",
+          "grouped_linear_backward_input", "grouped_linear_backward_weight"})
+      expect_conformance(op, "cpu");
+  });
+}
+
+// --- Kernels that break the contract are found --------------------------------------------------
+
+/// Off by the rounding of the sum to bfloat16.
+void low_add(at::Tensor& a, const at::Tensor& b) {
+  a.copy_(a.add(b).to(at::kBFloat16));
+}
+/// Correct, but writes what lies between the rows.
+void spilling_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
+                   at::Tensor rstd, double offset) {
+  cpu::rms_norm(x, weight, eps, y, rstd, offset);
+  if (y.dim() == 2 && y.size(0) > 1 && y.stride(0) > y.size(1))
+    y.as_strided({y.size(0) - 1, 1}, {y.stride(0), 1}, y.storage_offset() + y.size(1)).fill_(0.0);
+}
+/// Reads its output where it must not.
+void reading_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at::Tensor& y,
+                  at::Tensor rstd, double offset) {
+  const at::Tensor before = y.clone();
+  cpu::rms_norm(x, weight, eps, y, rstd, offset);
+  y.add_(before.mul(0.0));
+}
+void throwing_norm(const at::Tensor&, const at::Tensor&, double, at::Tensor&, at::Tensor, double) {
+  throw std::runtime_error("no");
+}
+
+std::string first_problem(const std::string& op, const std::string& kernel) {
+  for (const Outcome& outcome : check(op, kernel)) {
+    if (!outcome.problem.empty()) return outcome.problem;
+  }
+  return "";
+}
+
+TEST(ConformanceTest, FindsWhatIsWrong) {
+  Registrar& registrar = registry();
+  const auto named = [](const char* name) {
+    return KernelInfo{.name = name, .device = at::kCPU, .priority = -1};
+  };
+  registrar.add<&kernels::add_>(named("low"), &low_add);
+  registrar.add<&kernels::rms_norm>(named("spilling"), &spilling_norm);
+  registrar.add<&kernels::rms_norm>(named("reading"), &reading_norm);
+  registrar.add<&kernels::rms_norm>(named("throwing"), &throwing_norm);
+  EXPECT_NE(first_problem("add_", "low").find("the bound is"), std::string::npos);
+  EXPECT_NE(first_problem("rms_norm", "spilling").find("between the rows"), std::string::npos);
+  EXPECT_NE(first_problem("rms_norm", "reading").find("is nan"), std::string::npos);
+  EXPECT_NE(first_problem("rms_norm", "throwing").find("it throws: no"), std::string::npos);
+}
+
+TEST(ConformanceTest, SuggestsTheNearestName) {
+  try {
+    check("rms_nrm", "cpu");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.hint(), "did you mean 'rms_norm'?");
+  }
+  EXPECT_THROW(check("rms_norm", "gpu"), Error);
+}
+
+}  // namespace
+}  // namespace trireme::kernels::conformance

@@ -1,0 +1,115 @@
+// What a kernel brings along, and how a shared library offers its kernels to Trireme.
+//
+//   #include <trireme/kernels/plugin.h>
+//   static void my_rms_norm(const at::Tensor& x, ...) { ... }          // the contract of ops.h
+//   TRIREME_KERNELS(registrar) {
+//     registrar.add<&trireme::kernels::rms_norm>({.name = "my_rms_norm"}, &my_rms_norm);
+//   }
+//
+// Built as a module against these headers and libtorch alone (CMake: Trireme::kernel_headers), named in the run file:
+// [kernels] load = ["./my_rms_norm.so"]. A function of another signature than the op's does not compile.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <typeinfo>
+#include <vector>
+
+#include "trireme/base/torch_compat.h"
+#include "trireme/kernels/moe_ops.h"
+#include "trireme/kernels/op_list.h"
+#include "trireme/kernels/ops.h"
+
+namespace trireme::kernels {
+
+/// A kernel of an op: who it is, and where it can be used.
+struct KernelInfo {
+  std::string name;                                 ///< unique among the op's kernels
+  std::optional<at::DeviceType> device = at::kCPU;  ///< none: any device
+  std::vector<at::ScalarType> dtypes = {};          ///< empty: all that the op computes in
+  /// The highest that can run is chosen. Trireme's own have 0 (aten) and 100 (cpu): whoever loads a kernel means it.
+  int priority = 200;
+  /// What the device must have, as `trireme doctor` names it: avx512_bf16, amx_bf16 ... Without, it is not chosen.
+  std::vector<std::string> needs = {};
+};
+
+namespace detail {
+
+using AnyFunction = void (*)();
+
+enum OpIndex : int {
+#define X(op, dtypes) kIndexOf_##op,
+  TRIREME_KERNEL_OPS(X)
+#undef X
+      kNumOps
+};
+
+/// The index and the name of an op, by its function.
+template <auto kOp>
+struct OpOf;
+#define X(op, dtypes)                            \
+  template <>                                    \
+  struct OpOf<&kernels::op> {                    \
+    static constexpr int kIndex = kIndexOf_##op; \
+    static constexpr const char* kName = #op;    \
+  };
+TRIREME_KERNEL_OPS(X)
+#undef X
+
+/// Changes with the layout of anything that the ops take or give by reference.
+constexpr uint64_t layout_of_arguments() {
+  uint64_t mix = 14695981039346656037U;
+  for (const uint64_t size :
+       {sizeof(AttentionOptions), sizeof(CrossEntropyOutputs), sizeof(AdamWParams),
+        sizeof(RouterOptions), sizeof(RouterBalance), sizeof(ExpertRows), sizeof(ExpertActivation),
+        sizeof(KernelInfo), sizeof(at::Tensor)})
+    mix = (mix ^ size) * 1099511628211U;
+  return mix;
+}
+
+}  // namespace detail
+
+/// Takes kernels in. Thread-safety: one caller at a time. Error{kConfig} for a name that is taken, and once kernels are
+/// chosen.
+class Registrar {
+ public:
+  virtual ~Registrar() = default;
+
+  /// Offers `function` for the op kOp, such as &kernels::rms_norm. It must keep the op's contract (ops.h, moe_ops.h)
+  /// and stay valid as long as the process.
+  template <auto kOp>
+  void add(const KernelInfo& info, std::type_identity_t<decltype(kOp)> function) {
+    add_kernel(detail::OpOf<kOp>::kName, typeid(decltype(kOp)).name(), info,
+               reinterpret_cast<detail::AnyFunction>(function));
+  }
+
+ private:
+  /// By name and signature, for a library may know other ops than the program.
+  virtual void add_kernel(const char* op, const char* signature, const KernelInfo& info,
+                          detail::AnyFunction function) = 0;
+};
+
+/// What a library and the program must have in common.
+struct KernelsAbi {
+  int contract;          ///< of the ops; raised when what they mean changes
+  int torch_version[3];  ///< major, minor, patch
+  uint64_t layout;
+};
+// Not inline: an inline variable would be one for all libraries of the process, and say the same for each.
+constexpr KernelsAbi kKernelsAbi = {1,
+                                    {TORCH_VERSION_MAJOR, TORCH_VERSION_MINOR, TORCH_VERSION_PATCH},
+                                    detail::layout_of_arguments()};
+
+}  // namespace trireme::kernels
+
+/// Defines what a kernel library exports; the body that follows registers its kernels.
+#define TRIREME_KERNELS(registrar)                                                      \
+  extern "C" __attribute__((visibility("default"))) const void* trireme_kernels_abi() { \
+    return &::trireme::kernels::kKernelsAbi;                                            \
+  }                                                                                     \
+  extern "C" __attribute__((visibility("default"))) void trireme_register_kernels(      \
+      ::trireme::kernels::Registrar& registrar)
