@@ -1,5 +1,6 @@
 #include "trireme/kernels/registry.h"
 
+#include <c10/core/DeviceType.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -11,6 +12,7 @@
 #include "trireme/device/machine.h"
 #include "trireme/kernels/aten/aten_kernels.h"
 #include "trireme/kernels/cpu/cpu_kernels.h"
+#include "trireme/kernels/sim/sim_kernels.h"
 
 namespace trireme::kernels {
 
@@ -247,10 +249,14 @@ std::vector<std::string> Registry::kernels_of(const std::string& op) const {
 Registry& registry() {
   static Registry& process = *[] {
     auto* made = new Registry([](at::DeviceType device) {
-      return device == at::kCPU ? device::read_machine().features : std::vector<std::string>{};
+      if (device == at::kCPU) return device::read_machine().features;
+      // Whose device has the private place is a capability, too: kernels for one are not for another.
+      if (device == at::kPrivateUse1) return std::vector{c10::get_privateuse1_backend()};
+      return std::vector<std::string>{};
     });
     aten::register_kernels(*made);
     cpu::register_kernels(*made);
+    sim::register_kernels(*made);
     return made;
   }();
   return process;
