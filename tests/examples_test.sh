@@ -112,5 +112,9 @@ check "gpt2-124m: prepare" "$TRIREME" data prepare --tokenizer gpt2/tokenizer.js
 check "gpt2-124m: inspect" "$TRIREME" data inspect data/web data/web-valid --tokenizer gpt2/tokenizer.json
 check "gpt2-124m: dry run" "$TRIREME" train "$examples/gpt2-124m/run.toml" --dry-run --set model.vocab_size=50304
 
+cp "$TRIREME_BUILD_DIR/tests/my_rms_norm.so" .
+check "kernel" "$TRIREME" train "$examples/kernel/run.toml" "${small[@]}" --set 'data.train=["text/*.txt"]'
+check "kernel: the run says which" grep -q '"rms_norm" = "my_rms_norm"' runs/kernel/run.toml
+
 printf '%d passed, %d failed\n' "$passed" "$failed"
 [ "$failed" -eq 0 ]

@@ -23,6 +23,11 @@ check "find_package(Trireme)" cmake -S "$TRIREME_SOURCE_DIR/tests/install" -B us
 check "a program links it" cmake --build user
 # Of GPT-2 124M: embeddings 50257*768 + 1024*768, 12 layers of 12*768^2 + 13*768, final norm 2*768.
 check "and counts the parameters of GPT-2" test "$(user/uses_trireme)" = 124439808
+# A library of kernels needs the headers alone, and the installed program takes it.
+check "the example's kernel: find_package" cmake -S "$TRIREME_SOURCE_DIR/examples/kernel" -B kernel -G Ninja \
+  -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_BUILD_TYPE=Release
+check "it builds" cmake --build kernel
+check "and keeps its contract" "$prefix/bin/trireme" bench conformance --op rms_norm --kernel my_rms_norm --load kernel/my_rms_norm.so
 # A wrong version is refused.
 check "a later version is not found" bash -c '! cmake -S "$1" -B later -DCMAKE_PREFIX_PATH="$2" -DTRIREME_WANTED=9.9' \
   _ "$TRIREME_SOURCE_DIR/tests/install" "$prefix"

@@ -10,6 +10,7 @@
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
 #include "trireme/device/machine.h"
+#include "trireme/kernels/library.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/train/model_inspection.h"
 
@@ -129,6 +130,45 @@ void examine_model(const std::string& path, const GlobalOptions& options) {
   print_findings(inspection.findings, "model");
 }
 
+const char* dtype_name(c10::ScalarType dtype) {
+  return dtype == c10::kFloat ? "float32" : "bfloat16";
+}
+
+/// Which kernel runs which op, with those of `libraries` among them.
+void list_kernels(const std::vector<std::string>& libraries, const GlobalOptions& options) {
+  kernels::load_and_choose(libraries, {});
+  const std::vector<kernels::KernelRow> rows = kernels::registry().rows(c10::kCPU);
+  if (options.json) {
+    OrderedJson list = OrderedJson::array();
+    for (const kernels::KernelRow& row : rows) {
+      OrderedJson candidates = OrderedJson::array();
+      for (const kernels::KernelCandidate& candidate : row.candidates) {
+        candidates.push_back({{"name", candidate.name},
+                              {"priority", candidate.priority},
+                              {"missing", candidate.missing}});
+      }
+      list.push_back({{"op", row.op},
+                      {"device", "cpu"},
+                      {"dtype", dtype_name(row.dtype)},
+                      {"chosen", row.chosen},
+                      {"candidates", candidates}});
+    }
+    print_json({{"kernels", list}});
+    return;
+  }
+  fmt::print("{:<35} {:<7} {:<9} {:<16} {}\n", "op", "device", "dtype", "kernel", "candidates");
+  for (const kernels::KernelRow& row : rows) {
+    std::vector<std::string> candidates;
+    for (const kernels::KernelCandidate& candidate : row.candidates) {
+      candidates.push_back(fmt::format(
+          "{} {}{}", candidate.name, candidate.priority,
+          candidate.missing.empty() ? "" : fmt::format(" (needs {})", candidate.missing)));
+    }
+    fmt::print("{:<35} {:<7} {:<9} {:<16} {}\n", row.op, "cpu", dtype_name(row.dtype),
+               row.chosen.empty() ? "none" : row.chosen, fmt::join(candidates, ", "));
+  }
+}
+
 }  // namespace
 
 void add_doctor(CLI::App& app, GlobalOptions& options) {
@@ -140,8 +180,13 @@ void add_doctor(CLI::App& app, GlobalOptions& options) {
       "a Hugging Face directory, a checkpoint or a run's folder; without it the machine");
   auto folder = std::make_shared<std::string>(".");
   command->add_option("--folder", *folder, "where the disk is measured")->capture_default_str();
+  auto list = std::make_shared<bool>(false);
+  command->add_flag("--kernels", *list, "which kernel runs which op, and which could");
+  auto libraries = std::make_shared<std::vector<std::string>>();
+  command->add_option("--load", *libraries, "a library of kernels, for --kernels");
   add_global_options(*command, options, "trireme doctor");
-  command->callback([folder, model, &options] {
+  command->callback([folder, model, list, libraries, &options] {
+    if (*list || !libraries->empty()) return list_kernels(*libraries, options);
     if (!model->empty()) return examine_model(*model, options);
     const device::Machine machine = device::read_machine();
     log::info("measuring for about 5 seconds ...");

@@ -13,6 +13,7 @@
 #include <cmath>
 
 #include "trireme/kernels/ops.h"
+#include "trireme/kernels/registry.h"
 
 namespace trireme::kernels {
 namespace {
@@ -169,6 +170,17 @@ void swiglu_aten(benchmark::State& state) {
   state.SetBytesProcessed(static_cast<int64_t>(state.iterations()) * 3 * state.range(0) * h *
                           x.element_size());
 }
+
+/// What finding a kernel costs a call.
+void find_kernel(benchmark::State& state) {
+  const at::Tensor x = random({1, 1}, at::kFloat);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(
+        registry().find<&kernels::rms_norm>(x.device().type(), x.scalar_type()));
+  }
+}
+BENCHMARK(find_kernel);
+
 void row_shapes(benchmark::internal::Benchmark* bench) {
   for (const int64_t bf16 : {0, 1}) bench->Args({4096, 768, bf16})->Args({4096, 2048, bf16});
   bench->UseRealTime()->MeasureProcessCPUTime()->MinTime(0.2);

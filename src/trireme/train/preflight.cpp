@@ -183,6 +183,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
   Preflight p;
   p.run = run;
   inspect_out(p);
+  attempt(p.problems, [&] { choose_kernels(run.config); });
   const std::string recipe = precision.empty() ? run.config.precision.recipe : precision;
   p.precision = choose_precision(recipe);
   if (run.config.precision.recipe == "auto") {

@@ -114,6 +114,14 @@ class ValueReader {
     return result;
   }
 
+  Value convert(const toml::node& node, const std::map<std::string, std::string>&) const {
+    const toml::table* table = node.as_table();
+    if (table == nullptr) wrong_type(node);
+    std::map<std::string, std::string> result;
+    for (const auto& [name, item] : *table) result[std::string(name.str())] = text(item);
+    return result;
+  }
+
   double real(const toml::node& node) const {
     double x = 0;
     if (const auto* integer = node.as_integer()) {

@@ -152,6 +152,11 @@ struct RunConfig {
     bool enabled = true;
   } hf_export;
 
+  struct Kernels {
+    std::vector<std::string> load;
+    std::map<std::string, std::string> use;  ///< kernel by op
+  } kernels;
+
   int64_t threads = 0;
 };
 

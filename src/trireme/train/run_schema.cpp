@@ -370,6 +370,12 @@ std::vector<SchemaEntry> make_schema() {
 
   s.push_back(key("export.enabled", REF(hf_export.enabled), any(),
                   "Write a Hugging Face directory to `export/` after the last step.", kNoEffect));
+
+  s.push_back(key("kernels.load", REF(kernels.load), any(),
+                  "Shared libraries with kernels (`examples/kernel`)."));
+  s.push_back(key("kernels.use", REF(kernels.use), any(),
+                  "Kernels by op, as `{ rms_norm = \"my_rms_norm\" }`, in place of those of the "
+                  "highest priority. `trireme doctor --kernels` lists both."));
   return s;
 }
 
@@ -400,7 +406,8 @@ const std::vector<SchemaTable>& schema_tables() {
       {"checkpoint", "Saved state."},
       {"log", "What is written while training."},
       {"sample", "Text that the trained model writes."},
-      {"export", "The finished model."}};
+      {"export", "The finished model."},
+      {"kernels", "Which function computes an op."}};
   return tables;
 }
 
@@ -418,7 +425,8 @@ std::string type_text(const Value& value) {
                                        "a text in quotes",
                                        "a text or a list of texts",
                                        "a list of numbers",
-                                       "a path, a { path, weight } table, or a list of these"};
+                                       "a path, a { path, weight } table, or a list of these",
+                                       "a table of texts"};
   return kNames[value.index()];
 }
 
@@ -470,6 +478,12 @@ std::string toml_text(const Value& value) {
       return x.size() == 1 ? quoted(x[0]) : list_text(x, quoted);
     }
     std::string operator()(const std::vector<double>& x) const { return list_text(x, number); }
+    std::string operator()(const std::map<std::string, std::string>& x) const {
+      std::string result;
+      for (const auto& [name, text] : x)
+        result += fmt::format("{} {} = {}", result.empty() ? "" : ",", quoted(name), quoted(text));
+      return result.empty() ? "{}" : "{" + result + " }";
+    }
     std::string operator()(const std::vector<DataSource>& x) const {
       return list_text(x, [](const DataSource& source) {
         if (source.weight == 0) return quoted(source.path);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <variant>
 #include <vector>
@@ -10,8 +11,9 @@
 
 namespace trireme::train {
 
-using Value = std::variant<bool, int64_t, double, std::string, std::vector<std::string>,
-                           std::vector<double>, std::vector<DataSource>>;
+using Value =
+    std::variant<bool, int64_t, double, std::string, std::vector<std::string>, std::vector<double>,
+                 std::vector<DataSource>, std::map<std::string, std::string>>;
 
 /// What a value must satisfy beyond its type. `problem` returns "" for a good value, else what is
 /// wrong, to be read after "key = value"; `text` says the rule in the documentation.

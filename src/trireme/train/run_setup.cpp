@@ -7,6 +7,7 @@
 #include "trireme/base/log.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/product_rate.h"
+#include "trireme/kernels/library.h"
 #include "trireme/model/mtp.h"
 #include "trireme/optim/muon.h"
 
@@ -120,6 +121,14 @@ RunModel open_run_model(const RunFile& file) {
 
 model::ModelSpec spec_of(const RunFile& run) {
   return open_run_model(run).spec;
+}
+
+void choose_kernels(const RunConfig& run) {
+  try {
+    kernels::load_and_choose(run.kernels.load, run.kernels.use);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("[kernels] {}", error.what()), error.hint());
+  }
 }
 
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec) {

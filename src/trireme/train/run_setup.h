@@ -35,6 +35,10 @@ RunModel open_run_model(const RunFile& run);
 /// The model alone, for `plan explain`.
 model::ModelSpec spec_of(const RunFile& run);
 
+/// What [kernels] says: loads the libraries and chooses the kernels, for the rest of the process. Error{kConfig} naming
+/// the key.
+void choose_kernels(const RunConfig& run);
+
 /// How the run is laid out. A recipe "auto" counts as fp32 here; the trainer measures first.
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec);
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
