@@ -16,6 +16,7 @@ struct TrainArguments {
   std::string run_file;
   std::vector<std::string> sets;
   std::string resume = "auto";
+  std::string device;
   bool dry_run = false;
   bool print_schema = false;
 };
@@ -80,7 +81,9 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   TRIREME_USER_CHECK(!arguments.run_file.empty(), kConfig, "examples/ has run files to start from",
                      "no run file is given: trireme train RUN.toml");
   refuse_several_ranks();
-  const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
+  std::vector<std::string> sets = arguments.sets;
+  if (!arguments.device.empty()) sets.push_back("device.name=" + arguments.device);
+  const train::RunFile run = train::load_run_file(arguments.run_file, sets);
   if (arguments.dry_run) {
     device::get_device("cpu");
     train::Preflight preflight = train::inspect_run(run);
@@ -124,6 +127,8 @@ void add_train(CLI::App& app, GlobalOptions& options) {
       ->add_option("--set", arguments->sets,
                    "table.key=value, over the run file; any number of times")
       ->allow_extra_args(false);
+  command->add_option("--device", arguments->device,
+                      "what computes: cpu or sim (as --set device.name=...)");
   command
       ->add_option(
           "--resume", arguments->resume,

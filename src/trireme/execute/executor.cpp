@@ -142,6 +142,7 @@ class Executor::Step {
       peak = std::max(peak, memory.peak_allocated_bytes);
       reserved = std::max(reserved, memory.peak_reserved_bytes);
     }
+    device_.synchronize();  // what failed late fails here, in its own step
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
     result_.seconds = steady_clock().now_s() - begin;

@@ -32,7 +32,8 @@ std::vector<int32_t> end_ids(const checkpoint::ModelSource& source) {
 
 }  // namespace
 
-LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute_dtype) {
+LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute_dtype,
+                       at::Device device) {
   checkpoint::ModelSource source = checkpoint::open_model(path);
   LoadedModel loaded;
   loaded.path = source.path;
@@ -40,7 +41,7 @@ LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute
   loaded.end_ids = end_ids(source);
   const at::ScalarType master = compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   const model::ModelSpec spec = model::without_mtp(source.spec);
-  loaded.store = std::make_unique<nn::ParameterStore>(spec, compute_dtype, master);
+  loaded.store = std::make_unique<nn::ParameterStore>(spec, compute_dtype, master, device);
   for (size_t i = 0; i < spec.parameters.size(); ++i) {
     const checkpoint::TensorToWrite& parameter = source.parameters[i];
     loaded.store->master(parameter.name).copy_(parameter.make());

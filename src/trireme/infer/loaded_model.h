@@ -29,10 +29,10 @@ struct LoadedModel {
 };
 
 /// Opens a Hugging Face directory, a checkpoint of ours or a run's folder (its newest checkpoint).
-/// Products run in `compute_dtype` (kFloat, kBFloat16; kDouble for checks). Blocks. Error{kData} or
+/// Products run in `compute_dtype` (kFloat, kBFloat16; kDouble for checks) on `device`. Blocks. Error{kData} or
 /// {kConfig}.
-LoadedModel load_model(const std::filesystem::path& path,
-                       at::ScalarType compute_dtype = at::kFloat);
+LoadedModel load_model(const std::filesystem::path& path, at::ScalarType compute_dtype = at::kFloat,
+                       at::Device device = at::kCPU);
 
 /// "fp32" or "bf16"; Error{kConfig} otherwise.
 at::ScalarType parse_precision(const std::string& name);

@@ -152,6 +152,10 @@ struct RunConfig {
     bool enabled = true;
   } hf_export;
 
+  struct Device {
+    std::string name = "cpu";
+  } device;
+
   struct Kernels {
     std::vector<std::string> load;
     std::map<std::string, std::string> use;  ///< kernel by op

@@ -371,6 +371,11 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("export.enabled", REF(hf_export.enabled), any(),
                   "Write a Hugging Face directory to `export/` after the last step.", kNoEffect));
 
+  s.push_back(key("device.name", REF(device.name), any(),
+                  "Where the run's tensors lie and its kernels run: `cpu`, or `sim`, the simulated "
+                  "accelerator (`sim:1`: the second one), which trains to the same bits.",
+                  kNoEffect));
+
   s.push_back(key("kernels.load", REF(kernels.load), any(),
                   "Shared libraries with kernels (`examples/kernel`)."));
   s.push_back(key("kernels.use", REF(kernels.use), any(),
@@ -407,6 +412,7 @@ const std::vector<SchemaTable>& schema_tables() {
       {"log", "What is written while training."},
       {"sample", "Text that the trained model writes."},
       {"export", "The finished model."},
+      {"device", "What computes."},
       {"kernels", "Which function computes an op."}};
   return tables;
 }

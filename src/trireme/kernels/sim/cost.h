@@ -70,9 +70,10 @@ double flops_of(const Args&... args) {
     const at::Tensor& q = std::get<kQuery>(of);
     const at::Tensor& k = std::get<kQuery + 1>(of);
     const at::Tensor& v = std::get<kQuery + 2>(of);
-    const double pairs = static_cast<double>(q.size(0) * q.size(2) * q.size(1)) * static_cast<double>(k.size(1));
+    const double pairs =
+        static_cast<double>(q.size(0) * q.size(2) * q.size(1)) * static_cast<double>(k.size(1));
     const double dims = static_cast<double>(is<kOp, &attention> ? q.size(3) + v.size(3)
-                                                              : 3 * q.size(3) + 2 * v.size(3));
+                                                                : 3 * q.size(3) + 2 * v.size(3));
     return 2.0 * pairs * dims;
   } else if constexpr (is<kOp, &linear_cross_entropy>) {
     const double logits = product(std::get<0>(of), std::get<1>(of), std::get<0>(of).size(1));

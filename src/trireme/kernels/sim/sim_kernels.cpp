@@ -110,7 +110,8 @@ struct OnQueue<kOp, kCpu, Result (*)(Args...)> {
   static Result run(Args... args) {
     std::optional<at::Device> device;
     (find_device(args, device), ...);
-    TRIREME_CHECK(device.has_value(), "{}: no tensor is on the device", kernels::detail::OpOf<kOp>::kName);
+    TRIREME_CHECK(device.has_value(), "{}: no tensor is on the device",
+                  kernels::detail::OpOf<kOp>::kName);
     const c10::DeviceGuard guard(*device);
     device::sim::Kernel kernel{.name = kernels::detail::OpOf<kOp>::kName,
                                .cost = cost_of<kOp>(args...)};
@@ -136,11 +137,9 @@ struct OnQueue<kOp, kCpu, Result (*)(Args...)> {
 
 void register_kernels(Registrar& registrar) {
   // Another device in PyTorch's place for private ones does not have what "sim" names.
-  const KernelInfo info{.name = "sim",
-                        .device = at::kPrivateUse1,
-                        .priority = kPriority,
-                        .needs = {"sim"}};
-#define X(op, dtypes)       \
+  const KernelInfo info{
+      .name = "sim", .device = at::kPrivateUse1, .priority = kPriority, .needs = {"sim"}};
+#define X(op, dtypes) \
   registrar.add<&kernels::op>(info, &OnQueue<&kernels::op, &cpu::op, decltype(&cpu::op)>::run);
   TRIREME_KERNEL_OPS(X)
 #undef X
