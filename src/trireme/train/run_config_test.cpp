@@ -97,7 +97,9 @@ TEST(RunConfig, EffectiveFileReadsBackAsTheSameRun) {
       kSmall, "run.toml",
       {"sample.prompts=[\"a \\\"quoted\\\" one\\n\\tand a tab \\\\ é\", \"b\"]", "optim.lr=1e-5",
        "optim.clip=1", "memory.recompute=[\"mlp\", \"layer.0.attention:selective\"]",
-       "batch.ramp_start=8", "batch.ramp_steps=5"});
+       "batch.ramp_start=8", "batch.ramp_steps=5", "kernels.load=./a.so",
+       "kernels.use={ rms_norm = \"mine\", 'adamw_' = \"a \\\"b\\\"\" }"});
+  EXPECT_EQ(run.config.kernels.use.at("adamw_"), "a \"b\"");
   const RunFile again = parse_run_file(effective_toml(run), "effective");
   for (const SchemaEntry& entry : schema()) {
     EXPECT_EQ(entry.get(run.config), entry.get(again.config)) << entry.key;
