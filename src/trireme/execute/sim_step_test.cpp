@@ -29,7 +29,7 @@ std::vector<Case> cases() {
                        plan::Recompute recompute, optim::OptimizerKind kind) {
     Case one{name, spec, strategy_for(4, 2, 2, 12), {}};
     one.strategy.precision = precision;
-    one.strategy.recompute = recompute;
+    one.strategy.recompute.assign(spec.parts.size(), recompute);
     one.optimizer.kind = kind;
     all.push_back(std::move(one));
   };
