@@ -49,9 +49,9 @@ std::vector<Case> cases() {
 }
 
 Trained train(const Case& one, at::Device device) {
-  nn::ParameterStore store(
-      one.spec, one.strategy.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat, at::kFloat,
-      device);
+  nn::ParameterStore store(one.spec,
+                           one.strategy.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat,
+                           at::kFloat, device);
   store.initialize(6);
   nn::Model model(store);
   const auto optimizer = optim::make_optimizer(one.optimizer, store.spec(), device);

@@ -8,7 +8,8 @@ namespace trireme::nn {
 Model::Model(const ParameterStore& store) : store_(store) {
   std::vector<std::shared_ptr<RotaryTable>> tables;
   const auto table_for =
-      [&tables, &store](const std::optional<model::RotarySpec>& spec) -> std::shared_ptr<RotaryTable> {
+      [&tables,
+       &store](const std::optional<model::RotarySpec>& spec) -> std::shared_ptr<RotaryTable> {
     if (!spec) return nullptr;
     for (const auto& table : tables) {
       if (table->spec() == *spec) return table;
