@@ -50,6 +50,8 @@ def doctor_lists_every_op(folder):
     for row in rows:
         assert row["device"] == "cpu" and row["chosen"] == "cpu", row
         assert [(c["name"], c["priority"]) for c in row["candidates"]] == [("cpu", 100), ("aten", 0)], row
+    for row in document(folder, "doctor", "--kernels", "--device", "sim")["kernels"]:
+        assert row["device"] == "sim" and row["chosen"] == "sim", row
     table = run(folder, "doctor", "--kernels").stdout
     assert any(line.split()[:4] == ["rms_norm", "cpu", "bfloat16", "cpu"] for line in table.splitlines()), table
 
@@ -78,6 +80,12 @@ def a_wrong_kernel_is_found(folder):
     assert not got["ok"] and result["failed"] == len(result["problems"]) > 0, result
     done = run(folder, *arguments, status=4)
     assert "trials break the contract" in done.stderr and "the reference" in done.stdout, done.stdout
+
+
+@case
+def conformance_of_the_simulated_device(folder):
+    got = document(folder, "bench", "conformance", "--op", "rms_norm", "--device", "sim")
+    assert got["ok"] and {row["kernel"] for row in got["results"]} == {"sim", "aten"}, got
 
 
 @case

@@ -9,6 +9,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
 #include "trireme/cli/bench.h"
+#include "trireme/device/device.h"
 #include "trireme/kernels/conformance/conformance.h"
 #include "trireme/kernels/library.h"
 
@@ -62,6 +63,7 @@ void print_verdict(const Verdict& verdict) {
 }
 
 void run_conformance(const ConformanceArguments& arguments, const GlobalOptions& options) {
+  const c10::DeviceType device = device::get_device(arguments.device).torch_device().type();
   kernels::load_and_choose(arguments.libraries, {});
   const auto ops = arguments.ops.empty() ? kernels::conformance::ops_with_trials() : arguments.ops;
   OrderedJson results = OrderedJson::array();
@@ -71,7 +73,7 @@ void run_conformance(const ConformanceArguments& arguments, const GlobalOptions&
     fmt::print("{:<35} {:<16} {:>6} {:>6} {:>9}\n", "op", "kernel", "trials", "failed", "of bound");
   }
   for (const std::string& op : ops) {
-    std::vector<std::string> names = kernels::registry().kernels_of(op);
+    std::vector<std::string> names = kernels::registry().kernels_of(op, device);
     // Of all ops those that have the kernel; an op that is named must have it.
     if (!arguments.kernels.empty() && arguments.ops.empty()) {
       std::erase_if(names, [&](const std::string& name) {
@@ -82,8 +84,7 @@ void run_conformance(const ConformanceArguments& arguments, const GlobalOptions&
       names = arguments.kernels;
     }
     for (const std::string& name : names) {
-      const Verdict verdict{
-          op, name, kernels::conformance::check(op, name, c10::Device(arguments.device).type())};
+      const Verdict verdict{op, name, kernels::conformance::check(op, name, device)};
       trials += static_cast<int64_t>(verdict.outcomes.size());
       failed += verdict.failed();
       results.push_back(to_json(verdict));
@@ -108,8 +109,7 @@ void add_bench_conformance(CLI::App& bench, GlobalOptions& options) {
   command->add_option("--op", arguments->ops, "ops; all by default");
   command->add_option("--kernel", arguments->kernels, "kernels; all of an op by default");
   command->add_option("--load", arguments->libraries, "a library of kernels");
-  command->add_option("--device", arguments->device, "where the kernels run")
-      ->check(CLI::IsMember({"cpu"}))
+  command->add_option("--device", arguments->device, "where the kernels run: cpu or sim")
       ->capture_default_str();
   add_global_options(*command, options,
                      "trireme bench conformance --op rms_norm --load ./my_rms_norm.so");

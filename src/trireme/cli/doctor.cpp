@@ -9,6 +9,7 @@
 
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
+#include "trireme/device/device.h"
 #include "trireme/device/machine.h"
 #include "trireme/kernels/library.h"
 #include "trireme/kernels/ops.h"
@@ -134,10 +135,13 @@ const char* dtype_name(c10::ScalarType dtype) {
   return dtype == c10::kFloat ? "float32" : "bfloat16";
 }
 
-/// Which kernel runs which op, with those of `libraries` among them.
-void list_kernels(const std::vector<std::string>& libraries, const GlobalOptions& options) {
+/// Which kernel runs which op on a device, with those of `libraries` among them.
+void list_kernels(const std::string& device_name, const std::vector<std::string>& libraries,
+                  const GlobalOptions& options) {
+  device::Device& device = device::get_device(device_name);
   kernels::load_and_choose(libraries, {});
-  const std::vector<kernels::KernelRow> rows = kernels::registry().rows(c10::kCPU);
+  const std::vector<kernels::KernelRow> rows =
+      kernels::registry().rows(device.torch_device().type());
   if (options.json) {
     OrderedJson list = OrderedJson::array();
     for (const kernels::KernelRow& row : rows) {
@@ -148,7 +152,7 @@ void list_kernels(const std::vector<std::string>& libraries, const GlobalOptions
                               {"missing", candidate.missing}});
       }
       list.push_back({{"op", row.op},
-                      {"device", "cpu"},
+                      {"device", device.type()},
                       {"dtype", dtype_name(row.dtype)},
                       {"chosen", row.chosen},
                       {"candidates", candidates}});
@@ -164,7 +168,7 @@ void list_kernels(const std::vector<std::string>& libraries, const GlobalOptions
           "{} {}{}", candidate.name, candidate.priority,
           candidate.missing.empty() ? "" : fmt::format(" (needs {})", candidate.missing)));
     }
-    fmt::print("{:<35} {:<7} {:<9} {:<16} {}\n", row.op, "cpu", dtype_name(row.dtype),
+    fmt::print("{:<35} {:<7} {:<9} {:<16} {}\n", row.op, device.type(), dtype_name(row.dtype),
                row.chosen.empty() ? "none" : row.chosen, fmt::join(candidates, ", "));
   }
 }
@@ -182,11 +186,14 @@ void add_doctor(CLI::App& app, GlobalOptions& options) {
   command->add_option("--folder", *folder, "where the disk is measured")->capture_default_str();
   auto list = std::make_shared<bool>(false);
   command->add_flag("--kernels", *list, "which kernel runs which op, and which could");
+  auto device = std::make_shared<std::string>("cpu");
+  command->add_option("--device", *device, "whose, for --kernels: cpu or sim")
+      ->capture_default_str();
   auto libraries = std::make_shared<std::vector<std::string>>();
   command->add_option("--load", *libraries, "a library of kernels, for --kernels");
   add_global_options(*command, options, "trireme doctor");
-  command->callback([folder, model, list, libraries, &options] {
-    if (*list || !libraries->empty()) return list_kernels(*libraries, options);
+  command->callback([folder, model, list, device, libraries, &options] {
+    if (*list || !libraries->empty()) return list_kernels(*device, *libraries, options);
     if (!model->empty()) return examine_model(*model, options);
     const device::Machine machine = device::read_machine();
     log::info("measuring for about 5 seconds ...");

@@ -238,11 +238,13 @@ std::vector<KernelRow> Registry::rows(at::DeviceType device) const {
   return result;
 }
 
-std::vector<std::string> Registry::kernels_of(const std::string& op) const {
+std::vector<std::string> Registry::kernels_of(const std::string& op, at::DeviceType device) const {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> names;
-  for (const auto& kernel : kernels_[static_cast<size_t>(op_index(op))])
-    names.push_back(kernel->info.name);
+  for (const auto& kernel : kernels_[static_cast<size_t>(op_index(op))]) {
+    if (kernel->info.device.value_or(device) == device && missing(*kernel, device).empty())
+      names.push_back(kernel->info.name);
+  }
   return names;
 }
 

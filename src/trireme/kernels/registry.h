@@ -80,8 +80,9 @@ class Registry : public Registrar {
   /// Every cell of a type of device, in the order of the ops; what would be chosen where nothing is yet.
   std::vector<KernelRow> rows(at::DeviceType device) const;
 
-  /// Names of an op's kernels, in the order in which they came. Error{kConfig} for an unknown op.
-  std::vector<std::string> kernels_of(const std::string& op) const;
+  /// Names of an op's kernels that a type of device can run, in the order in which they came. Error{kConfig} for an unknown
+  /// op.
+  std::vector<std::string> kernels_of(const std::string& op, at::DeviceType device) const;
 
   /// What a kernel computes in, of what its op does. Error{kConfig} for unknown names.
   std::vector<at::ScalarType> dtypes_of_kernel(const std::string& op,

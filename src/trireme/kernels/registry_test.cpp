@@ -123,7 +123,7 @@ TEST_F(RegistryTest, RefusesTheSameNameTwice) {
   EXPECT_THAT(error_of([&] { registry_.add<&kernels::add_>({.name = "one"}, &second); }),
               HasSubstr("add_ has two kernels named 'one'"));
   registry_.add<&kernels::rms_norm>({.name = "one"}, &norm);  // of another op
-  EXPECT_THAT(registry_.kernels_of("add_"), ElementsAre("one"));
+  EXPECT_THAT(registry_.kernels_of("add_", at::kCPU), ElementsAre("one"));
 }
 
 TEST_F(RegistryTest, ListsEveryCell) {
@@ -149,7 +149,8 @@ TEST_F(RegistryTest, ListsEveryCell) {
 
 TEST(ProcessRegistryTest, HasTheReferenceAndTheProcessorsKernelOfEveryOp) {
   for (const std::string& op : op_names())
-    EXPECT_THAT(registry().kernels_of(op), ::testing::IsSupersetOf({"aten", "cpu"})) << op;
+    EXPECT_THAT(registry().kernels_of(op, at::kCPU), ::testing::IsSupersetOf({"aten", "cpu"}))
+        << op;
   EXPECT_EQ(registry().find<&kernels::rms_norm>(at::kCPU, at::kBFloat16), &cpu::rms_norm);
   // Any device has the reference.
   for (const KernelRow& row : registry().rows(at::kPrivateUse1))

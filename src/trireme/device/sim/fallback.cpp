@@ -126,7 +126,8 @@ class CpuCall {
     return {c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(current_device())};
   }
 
-  at::Tensor to_host(const at::Tensor& tensor, bool written) {
+  at::Tensor to_host(const at::Tensor& tensor, const c10::Argument& argument) {
+    const bool written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
     if (!tensor.defined()) return tensor;
     if (tensor.is_cpu()) {
       // Every accelerator takes scalars in host memory, and indices where they select.
@@ -134,7 +135,7 @@ class CpuCall {
                   " with a tensor on the CPU among those on ", device_);
       return tensor;
     }
-    if (written && tensor.numel() == 0) {  // the kernel may resize it
+    if (argument.is_out() && tensor.numel() == 0) {  // the kernel may resize it
       const at::Tensor fresh =
           at::empty({0}, at::TensorOptions().dtype(tensor.dtype()).device(c10::DeviceType::CPU));
       remade_.emplace_back(tensor, fresh);
@@ -147,19 +148,18 @@ class CpuCall {
   IValue convert(size_t i) {
     const IValue& value = arguments_[i];
     const c10::Argument& argument = op_.schema().arguments()[i];
-    const bool written = argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-    if (value.isTensor()) return to_host(value.toTensor(), written);
+    if (value.isTensor()) return to_host(value.toTensor(), argument);
     if (value.isTensorList()) {
       c10::List<at::Tensor> list;
       for (const at::Tensor& tensor : value.toTensorVector()) {
-        list.push_back(to_host(tensor, written));
+        list.push_back(to_host(tensor, argument));
       }
       return list;
     }
     if (value.isOptionalTensorList()) {
       c10::List<std::optional<at::Tensor>> list;
       for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-        list.push_back(tensor.has_value() ? std::optional(to_host(*tensor, written))
+        list.push_back(tensor.has_value() ? std::optional(to_host(*tensor, argument))
                                           : std::nullopt);
       }
       return list;

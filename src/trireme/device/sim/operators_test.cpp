@@ -133,6 +133,17 @@ TEST_F(OperatorsTest, ResizingKeepsWhatWasThere) {
 
 // ---- fallback ------------------------------------------------------------------------------------
 
+TEST_F(OperatorsTest, ATensorWithoutElementsKeepsItsShapeInPlace) {
+  const at::Tensor x = at::empty({0, 8}, on_sim());
+  x.clamp_(-1.0, 1.0);
+  x.add_(at::ones({8}, on_sim()));
+  EXPECT_EQ(x.sizes(), (std::vector<int64_t>{0, 8}));
+  at::Tensor out = at::empty({0}, on_sim());  // an output, though, is resized
+  at::add_out(out, at::ones({2, 3}, on_sim()), at::ones({3}, on_sim()));
+  EXPECT_EQ(out.sizes(), (std::vector<int64_t>{2, 3}));
+  EXPECT_TRUE(at::equal(out.cpu(), at::full({2, 3}, 2.0)));
+}
+
 TEST_F(OperatorsTest, FallbacksAreCountedByName) {
   const at::Tensor x = at::ones({2, 2}, on_sim());
   EXPECT_TRUE(fallback_counts().empty());

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -146,6 +147,11 @@ std::vector<Outcome> check(const std::string& op, const std::string& kernel,
                            c10::DeviceType device) {
   const TrialTable& table = table_of(op);
   function_of(op, kernel);  // or says that there is none
+  const std::vector<std::string> runnable = registry().kernels_of(op, device);
+  TRIREME_USER_CHECK(std::find(runnable.begin(), runnable.end(), kernel) != runnable.end(), kConfig,
+                     fmt::format("there: {}", fmt::join(runnable, ", ")),
+                     "the kernel '{}' of {} is not for the device {}", kernel, op,
+                     c10::DeviceTypeName(device, true));
   std::vector<Values> values = {Values::kNormal};
   values.insert(values.end(), table.more_values.begin(), table.more_values.end());
   std::vector<Outcome> outcomes;

@@ -33,7 +33,7 @@ struct Outcome {
 std::vector<std::string> ops_with_trials();
 
 /// Runs every trial of the op on the kernel of this name (registry()). Blocks for up to some seconds. An exception of the
-/// kernel is a problem of its trial. Error{kConfig} for an unknown op, kernel, or an op without trials.
+/// kernel is a problem of its trial. Error{kConfig} for an unknown op, kernel, one of another type of device, or an op without trials.
 std::vector<Outcome> check(const std::string& op, const std::string& kernel,
                            c10::DeviceType device = c10::kCPU);
 

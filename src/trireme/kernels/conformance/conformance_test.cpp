@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "trireme/base/error.h"
+#include "trireme/device/device.h"
 #include "trireme/kernels/cpu/cpu_kernels.h"
 #include "trireme/kernels/cpu/test_products.h"
 #include "trireme/kernels/registry.h"
@@ -13,8 +14,9 @@
 namespace trireme::kernels::conformance {
 namespace {
 
-void expect_conformance(const std::string& op, const std::string& kernel) {
-  const std::vector<Outcome> outcomes = check(op, kernel);
+void expect_conformance(const std::string& op, const std::string& kernel,
+                        c10::DeviceType device = c10::kCPU) {
+  const std::vector<Outcome> outcomes = check(op, kernel, device);
   EXPECT_FALSE(outcomes.empty());
   for (const Outcome& outcome : outcomes)
     EXPECT_EQ(outcome.problem, "") << op << " of " << kernel << " on " << outcome.trial;
@@ -31,6 +33,14 @@ TEST_P(KernelConformance, OfTheProcessorsKernel) {
 }
 TEST_P(KernelConformance, OfTheReferenceInItsOwnDtypes) {
   expect_conformance(GetParam(), "aten");
+}
+TEST_P(KernelConformance, OfTheSimulatedDevicesKernel) {
+  device::get_device("sim");
+  expect_conformance(GetParam(), "sim", c10::kPrivateUse1);
+}
+TEST_P(KernelConformance, OfTheReferenceOnTheSimulatedDevice) {
+  device::get_device("sim");
+  expect_conformance(GetParam(), "aten", c10::kPrivateUse1);
 }
 INSTANTIATE_TEST_SUITE_P(Ops, KernelConformance, ::testing::ValuesIn(op_names()),
                          [](const auto& info) { return info.param; });
@@ -99,6 +109,7 @@ TEST(ConformanceTest, SuggestsTheNearestName) {
     EXPECT_EQ(error.hint(), "did you mean 'rms_norm'?");
   }
   EXPECT_THROW(check("rms_norm", "gpu"), Error);
+  EXPECT_THROW(check("rms_norm", "sim"), Error);  // with tensors of the processor
 }
 
 }  // namespace
