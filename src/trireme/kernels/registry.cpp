@@ -135,10 +135,10 @@ std::string Registry::missing(const Kernel& kernel, at::DeviceType device) const
 
 const std::set<std::string>& Registry::capabilities_of(at::DeviceType device) const {
   const auto known = known_capabilities_.find(device);
-  if (known != known_capabilities_.end()) return known->second;
+  // A private device gets its name when it is first asked for.
+  if (known != known_capabilities_.end() && device != at::kPrivateUse1) return known->second;
   const std::vector<std::string> names = capabilities_(device);
-  return known_capabilities_.emplace(device, std::set<std::string>(names.begin(), names.end()))
-      .first->second;
+  return known_capabilities_[device] = std::set<std::string>(names.begin(), names.end());
 }
 
 const Registry::Kernel* Registry::best(int op, at::DeviceType device, at::ScalarType dtype) const {

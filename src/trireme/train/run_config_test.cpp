@@ -130,6 +130,19 @@ TEST(RunConfig, BrokenTomlIsAnErrorWithItsPlace) {
   }
 }
 
+TEST(RunConfig, LettersBeyondAsciiAreForQuotesAndComments) {
+  const std::string start = "\xEF\xBB\xBF# \xC3\xA9 '\n" + std::string(kSmall);
+  for (const char* text : {R"('é')", R"("\"é")", R"("""" é""")", "'''\n'é'''"}) {
+    EXPECT_NO_THROW(
+        parse_run_file(start + "[tokenizer]\npath = " + text + " # é\n", "run.toml", {}))
+        << text;
+  }
+  EXPECT_EQ(parse_run_file(kSmall, "run.toml", {"out=é"}).config.out, "é");
+  const Error error = error_of("out = \"é\"\n  \xEF\xB9\xBF%");
+  EXPECT_EQ(error.code(), ErrorCode::kConfig);
+  EXPECT_THAT(error.what(), HasSubstr("run.toml:2:3: a letter beyond ASCII outside quotes"));
+}
+
 TEST(RunConfig, RanksOtherThanOneAreRefusedWithTheReason) {
   for (const char* set :
        {"parallel.dp=2", "parallel.zero=1", "parallel.tp=2", "parallel.pp=4", "parallel.cp=2",
