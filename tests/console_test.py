@@ -11,9 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
 
 import tiny_run
 
@@ -194,23 +192,4 @@ def an_interrupted_evaluation_of_ids_says_so(folder):
     assert process.returncode == 130 and "interrupted" in errors and out == "", (process.returncode, errors)
 
 
-def main():
-    wanted = sys.argv[1:]
-    passed = failed = 0
-    with tempfile.TemporaryDirectory(prefix="trireme-console-") as path:
-        tiny_run.train(path)
-        for function in CASES:
-            if wanted and function.__name__ not in wanted:
-                continue
-            try:
-                function(path)
-                passed += 1
-                print(f"ok      {function.__name__}", flush=True)
-            except (AssertionError, OSError, subprocess.TimeoutExpired):
-                failed += 1
-                print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return failed != 0
-
-
-sys.exit(main())
+sys.exit(tiny_run.run_cases(CASES, tiny_run.train))

@@ -12,8 +12,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
-import traceback
 
 import tiny_run
 
@@ -378,23 +376,4 @@ def bench(folder):
             assert 0 < result["min"] <= result["median"] <= result["max"] and result["unit"], result
 
 
-def main():
-    wanted = sys.argv[1:]
-    passed = failed = 0
-    with tempfile.TemporaryDirectory(prefix="trireme-json-") as path:
-        folder = Folder(path)
-        for function in CASES:
-            if wanted and function.__name__ not in wanted:
-                continue
-            try:
-                function(folder)
-                passed += 1
-                print(f"ok      {function.__name__}", flush=True)
-            except (AssertionError, KeyError, json.JSONDecodeError, OSError, subprocess.TimeoutExpired):
-                failed += 1
-                print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return failed != 0
-
-
-sys.exit(main())
+sys.exit(tiny_run.run_cases(CASES, Folder))

@@ -7,8 +7,6 @@ releases. Last line: `N passed, N failed`.
 import json
 import os
 import sys
-import tempfile
-import traceback
 
 import tiny_run
 
@@ -143,24 +141,4 @@ def mistakes_are_named(folder):
     assert "kernels.use wants a table of texts" in refused('use = "aten"')
 
 
-def main():
-    wanted = sys.argv[1:]
-    passed = failed = 0
-    with tempfile.TemporaryDirectory(prefix="trireme-kernels-") as folder:
-        tiny_run.write_files(folder)
-        run(folder, *tiny_run.TRAIN_TOKENIZER)
-        for function in CASES:
-            if wanted and function.__name__ not in wanted:
-                continue
-            try:
-                function(folder)
-                passed += 1
-                print(f"ok      {function.__name__}", flush=True)
-            except (AssertionError, KeyError, ValueError, OSError):
-                failed += 1
-                print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return failed != 0
-
-
-sys.exit(main())
+sys.exit(tiny_run.run_cases(CASES, tiny_run.prepare))

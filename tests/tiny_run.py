@@ -1,7 +1,11 @@
-"""A run that takes a second, for the suites that look at what the program prints. Python's standard library only."""
+"""A run that takes a second, for the suites that look at what the program prints, and how their cases are run. Python's
+standard library only."""
 import json
 import os
 import subprocess
+import sys
+import tempfile
+import traceback
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRIREME = os.path.abspath(os.environ.get("TRIREME", os.path.join(ROOT, "build", "trireme")))
@@ -62,10 +66,42 @@ def write_files(folder):
 TRAIN_TOKENIZER = ["tokenize", "train", "text.txt", "--vocab-size", "300", "--out", "tokenizer.json"]
 
 
-def train(folder):
-    """A trained model in folder/run, and its tokenizer."""
+def must(folder, *arguments):
+    done = run(folder, *arguments)
+    if done.returncode != 0:
+        raise RuntimeError(f"{arguments}: status {done.returncode}: {done.stderr}")
+
+
+def prepare(folder):
+    """Everything that the run needs; returns the folder."""
     write_files(folder)
-    for arguments in (TRAIN_TOKENIZER, ["train", "run.toml"]):
-        done = run(folder, *arguments)
-        if done.returncode != 0:
-            raise RuntimeError(f"{arguments}: status {done.returncode}: {done.stderr}")
+    must(folder, *TRAIN_TOKENIZER)
+    return folder
+
+
+def train(folder):
+    """A trained model in folder/run, and what it needed; returns the folder."""
+    prepare(folder)
+    must(folder, "train", "run.toml")
+    return folder
+
+
+def run_cases(cases, prepare):
+    """Runs the functions that the command line names, else all, on what prepare() makes of a new folder, which they share.
+    Prints a line each and `N passed, N failed`; returns the exit status."""
+    wanted = sys.argv[1:]
+    passed = failed = 0
+    with tempfile.TemporaryDirectory(prefix="trireme-test-") as path:
+        folder = prepare(path)
+        for function in cases:
+            if wanted and function.__name__ not in wanted:
+                continue
+            try:
+                function(folder)
+                passed += 1
+                print(f"ok      {function.__name__}", flush=True)
+            except (AssertionError, LookupError, ValueError, OSError, subprocess.SubprocessError):
+                failed += 1
+                print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0

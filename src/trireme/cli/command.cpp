@@ -32,6 +32,8 @@ void print_json(const OrderedJson& document) {
 
 namespace {
 
+constexpr const char* kMemoryHint =
+    "use a smaller batch.micro or data.seq_len, or set memory.recompute";
 constexpr const char* kDefectHint =
     "this is a defect of Trireme; please report it with the command that caused it";
 
@@ -140,13 +142,14 @@ int run(int argc, char** argv) {
       message += fmt::format("\n  at {}:{}", error.where().file_name(), error.where().line());
     }
     return print_error(error.code(), message, error.hint());
+  } catch (const c10::OutOfMemoryError& error) {
+    return print_error(ErrorCode::kDevice, error.what_without_backtrace(), kMemoryHint);
   } catch (const c10::Error& error) {
     return print_error(ErrorCode::kInternal,
                        options.verbose ? error.what() : error.what_without_backtrace(),
                        kDefectHint);
   } catch (const std::bad_alloc&) {
-    return print_error(ErrorCode::kDevice, "out of memory",
-                       "use a smaller batch.micro or data.seq_len, or set memory.recompute");
+    return print_error(ErrorCode::kDevice, "out of memory", kMemoryHint);
   } catch (const std::exception& error) {
     return print_error(ErrorCode::kInternal, error.what(), kDefectHint);
   }

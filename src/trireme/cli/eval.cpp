@@ -110,9 +110,9 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
                      "make it smaller", "seq-len = {}, the model's context is {}",
                      data_options.seq_len, loaded.model->spec().max_positions);
   data_options.packing = data::parse_packing(arguments.packing);
-  // Tokenized text goes to a folder of its own, gone when this command ends. mkdtemp puts letters in
-  // place of the X.
-  std::string pattern = (std::filesystem::temp_directory_path() / "trireme-eval-XXXXXX").string();
+  // Tokenized text goes to a folder of its own, gone when this command ends.
+  const char* name = "trireme-eval-XXXXXX";  // mkdtemp puts letters in place of the X
+  std::string pattern = (std::filesystem::temp_directory_path() / name).string();
   TRIREME_USER_CHECK(mkdtemp(pattern.data()) != nullptr, kData,
                      "set TMPDIR to a folder that can be written to", "cannot make the folder {}",
                      pattern);

@@ -36,7 +36,7 @@ class LibraryTest : public ::testing::Test {
 };
 
 TEST_F(LibraryTest, TheExampleIsLoadedAndUsed) {
-  cpu::register_kernels(registry_);
+  add_own_kernels(registry_);
   load_library(library("my_rms_norm"), registry_);
   const auto norm = registry_.find<&kernels::rms_norm>(at::kCPU, at::kBFloat16);
   EXPECT_NE(norm, &cpu::rms_norm);

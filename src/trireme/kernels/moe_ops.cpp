@@ -7,15 +7,6 @@
 
 namespace trireme::kernels {
 
-namespace {
-
-template <auto kOp>
-auto kernel_for(const at::Tensor& tensor) {
-  return registry().find<kOp>(tensor.device().type(), tensor.scalar_type());
-}
-
-}  // namespace
-
 void route(const at::Tensor& logits, const at::Tensor& selection_bias, const RouterOptions& options,
            at::Tensor& choice, at::Tensor& weights) {
   kernel_for<&kernels::route>(logits)(logits, selection_bias, options, choice, weights);

@@ -7,15 +7,6 @@
 
 namespace trireme::kernels {
 
-namespace {
-
-template <auto kOp>
-auto kernel_for(const at::Tensor& tensor) {
-  return registry().find<kOp>(tensor.device().type(), tensor.scalar_type());
-}
-
-}  // namespace
-
 void linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
             const std::optional<at::Tensor>& residual, at::Tensor& y) {
   kernel_for<&kernels::linear>(x)(x, weight, bias, residual, y);

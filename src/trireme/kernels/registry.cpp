@@ -248,6 +248,17 @@ std::vector<std::string> Registry::kernels_of(const std::string& op, at::DeviceT
   return names;
 }
 
+void add_own_kernels(Registrar& registrar) {
+  const KernelInfo of_aten{.name = "aten", .device = std::nullopt, .priority = 0};
+  const KernelInfo of_cpu{.name = "cpu", .device = at::kCPU, .priority = 100};
+#define X(op, dtypes)                              \
+  registrar.add<&kernels::op>(of_aten, &aten::op); \
+  registrar.add<&kernels::op>(of_cpu, &cpu::op);
+  TRIREME_KERNEL_OPS(X)
+#undef X
+  sim::register_kernels(registrar);
+}
+
 Registry& registry() {
   static Registry& process = *[] {
     auto* made = new Registry([](at::DeviceType device) {
@@ -256,9 +267,7 @@ Registry& registry() {
       if (device == at::kPrivateUse1) return std::vector{c10::get_privateuse1_backend()};
       return std::vector<std::string>{};
     });
-    aten::register_kernels(*made);
-    cpu::register_kernels(*made);
-    sim::register_kernels(*made);
+    add_own_kernels(*made);
     return made;
   }();
   return process;

@@ -113,8 +113,17 @@ class Registry : public Registrar {
   std::array<std::atomic<detail::AnyFunction>, detail::kNumOps * kNumDevices * kNumDtypes> cells_{};
 };
 
+/// Trireme's kernels of every op: "aten" (priority 0, any device), "cpu" and, for the simulated device, "sim" (100).
+void add_own_kernels(Registrar& registrar);
+
 /// The process's own, with Trireme's kernels in it.
 Registry& registry();
+
+/// The process's kernel of an op for tensors like this one.
+template <auto kOp>
+auto kernel_for(const at::Tensor& tensor) {
+  return registry().find<kOp>(tensor.device().type(), tensor.scalar_type());
+}
 
 /// Every op, in the order of ops.h and moe_ops.h.
 const std::vector<std::string>& op_names();

@@ -123,16 +123,16 @@ void inspect_strategy(Preflight& p) {
       c.checkpoint.every > 0 ? (c.schedule.steps + c.checkpoint.every - 1) / c.checkpoint.every : 1;
   p.disk_bytes = (std::min(c.checkpoint.keep, saves) + 1) * (weights + states) +
                  (c.hf_export.enabled ? weights : 0);
-  attempt(p.problems,
-          [&] { p.device_memory_bytes = device::get_device(c.device.name).total_memory_bytes(); });
-  // A checkpoint is written from a copy while training goes on.
-  const int64_t needed = p.peak_bytes + weights + states;
+  // A checkpoint is written from a copy in the host's memory while training goes on.
+  const int64_t copy = c.device.name == "cpu" ? weights + states : 0;
+  const int64_t needed = p.peak_bytes + copy;
   if (p.device_memory_bytes > 0 && needed > p.device_memory_bytes) {
+    const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
+    const std::string while_saving =
+        copy == 0 ? "" : fmt::format(", and {} while a checkpoint is written", bytes(needed));
     add(p.problems, ErrorCode::kConfig,
-        fmt::format(
-            "a step needs {} of memory, and {} while a checkpoint is written; the device has {}",
-            bytes_text(static_cast<double>(p.peak_bytes)), bytes_text(static_cast<double>(needed)),
-            bytes_text(static_cast<double>(p.device_memory_bytes))),
+        fmt::format("a step needs {} of memory{}; the device has {}", bytes(p.peak_bytes),
+                    while_saving, bytes(p.device_memory_bytes)),
         "lower batch.micro or data.seq_len, or set memory.recompute = \"full\"");
   }
   // What the run wrote before makes room for what comes.
@@ -185,7 +185,9 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
   p.run = run;
   inspect_out(p);
   // Kernels are chosen for the devices that there are.
-  attempt(p.problems, [&] { device::get_device(run.config.device.name); });
+  attempt(p.problems, [&] {
+    p.device_memory_bytes = device::get_device(run.config.device.name).total_memory_bytes();
+  });
   attempt(p.problems, [&] { choose_kernels(run.config); });
   const std::string recipe = precision.empty() ? run.config.precision.recipe : precision;
   p.precision = choose_precision(recipe);

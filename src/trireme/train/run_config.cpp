@@ -237,41 +237,7 @@ void read_table(const toml::table& table, const std::string& prefix, const std::
   }
 }
 
-/// Where a byte beyond ASCII lies outside comments and texts in quotes, which TOML has no place for and on which toml++ 3.3's
-/// tables of whitespace are undefined; npos if nowhere. A byte order mark may begin the file.
-size_t stray_letter(std::string_view text) {
-  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-  for (size_t i = text.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0; i < text.size();
-       ++i) {
-    const char c = text[i];
-    if (static_cast<unsigned char>(c) >= 0x80) return i;
-    if (c == '#') {
-      i = std::min(text.find('\n', i), text.size() - 1);
-    } else if (c == '"' || c == '\'') {
-      const std::string_view thrice = c == '"' ? R"(""")" : "'''";
-      const bool several_lines = text.substr(i).starts_with(thrice);
-      i += several_lines ? 3 : 1;
-      while (i < text.size() && (several_lines ? !text.substr(i).starts_with(thrice)
-                                               : text[i] != c && text[i] != '\n')) {
-        if (c == '"' && text[i] == '\\') ++i;
-        ++i;
-      }
-      if (several_lines) i += 2;
-    }
-  }
-  return std::string_view::npos;
-}
-
 toml::table parse_toml(const std::string& text, const std::string& origin) {
-  const size_t stray = stray_letter(text);
-  if (stray != std::string_view::npos) {
-    const std::string_view before = std::string_view(text).substr(0, stray);
-    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-    throw Error(ErrorCode::kConfig,
-                fmt::format("{}:{}:{}: a letter beyond ASCII outside quotes", origin, line,
-                            stray - (before.rfind('\n') + 1) + 1),
-                "write texts in quotes; keys of run files are ASCII");
-  }
   try {
     return toml::parse(text, origin);
   } catch (const toml::parse_error& error) {
@@ -300,8 +266,7 @@ void apply_set(const std::string& text, RunFile& run) {
   toml::table table;
   bool as_text = false;
   try {
-    as_text = stray_letter(value) != std::string_view::npos;
-    if (!as_text) table = toml::parse("v = " + value);
+    table = toml::parse("v = " + value);
   } catch (const toml::parse_error&) {
     as_text = true;
   }

@@ -14,9 +14,4 @@ namespace trireme::kernels::aten {
 TRIREME_KERNEL_OPS(X)
 #undef X
 
-inline constexpr int kPriority = 0;
-
-/// Adds them all.
-void register_kernels(Registrar& registrar);
-
 }  // namespace trireme::kernels::aten

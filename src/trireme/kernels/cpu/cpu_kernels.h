@@ -10,9 +10,4 @@ namespace trireme::kernels::cpu {
 TRIREME_KERNEL_OPS(X)
 #undef X
 
-inline constexpr int kPriority = 100;
-
-/// Adds them all.
-void register_kernels(Registrar& registrar);
-
 }  // namespace trireme::kernels::cpu
