@@ -63,10 +63,9 @@ TEST_F(SimCostTest, AttentionTakesTwoProductsForwardAndFiveBackward) {
   at::Tensor dq = ones({1, 2, 2, 4});
   at::Tensor dk = ones({1, 2, 2, 4});
   at::Tensor dv = ones({1, 2, 2, 6});
-  EXPECT_EQ(seconds_of([&] {
-              attention_backward(out, q, q, v, out, logsumexp, options, dq, dk, dv);
-            }),
-            2 * 8 * (3 * 4 + 2 * 6));
+  EXPECT_EQ(
+      seconds_of([&] { attention_backward(out, q, q, v, out, logsumexp, options, dq, dk, dv); }),
+      2 * 8 * (3 * 4 + 2 * 6));
 }
 
 TEST_F(SimCostTest, ExpertsCountEveryRowOnce) {
