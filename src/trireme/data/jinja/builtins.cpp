@@ -217,6 +217,7 @@ Value as_integer(const Value& value, const Arguments& arguments) {
     const double number = std::trunc(value.number());
     return std::fabs(number) < 9e18 ? static_cast<int64_t>(number) : fallback;
   }
+  if (value.is_undefined()) fail("'{}' is undefined", value.undefined_name());
   if (!value.is_text()) return fallback;
   const Text text = strip(value.text(), {}, true, true);
   const std::string digits = text.bytes().starts_with('-') || text.bytes().starts_with('+')
@@ -439,6 +440,7 @@ Value call_filter(const std::string& name, const Value& value, const Arguments& 
     if (value.is_float()) return std::fabs(value.number());
     return value.integer() < 0 ? binary("-", int64_t{0}, value) : Value(value.integer());
   }
+  if (value.is_undefined()) fail("'{}' is undefined", value.undefined_name());
   if (!value.is_number()) fail("the filter 'float' of {} is not covered", value.type_name());
   return value.number();
 }
@@ -473,7 +475,7 @@ bool call_test(const std::string& name, const Value& value, const Arguments& arg
     return value.is_text() || value.is_list() || value.is_dict() || value.is_undefined();
   if (name == "callable") return value.is_function();
   if (name == "odd" || name == "even")
-    return (binary("%", value, int64_t{2}).number() == 1) == (name == "odd");
+    return binary("%", value, int64_t{2}).number() == (name == "odd" ? 1 : 0);
   return call_text_method(to_text(value), "is" + name, {}).truth();
 }
 

@@ -81,6 +81,9 @@ Value binary(const std::string& name, const Value& a, const Value& b) {
     if (out.size() > kMaxTextBytes) fail("a text of more than {} bytes", kMaxTextBytes);
     return out;
   }
+  // Python takes what is undefined for a mapping with nothing to fill in.
+  if (name == "%" && a.is_text() && b.is_undefined() && a.bytes().find('%') == std::string::npos)
+    return a;
   for (const Value* value : {&a, &b})
     if (value->is_undefined()) fail("'{}' is undefined", value->undefined_name());
   if (a.is_number() && b.is_number()) {

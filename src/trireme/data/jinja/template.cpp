@@ -1,6 +1,7 @@
 #include "trireme/data/jinja/template.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "trireme/base/error.h"
 #include "trireme/data/jinja/builtins.h"
@@ -208,14 +209,10 @@ class Renderer {
 
   void run_loop(const Statement& s, Scope& scope, Text& out) {
     std::vector<Value> items = elements(evaluate(*s.expression, scope));
-    if (s.condition != nullptr) {
-      std::erase_if(items, [&](const Value& item) {
-        Scope inside(&scope);
-        unpack(s.names, item, inside);
-        return !evaluate(*s.condition, inside).truth();
-      });
-    }
+    std::exception_ptr error_behind;  // of the condition: raised when the loop gets there
+    if (s.condition != nullptr) items = those_that_hold(s, std::move(items), scope, error_behind);
     if (items.empty()) {
+      if (error_behind != nullptr) std::rethrow_exception(error_behind);
       run(s.otherwise, scope, out);
       return;
     }
@@ -229,10 +226,30 @@ class Renderer {
       Scope inside(&scope);
       inside.set("loop", loop);
       unpack(s.names, items[static_cast<size_t>(i)], inside);
-      if (run(s.body, inside, out) == Flow::kBreak) break;
+      if (run(s.body, inside, out) == Flow::kBreak) {
+        error_behind = nullptr;
+        break;
+      }
     }
     loop->items.clear();
     if (namespaces_.back() == loop) namespaces_.pop_back();
+    if (error_behind != nullptr) std::rethrow_exception(error_behind);
+  }
+
+  /// Those before the first one that the condition fails on.
+  std::vector<Value> those_that_hold(const Statement& s, std::vector<Value> items, Scope& scope,
+                                     std::exception_ptr& error_behind) {
+    std::vector<Value> kept;
+    try {
+      for (Value& item : items) {
+        Scope inside(&scope);
+        unpack(s.names, item, inside);
+        if (evaluate(*s.condition, inside).truth()) kept.push_back(std::move(item));
+      }
+    } catch (const Error&) {
+      error_behind = std::current_exception();
+    }
+    return kept;
   }
 
   static void describe_loop(Mapping& loop, const std::vector<Value>& items, int64_t i) {

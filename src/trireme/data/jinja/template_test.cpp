@@ -84,6 +84,10 @@ TEST(Template, Prints) {
        "1cban"},
       {"{{ -1 | abs }}{{ 'a b' | title }}{{ 'abC' | capitalize }}", "1A BAbc"},
       {"{{ strftime_now('%Y-%m') }}", "1970-01"},
+      {"{{ 3.5 is even }} {{ 3.5 is odd }} {{ 4 is even }}", "False False True"},
+      {"{{ (1, 'a') in d }} {{ none in d }} {{ 'a' % missing }}", "False False a"},
+      // A loop that ends before does not ask its condition.
+      {"{% for x in [1, 0] if 4 // x %}{{ x }}{% break %}{% endfor %}", "1"},
   };
   for (const Case& c : cases) EXPECT_EQ(render(c.source), c.want) << c.source;
 }
@@ -123,6 +127,11 @@ TEST(Template, NamesWhatIsNotCovered) {
       {"{{ a ? b }}", "'?' has no meaning"},
       {"{{ missing.x }}", "'missing' is undefined"},
       {"{{ missing + 1 }}", "'missing' is undefined"},
+      {"{{ missing | int }}", "'missing' is undefined"},
+      {"{{ missing | float }}", "'missing' is undefined"},
+      {"{{ [1] in d }}", "'in' of a dict wants a key"},
+      {"{{ (1, [2]) in d }}", "'in' of a dict wants a key"},
+      {"{% for x in [1, 0] if 4 // x %}{{ x }}{% endfor %}", "division by zero"},
       {"{{ 1 + 'a' }}", "int + str"},
       {"{{ 1 / 0 }}", "division by zero"},
       {"{{ 9223372036854775807 + 1 }}", "beyond 64 bits"},

@@ -176,13 +176,25 @@ int compare(const Value& a, const Value& b) {
   fail("{} and {} have no order", a.type_name(), b.type_name());
 }
 
+namespace {
+
+bool hashable(const Value& value) {
+  if (value.is_dict()) return false;
+  return !value.is_list() ||
+         (value.is_tuple() && std::all_of(value.items().begin(), value.items().end(), hashable));
+}
+
+}  // namespace
+
 bool contains(const Value& container, const Value& item) {
   if (container.is_text()) {
     if (!item.is_text()) fail("'in' of a str wants a str, not {}", item.type_name());
     return container.bytes().find(item.bytes()) != std::string::npos;
   }
-  if (container.is_dict())
+  if (container.is_dict()) {
+    if (!hashable(item)) fail("'in' of a dict wants a key, not {}", item.type_name());
     return item.is_text() && container.mapping().find(item.bytes()) != nullptr;
+  }
   if (container.is_undefined()) return false;
   const auto items = elements(container);
   return std::any_of(items.begin(), items.end(), [&](const Value& v) { return equal(v, item); });
