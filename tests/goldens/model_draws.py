@@ -123,13 +123,16 @@ def grouped_experts(deck, groups=(1, 2, 4), shared=(1, 2)):
                 first_k_dense_replace=deck.deal("dense", 0, 1, 2), output_router_logits=deck.flag("router logits"))
 
 
-def sparse_layers(deck):
-    """Qwen's rules of which layers have experts, and their sizes."""
+def sparse_layers(deck, num_layers):
+    """Qwen's rules of which layers have experts, and their sizes. Without any, transformers has no loss of router logits."""
     none = deck.deal("no experts", False, False, False, True)
     options = dict(experts(deck, "num_experts"), moe_intermediate_size=deck.deal("expert", 5, 8, 20),
                    norm_topk_prob=deck.flag("normalize"), decoder_sparse_step=deck.deal("step", 1, 1, 2),
                    mlp_only_layers=deck.deal("dense layers", None, [], [0], [1, 2]))
-    return options | dict(num_experts=0, output_router_logits=False) if none else options
+    if none:
+        options.update(num_experts=0)
+    sparse = [i for i in range(num_layers) if i not in (options["mlp_only_layers"] or []) and (i + 1) % options["decoder_sparse_step"] == 0]
+    return options | dict(output_router_logits=False) if none or not sparse else options
 
 
 def gpt2(deck):
@@ -223,13 +226,13 @@ def mixtral(deck):
 
 def qwen2_moe(deck):
     options = with_kv(common(deck))
-    return Qwen2MoeConfig(**options, **sparse_layers(deck), **optional_windows(deck, options["num_hidden_layers"]),
+    return Qwen2MoeConfig(**options, **sparse_layers(deck, options["num_hidden_layers"]), **optional_windows(deck, options["num_hidden_layers"]),
                           qkv_bias=deck.flag("bias"), shared_expert_intermediate_size=deck.deal("shared", 5, 8, 20))
 
 
 def qwen3_moe(deck):
     options = with_kv(common(deck))
-    return Qwen3MoeConfig(**options, **head_dim(deck, (ABSENT, 4, 6, 10)), **sparse_layers(deck), attention_bias=deck.flag("bias"),
+    return Qwen3MoeConfig(**options, **head_dim(deck, (ABSENT, 4, 6, 10)), **sparse_layers(deck, options["num_hidden_layers"]), attention_bias=deck.flag("bias"),
                           **optional_windows(deck, options["num_hidden_layers"], types=False))
 
 

@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/cli/command.h"
+#include "trireme/device/memory.h"
 
 namespace trireme::cli {
 
@@ -30,6 +31,7 @@ void report(int64_t tensors, uint64_t bytes, const std::string& path,
 }
 
 void run_import(const ConvertOptions& convert, const GlobalOptions& options) {
+  device::install_cpu_allocator();
   const auto manifest = checkpoint::import_huggingface(convert.from, convert.to, convert.force);
   uint64_t bytes = 0;
   for (const auto& tensor : manifest.tensors) bytes += tensor.info.bytes();
@@ -37,6 +39,8 @@ void run_import(const ConvertOptions& convert, const GlobalOptions& options) {
 }
 
 void run_export(const ConvertOptions& convert, const GlobalOptions& options) {
+  // Scales are kept until they are written: malloc would take them from the holes of weights, and memory would grow by every one.
+  device::install_cpu_allocator();
   const auto source = checkpoint::open_model(convert.from);
   checkpoint::ExportOptions export_options;
   export_options.dtype = convert.dtype == "auto"       ? source.stored_dtype
