@@ -27,14 +27,14 @@ const char kConfig[] =
   "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
   "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true})";
 
-/// A run of a tiny model in a folder of its own.
-class TrainerTest : public ::testing::Test {
+/// A run of a tiny model in a folder of its own, on a device by name.
+class TrainerTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     log::set_level(log::Level::kWarning);
-    folder_ =
-        fs::path(::testing::TempDir()) /
-        ("trainer_" + std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()));
+    std::string name = ::testing::UnitTest::GetInstance()->current_test_info()->name();
+    std::ranges::replace(name, '/', '_');
+    folder_ = fs::path(::testing::TempDir()) / ("trainer_" + name);
     fs::remove_all(folder_);
     fs::create_directories(folder_);
     std::ofstream(folder_ / "config.json") << kConfig;
@@ -48,13 +48,14 @@ class TrainerTest : public ::testing::Test {
 
   RunFile run(const std::string& out, std::vector<std::string> sets = {}) const {
     const std::string text = fmt::format(
-        "out = \"{0}/{1}\"\nthreads = 1\n[model]\nconfig = \"{0}/config.json\"\n[data]\ntrain = "
+        "out = \"{0}/{1}\"\nthreads = 1\n[device]\nname = \"{2}\"\n[model]\nconfig = "
+        "\"{0}/config.json\"\n[data]\ntrain = "
         "\"{0}/text.txt\"\nvalid = \"{0}/text.txt\"\ncache = \"{0}/cache\"\n"
         "seq_len = 16\n[batch]\nsequences = 4\nmicro = 1\nlanes = 2\n[optim]\nlr = "
         "1e-2\n[schedule]\nsteps = 6\nwarmup = 1\n"
         "[precision]\nrecipe = \"fp32\"\n[eval]\nevery = 2\n[checkpoint]\nevery = "
         "2\n[log]\ntrace_step = 2\n",
-        folder_.string(), out);
+        folder_.string(), out, GetParam());
     return parse_run_file(text, "run.toml", sets);
   }
 
@@ -82,7 +83,7 @@ class TrainerTest : public ::testing::Test {
   fs::path folder_;
 };
 
-TEST_F(TrainerTest, LearnsAndLeavesEverythingBehind) {
+TEST_P(TrainerTest, LearnsAndLeavesEverythingBehind) {
   const TrainResult result =
       train(run("a", {"schedule.steps=40", "checkpoint.every=0"}), options());
   EXPECT_EQ(result.step, 40);
@@ -101,7 +102,7 @@ TEST_F(TrainerTest, LearnsAndLeavesEverythingBehind) {
   EXPECT_THAT(read_file(folder_ / "a/report.html"), HasSubstr("measured · compute"));
 }
 
-TEST_F(TrainerTest, ARunThatWasStoppedAfterEveryStepEndsBitEqual) {
+TEST_P(TrainerTest, ARunThatWasStoppedAfterEveryStepEndsBitEqual) {
   const std::vector<std::string> sets = {"batch.ramp_start=2", "batch.ramp_steps=3"};
   train(run("whole", sets), options());
   int interrupts = 0;
@@ -120,7 +121,7 @@ TEST_F(TrainerTest, ARunThatWasStoppedAfterEveryStepEndsBitEqual) {
   EXPECT_EQ(figures("whole"), figures("pieces"));
 }
 
-TEST_F(TrainerTest, LostStepsAreDoneAgainTheSame) {
+TEST_P(TrainerTest, LostStepsAreDoneAgainTheSame) {
   train(run("whole"), options());
   train(run("killed"), options());
   // As a kill after step 5 leaves it: the last checkpoint is step 4, the fifth line is there, the sixth is torn.
@@ -134,7 +135,7 @@ TEST_F(TrainerTest, LostStepsAreDoneAgainTheSame) {
   EXPECT_EQ(figures("whole"), figures("killed"));
 }
 
-TEST_F(TrainerTest, ADoneRunIsLeftAlone) {
+TEST_P(TrainerTest, ADoneRunIsLeftAlone) {
   train(run("a"), options());
   const std::string report = read_file(folder_ / "a/report.html");
   const TrainResult again = train(run("a"), options());
@@ -144,7 +145,7 @@ TEST_F(TrainerTest, ADoneRunIsLeftAlone) {
   EXPECT_EQ(read_file(folder_ / "a/report.html"), report);
 }
 
-TEST_F(TrainerTest, AnUnfinishedEndIsFinished) {
+TEST_P(TrainerTest, AnUnfinishedEndIsFinished) {
   train(run("a"), options());
   fs::remove_all(folder_ / "a/export");
   const TrainResult again = train(run("a"), options());
@@ -153,7 +154,7 @@ TEST_F(TrainerTest, AnUnfinishedEndIsFinished) {
   EXPECT_EQ(read_metrics(folder_ / "a/metrics.jsonl").size(), 6u);
 }
 
-TEST_F(TrainerTest, BothOptimizersAndPrecisionsTrain) {
+TEST_P(TrainerTest, BothOptimizersAndPrecisionsTrain) {
   for (const char* precision : {"fp32", "bf16"}) {
     for (const char* optimizer : {"adamw", "muon"}) {
       const std::string out = std::string(precision) + optimizer;
@@ -167,7 +168,7 @@ TEST_F(TrainerTest, BothOptimizersAndPrecisionsTrain) {
   }
 }
 
-TEST_F(TrainerTest, InspectionListsEveryProblemAtOnce) {
+TEST_P(TrainerTest, InspectionListsEveryProblemAtOnce) {
   RunFile bad = run("a", {"batch.micro=3"});
   bad.config.data.train = {{(folder_ / "absent.txt").string(), 0.0}};
   const Preflight preflight = inspect_run(bad);
@@ -181,7 +182,7 @@ TEST_F(TrainerTest, InspectionListsEveryProblemAtOnce) {
   }
 }
 
-TEST_F(TrainerTest, TwoRunsDoNotShareAFolder) {
+TEST_P(TrainerTest, TwoRunsDoNotShareAFolder) {
   RunFolder first(folder_ / "a");
   try {
     RunFolder second(folder_ / "a");
@@ -216,7 +217,7 @@ class MtpTrainerTest : public TrainerTest {
   }
 };
 
-TEST_F(MtpTrainerTest, ModulesLearnAndAreExportedAndImported) {
+TEST_P(MtpTrainerTest, ModulesLearnAndAreExportedAndImported) {
   train(run("a", {"schedule.steps=40", "checkpoint.every=0", "eval.every=0"}), options());
   const std::vector<StepMetrics> metrics = read_metrics(folder_ / "a/metrics.jsonl");
   ASSERT_EQ(metrics.size(), 40u);
@@ -243,7 +244,7 @@ TEST_F(MtpTrainerTest, ModulesLearnAndAreExportedAndImported) {
   EXPECT_LT(begin.mtp_loss.value(), metrics.front().mtp_loss.value() - 1.0);
 }
 
-TEST_F(MtpTrainerTest, AnInterruptedRunEndsBitEqualHoweverItIsComputed) {
+TEST_P(MtpTrainerTest, AnInterruptedRunEndsBitEqualHoweverItIsComputed) {
   train(run("whole"), options());
   const std::vector<std::string> other = {"memory.delay_weight_gradients=true",
                                           "memory.recompute=\"full\""};
@@ -260,7 +261,7 @@ TEST_F(MtpTrainerTest, AnInterruptedRunEndsBitEqualHoweverItIsComputed) {
   EXPECT_EQ(figures("whole"), figures("pieces"));
 }
 
-TEST_F(MtpTrainerTest, NoWeightLeavesTheModulesOut) {
+TEST_P(MtpTrainerTest, NoWeightLeavesTheModulesOut) {
   train(run("a", {"loss.mtp_weight=0"}), options());
   const StepMetrics last = read_metrics(folder_ / "a/metrics.jsonl").back();
   EXPECT_FALSE(last.mtp_loss.has_value());
@@ -279,7 +280,7 @@ TEST_F(MtpTrainerTest, NoWeightLeavesTheModulesOut) {
   EXPECT_FALSE(read_metrics(folder_ / "d/metrics.jsonl").back().mtp_loss.has_value());
 }
 
-TEST_F(MtpTrainerTest, AModelGivesItsModulesUpForNoWeight) {
+TEST_P(MtpTrainerTest, AModelGivesItsModulesUpForNoWeight) {
   train(run("a", {"schedule.steps=2"}), options());
   const std::string init = "model.init=\"" + (folder_ / "a/export").string() + "\"";
   const std::vector<std::string> sets = {init, "model.config=\"\"", "loss.mtp_weight=0"};
@@ -316,7 +317,7 @@ class LostMtpTrainerTest : public MtpTrainerTest {
   }
 };
 
-TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredAreLeftOut) {
+TEST_P(LostMtpTrainerTest, ModulesThatAreNotStoredAreLeftOut) {
   ::testing::internal::CaptureStderr();
   set_interrupted(true);
   EXPECT_THROW(train(lost_run("b"), options()), Error);
@@ -348,7 +349,7 @@ TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredAreLeftOut) {
   EXPECT_TRUE(to_json(beside).at("multi_token_prediction").is_null());
 }
 
-TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredBeginAnewWhereTheirWeightIsWritten) {
+TEST_P(LostMtpTrainerTest, ModulesThatAreNotStoredBeginAnewWhereTheirWeightIsWritten) {
   ::testing::internal::CaptureStderr();
   train(lost_run("b", {"loss.mtp_weight=0.3"}), options());
   EXPECT_THAT(::testing::internal::GetCapturedStderr(),
@@ -370,7 +371,7 @@ TEST_F(LostMtpTrainerTest, ModulesThatAreNotStoredBeginAnewWhereTheirWeightIsWri
 }
 
 // Documents of `length` letters and their end: the head predicts `length` of those tokens, module k the k-th and later.
-TEST_F(MtpTrainerTest, TheLossIsTheMeanOverModulesThatHaveTargets) {
+TEST_P(MtpTrainerTest, TheLossIsTheMeanOverModulesThatHaveTargets) {
   const auto first = [&](int length) {
     const std::string name = "documents-" + std::to_string(length);
     std::ofstream lines(folder_ / (name + ".jsonl"));
@@ -391,7 +392,7 @@ TEST_F(MtpTrainerTest, TheLossIsTheMeanOverModulesThatHaveTargets) {
 }
 
 // Muon once left experts to AdamW.
-TEST_F(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
+TEST_P(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
   const RunFile muon = run("a", {"optim.name=muon"});
   const model::ModelSpec spec = spec_of(muon);
   nn::ParameterStore store(spec);
@@ -444,7 +445,7 @@ class ChatTrainerTest : public TrainerTest {
 };
 
 // Means of the lanes' or the micro-batches' means would differ by far more: the answers are spread unevenly.
-TEST_F(ChatTrainerTest, TheLossIsTheMeanOverAnswersHoweverTheBatchIsCut) {
+TEST_P(ChatTrainerTest, TheLossIsTheMeanOverAnswersHoweverTheBatchIsCut) {
   train(chat_run("a"), options());
   const std::vector<StepMetrics> wanted = read_metrics(folder_ / "a/metrics.jsonl");
   for (const char* cut : {"batch.micro=2", "batch.micro=4", "batch.lanes=1", "batch.lanes=8"}) {
@@ -461,7 +462,7 @@ TEST_F(ChatTrainerTest, TheLossIsTheMeanOverAnswersHoweverTheBatchIsCut) {
   EXPECT_EQ(digest("later"), digest("a"));
 }
 
-TEST_F(ChatTrainerTest, AnInterruptedRunEndsBitEqualFromTextAndFromPreparedData) {
+TEST_P(ChatTrainerTest, AnInterruptedRunEndsBitEqualFromTextAndFromPreparedData) {
   train(chat_run("whole"), options());
   for (int i = 0; i < 6; ++i) {
     set_interrupted(true);
@@ -491,7 +492,7 @@ TEST_F(ChatTrainerTest, AnInterruptedRunEndsBitEqualFromTextAndFromPreparedData)
   EXPECT_NE(digest("whole"), digest("all")) << "a mask is used only where it is asked for";
 }
 
-TEST_F(ChatTrainerTest, WhatIsMissingIsNamedBeforeStepZero) {
+TEST_P(ChatTrainerTest, WhatIsMissingIsNamedBeforeStepZero) {
   const auto problem = [&](const std::vector<std::string>& sets) {
     const Preflight preflight = inspect_run(chat_run("a", sets));
     return preflight.problems.empty() ? std::string()
@@ -507,6 +508,14 @@ TEST_F(ChatTrainerTest, WhatIsMissingIsNamedBeforeStepZero) {
   EXPECT_THAT(problem({"data.train=\"" + folder_.string() + "/plain.jsonl\""}),
               HasSubstr("plain.jsonl:1: no key \"messages\""));
 }
+
+std::string device_of(const ::testing::TestParamInfo<const char*>& info) {
+  return info.param;
+}
+INSTANTIATE_TEST_SUITE_P(Devices, TrainerTest, ::testing::Values("cpu", "sim"), device_of);
+INSTANTIATE_TEST_SUITE_P(Devices, MtpTrainerTest, ::testing::Values("cpu", "sim"), device_of);
+INSTANTIATE_TEST_SUITE_P(Devices, LostMtpTrainerTest, ::testing::Values("cpu", "sim"), device_of);
+INSTANTIATE_TEST_SUITE_P(Devices, ChatTrainerTest, ::testing::Values("cpu", "sim"), device_of);
 
 TEST(TrainState, SurvivesItsJson) {
   TrainState state;

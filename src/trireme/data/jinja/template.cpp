@@ -246,7 +246,7 @@ class Renderer {
         unpack(s.names, item, inside);
         if (evaluate(*s.condition, inside).truth()) kept.push_back(std::move(item));
       }
-    } catch (const Error&) {
+    } catch (const Problem&) {
       error_behind = std::current_exception();
     }
     return kept;
