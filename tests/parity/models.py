@@ -61,7 +61,7 @@ def rounding(model, ids, want):
     """What transformers' own numbers move by, in shares of the bounds, when every weight moves by half a unit in its last place."""
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     moved = 0.0
-    for seed in range(2):
+    for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter, weight in zip(model.parameters(), weights):
@@ -83,7 +83,7 @@ def model_and_reference(config, number, length):
         model = model_cases.build_of(config, seed)
         ids = allowed[torch.randint(0, len(allowed), (2, length), generator=torch.Generator().manual_seed(seed))]
         want = reference(model, ids)
-        if rounding(model, ids, want) < 0.3:
+        if rounding(model, ids, want) < 0.2:
             return model, ids, want, attempt
     raise AssertionError("transformers' own numbers are within the bounds of nothing with ten sets of weights")
 
