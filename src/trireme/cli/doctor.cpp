@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "trireme/base/error.h"
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
 #include "trireme/device/device.h"
@@ -125,10 +126,12 @@ void examine_model(const std::string& path, const GlobalOptions& options) {
     document.update(train::to_json(inspection));
     document["findings"] = findings_json(inspection.findings);
     print_json(document);
-    return;
+  } else {
+    fmt::print("{}\n", train::describe(inspection));
+    print_findings(inspection.findings, "model");
   }
-  fmt::print("{}\n", train::describe(inspection));
-  print_findings(inspection.findings, "model");
+  TRIREME_USER_CHECK(inspection.ok(), kData, "mend what is named a problem",
+                     "{} cannot be used as it is", path);
 }
 
 const char* dtype_name(c10::ScalarType dtype) {

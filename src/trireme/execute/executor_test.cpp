@@ -260,6 +260,51 @@ TEST_F(ExecutorTest, ABalancingLossOverTheGlobalBatchUsesItsCounts) {
   }
 }
 
+// Counts of the global batch make it a mean over tokens, which does not care where micro-batches and lanes are cut; a loss of
+// every micro-batch's own counts is another one for every cut.
+TEST_F(ExecutorTest, ABalancingLossOverTheGlobalBatchDoesNotDependOnItsCuts) {
+  model::ModelSpec spec = tiny_moe("balanced");
+  for (model::LayerSpec& layer : spec.layers) layer.moe->global_aux = true;
+  nn::ParameterStore store(spec);
+  store.initialize(6);
+  std::map<int, std::vector<int64_t>> load;
+  const auto run_cut = [&](int64_t micro, int64_t lanes) {
+    nn::Model model(store);
+    RecordingOptimizer recorder;
+    Executor executor(model, store, recorder);
+    StepInput input;
+    input.micro_batches = random_batches(spec, 4 / micro, micro, 10, 9);  // the same rows
+    if (!load.empty()) input.expert_load = &load;
+    Outcome outcome;
+    outcome.result = executor.run_step(
+        plan::build_program(spec, strategy_for(4 / micro, lanes, micro, 10)), input);
+    outcome.gradients = std::move(recorder.gradients);
+    return outcome;
+  };
+  const auto expect_alike = [&](const Outcome& got, const Outcome& want) {
+    for (const auto& [layer, router] : want.result.routers)
+      EXPECT_NEAR(got.result.routers.at(layer).balance_loss, router.balance_loss, 1e-6);
+    for (size_t part = 0; part < want.gradients.size(); ++part) {
+      if (!want.gradients[part].defined()) continue;
+      EXPECT_LT((got.gradients[part] - want.gradients[part]).abs().max().item<float>(),
+                1e-6 + 1e-5 * want.gradients[part].abs().max().item<float>())
+          << "part " << part;
+    }
+  };
+  EXPECT_GT(std::fabs(run_cut(1, 1).result.routers.at(0).balance_loss -
+                      run_cut(4, 1).result.routers.at(0).balance_loss),
+            1e-3);
+  for (int layer = 0; layer < 2; ++layer) load[layer] = {7, 31, 2, 20, 11, 9};
+  const Outcome whole = run_cut(4, 1);
+  expect_alike(run_cut(2, 1), whole);
+  expect_alike(run_cut(1, 1), whole);
+  expect_alike(run_cut(1, 4), whole);
+  // Even counts: E times the mean of shares that sum to one.
+  for (int layer = 0; layer < 2; ++layer) load[layer].assign(6, 5);
+  for (const auto& [layer, router] : run_cut(2, 2).result.routers)
+    EXPECT_NEAR(router.balance_loss, 1.0, 1e-6);
+}
+
 TEST_F(ExecutorTest, ATinyModelLearnsABatchByHeart) {
   for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
     for (const size_t config : {size_t{0}, size_t{3}, size_t{8}}) {

@@ -10,7 +10,7 @@ namespace trireme::model {
 const std::vector<Family>& families() {
   static const std::vector<Family> table = {
       {"deepseek_v2", "DeepseekV2ForCausalLM", "DeepseekV2Model", read_deepseek_v2},
-      {"deepseek_v3", "DeepseekV3ForCausalLM", "DeepseekV3Model", read_deepseek_v3},
+      {"deepseek_v3", "DeepseekV3ForCausalLM", "DeepseekV3Model", read_deepseek_v3, "kimi_k2"},
       {"gemma2", "Gemma2ForCausalLM", "Gemma2Model", read_gemma2},
       {"gemma3_text", "Gemma3ForCausalLM", "Gemma3TextModel", read_gemma3},
       {"glm4_moe", "Glm4MoeForCausalLM", "Glm4MoeModel", read_glm4_moe},

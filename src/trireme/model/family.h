@@ -17,6 +17,7 @@ struct Family {
   std::string architecture;       ///< the Hugging Face class that is covered
   std::string base_architecture;  ///< the same without its head, read as well
   void (*read)(ConfigReader& config, ModelSpec& spec);
+  std::string alias = {};  ///< another model_type that is this family under another name
 };
 
 const std::vector<Family>& families();

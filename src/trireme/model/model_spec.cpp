@@ -284,6 +284,7 @@ const std::vector<std::string>& meaningless_keys() {
       "gradient_checkpointing",
       "model_name",
       "cross_attention_hidden_size",
+      "cache_implementation",
       "auto_map",  // code that came with the model; what it means is in the keys that a family reads
   };
   return keys;
@@ -302,7 +303,7 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   const Family* family = nullptr;
   const std::vector<std::string> architectures = config.texts("architectures");
   for (const Family& candidate : families()) {
-    if (candidate.model_type == model_type) family = &candidate;
+    if (candidate.model_type == model_type || candidate.alias == model_type) family = &candidate;
   }
   // A type of its own that declares a class of ours is that family (kimi_k2 is a deepseek_v3), as far as its keys are.
   for (const Family& candidate : families()) {
@@ -312,7 +313,10 @@ ModelSpec spec_from_config(const std::string& config_json, const std::string& or
   }
   if (family == nullptr) {
     config.fail("model_type", fmt::format("is \"{}\", a family that is not covered", model_type),
-                suggestion(model_type, family_names()));
+                config.has("text_config")
+                    ? "the language model in it is that of \"text_config\": save it alone, with "
+                      "that as its config.json"
+                    : suggestion(model_type, family_names()));
   }
 
   ModelSpec spec;

@@ -12,6 +12,7 @@
 #include "trireme/data/tokenizer.h"
 #include "trireme/model/flops.h"
 #include "trireme/model/mtp.h"
+#include "trireme/nn/attention_part.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/train/progress.h"
@@ -82,6 +83,18 @@ void inspect_files(ModelInspection& m) {
 /// What config.json says beside the model, against what is there.
 void inspect_config(ModelInspection& m, const std::string& text) {
   const OrderedJson config = parse_ordered_json(text, "config.json", ErrorCode::kConfig);
+  const auto type = config.find("model_type");
+  if (type != config.end() && type->is_string() && *type != m.spec.family)
+    find(m, Level::kNote,
+         fmt::format("config.json says model_type = {}: it is read as {}, and exported as that",
+                     type->dump(), m.spec.family));
+  for (const char* key : {"attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"}) {
+    const auto share = config.find(key);
+    if (share != config.end() && share->is_number() && *share != 0)
+      find(m, Level::kNote,
+           fmt::format("config.json says {} = {}: training here has no dropout", key,
+                       share->dump()));
+  }
   const char* key = config.contains("dtype") ? "dtype" : "torch_dtype";
   static const std::map<std::string, std::string> names = {
       {"float32", "F32"}, {"bfloat16", "BF16"}, {"float16", "F16"}, {"float64", "F64"}};
@@ -157,13 +170,13 @@ void inspect_chat_template(ModelInspection& m) {
   });
 }
 
-/// Keys and values of one sequence.
+/// What generation keeps of one sequence as long as the context.
 int64_t cache_bytes(const model::ModelSpec& spec, int64_t element_bytes) {
   int64_t bytes = 0;
   for (const model::LayerSpec& layer : spec.layers) {
-    const model::AttentionSpec& a = layer.attention;
-    const int64_t value_dim = a.value_dim > 0 ? a.value_dim : a.head_dim;
-    bytes += spec.max_positions * a.num_kv_heads * (a.head_dim + value_dim) * element_bytes;
+    const nn::CachedShape cached = nn::cached_shape(layer.attention);
+    bytes +=
+        spec.max_positions * cached.heads * (cached.key_dim + cached.value_dim) * element_bytes;
   }
   return bytes;
 }
@@ -187,8 +200,8 @@ void inspect_memory(ModelInspection& m, const model::ModelSpec& trained) {
                 .peak_bytes;
         memory.train_resident_bytes = program.resident_bytes;
         const plan::ResidentBytes held = plan::resident_bytes(running, strategy);
-        memory.run_bytes = held.total() - held.optimizer_states +
-                           cache_bytes(running, plan::element_bytes(precision));
+        memory.cache_bytes = cache_bytes(running, plan::element_bytes(precision));
+        memory.run_bytes = held.total() - held.optimizer_states + memory.cache_bytes;
       }
       m.memory.push_back(memory);
     }
@@ -282,6 +295,7 @@ OrderedJson to_json(const ModelInspection& m) {
   for (const ModelMemory& memory : m.memory)
     json["memory"].push_back({{"precision", memory.precision},
                               {"run_bytes", memory.run_bytes},
+                              {"cache_bytes", memory.cache_bytes},
                               {"train_bytes", memory.train_bytes},
                               {"train_least_bytes", memory.train_least_bytes},
                               {"train_resident_bytes", memory.train_resident_bytes},
@@ -316,9 +330,12 @@ std::string describe(const ModelInspection& m) {
                       types.empty() ? "" : ": " + types);
   for (const ModelMemory& memory : m.memory) {
     text += fmt::format(
-        "{:<14} {} to run; {} to train on a sequence of {}, {} with recompute = \"full\"\n",
-        "memory, " + memory.precision, bytes(memory.run_bytes), bytes(memory.train_bytes),
-        m.seq_len, bytes(memory.train_least_bytes));
+        "{:<14} {} to run, {} of it the cache of a sequence of {}; {} to train on one of {}{}\n",
+        "memory, " + memory.precision, bytes(memory.run_bytes), bytes(memory.cache_bytes),
+        m.spec.max_positions, bytes(memory.train_bytes), m.seq_len,
+        memory.train_least_bytes < memory.train_bytes
+            ? fmt::format(", {} with recompute = \"full\"", bytes(memory.train_least_bytes))
+            : "");
   }
   text += fmt::format("{:<14} {}\n", "tokenizer",
                       m.tokenizer_kind.empty()

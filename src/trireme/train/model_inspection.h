@@ -16,7 +16,8 @@ namespace trireme::train {
 /// Memory on one device at one precision, in bytes.
 struct ModelMemory {
   std::string precision;          ///< "fp32", "bf16"
-  int64_t run_bytes = 0;          ///< weights, and keys and values of one sequence of full length
+  int64_t run_bytes = 0;          ///< weights, and the cache of one sequence as long as the context
+  int64_t cache_bytes = 0;        ///< of them the cache
   int64_t train_bytes = 0;        ///< the peak of a step of one sequence with AdamW
   int64_t train_least_bytes = 0;  ///< the same when everything is recomputed
   int64_t train_resident_bytes = 0;  ///< of them held between steps

@@ -103,7 +103,35 @@ TEST_F(ModelInspectionTest, SaysWhatAModelIs) {
   for (const char* key : {"family", "parameters", "active_parameters", "memory", "tokenizer",
                           "chat_template", "stored"})
     EXPECT_TRUE(json.contains(key)) << key;
-  EXPECT_THAT(describe(m), HasSubstr("to train on a sequence of"));
+  EXPECT_THAT(describe(m), HasSubstr("to train on one of"));
+}
+
+// Of latent attention a compressed vector and the rotary key are kept, not heads of keys and values.
+TEST_F(ModelInspectionTest, CountsTheCacheThatGenerationKeeps) {
+  copy("deepseek_v3");
+  const OrderedJson config = parse_ordered_json(read_file(folder_ / "config.json"), "config.json");
+  const auto number = [&](const char* key) { return config[key].get<int64_t>(); };
+  const int64_t elements = number("num_hidden_layers") * number("max_position_embeddings") *
+                           (number("kv_lora_rank") + number("qk_rope_head_dim"));
+  const ModelInspection m = inspect_model(folder_);
+  ASSERT_EQ(m.memory.size(), 2u);
+  EXPECT_EQ(m.memory[0].cache_bytes, 4 * elements);
+  EXPECT_EQ(m.memory[1].cache_bytes, 2 * elements);
+  EXPECT_THAT(describe(m), HasSubstr("the cache of a sequence of " +
+                                     std::to_string(number("max_position_embeddings"))));
+}
+
+TEST_F(ModelInspectionTest, SaysWhatTrainingHereDoesNotDo) {
+  copy("llama");
+  change_config([](OrderedJson& config) {
+    config["attention_dropout"] = 0.1;
+    config["model_type"] = "something_like_it";
+  });
+  const ModelInspection m = inspect_model(folder_);
+  EXPECT_THAT(findings(m), HasSubstr("note: config.json says attention_dropout = 0.1: training "
+                                     "here has no dropout"));
+  EXPECT_THAT(findings(m), HasSubstr("note: config.json says model_type = \"something_like_it\": "
+                                     "it is read as llama"));
 }
 
 TEST_F(ModelInspectionTest, SaysWhatIsMissing) {

@@ -21,6 +21,7 @@ std::string duration_text(double seconds) {
 }
 
 std::string count_text(double count) {
+  if (count >= 1e12) return fmt::format("{:.3g}T", count / 1e12);
   if (count >= 1e9) return fmt::format("{:.3g}B", count / 1e9);
   if (count >= 1e6) return fmt::format("{:.3g}M", count / 1e6);
   if (count >= 1e3) return fmt::format("{:.3g}k", count / 1e3);

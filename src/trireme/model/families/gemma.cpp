@@ -51,6 +51,10 @@ void read_gemma2(ConfigReader& config, ModelSpec& spec) {
   options.max_positions = 8192;
   options.window_period = 2;
   read_rotary_family(config, options, spec);
+  // An older name beside the one that counts.
+  if (config.has("sliding_window_size"))
+    config.require("sliding_window_size", config.not_negative("sliding_window", options.window),
+                   "another window than sliding_window");
   finish(config, read_softcap(config, "attn_logit_softcapping", 50.0), 30.0, spec);
 }
 

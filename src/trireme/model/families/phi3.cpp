@@ -13,6 +13,11 @@ void read_phi3(ConfigReader& config, ModelSpec& spec) {
   options.max_positions = 4096;
   options.windows = WindowRule::kEvery;
   config.require("attention_bias", false, "biases of attention's projections");
+  // What phi4's published configs write beside.
+  config.require("full_attn_mod", 1, "full attention in some layers only");
+  config.require("interpolate_factor", 1, "another scaling of positions");
+  config.require("lm_head_bias", false, "a bias of the head");
+  config.require("mlp_bias", false, "biases of the MLP's projections");
   config.ignore({"resid_pdrop", "embd_pdrop"});  // pre-training here has no dropout
   read_rotary_family(config, options, spec);
 }

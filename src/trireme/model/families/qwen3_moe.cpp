@@ -11,6 +11,10 @@ void read_qwen3_moe(ConfigReader& config, ModelSpec& spec) {
   options.max_positions = 32768;
   options.windows = WindowRule::kIfUsed;
   options.window = 4096;
+  // What Qwen3-Coder's published config writes beside.
+  config.require("qkv_bias", false, "biases of attention's projections");
+  config.require("use_qk_norm", true, "heads without norms");
+  config.require("shared_expert_intermediate_size", 0, "a shared expert");
   config.ignore({"max_window_layers"});  // windows are in all layers or in none
   read_rotary_layers(config, options, spec);
   MoeOptions experts;
