@@ -11,6 +11,8 @@
 #include "trireme/base/error.h"
 #include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
+#include "trireme/execute/device_copies.h"
+#include "trireme/execute/step_timer.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
 
@@ -76,7 +78,10 @@ class Executor::Step {
         optimizer_(executor.optimizer_),
         program_(program),
         input_(input),
-        device_(device::get_device(executor.store_.device().str())) {
+        device_(device::get_device(executor.store_.device().str())),
+        done_(program.instructions.size()),
+        is_waited_for_(program.instructions.size(), 0) {
+    plan_copies(executor);
     const plan::Strategy& strategy = program.strategy;
     const int64_t count = strategy.micro_batches();
     TRIREME_CHECK(static_cast<int64_t>(input.micro_batches.size()) == count,
@@ -124,18 +129,23 @@ class Executor::Step {
 
   StepResult run() {
     const double begin = steady_clock().now_s();
+    StepTimer timer(device_);
     int64_t peak = 0;
     int64_t reserved = 0;
     for (const plan::Instruction& instruction : program_.instructions) {
-      device_.reset_peak_memory();
       plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
-      measurement.start_s = steady_clock().now_s() - begin;
+      wait_for_queues(instruction);
+      timer.start(queue_of(instruction));
+      release(instruction);
+      device_.reset_peak_memory();
       for (const int buffer : instruction.makes)
         make(program_.buffers[static_cast<size_t>(buffer)]);
       execute(instruction);
       for (const int buffer : instruction.frees)
         free(program_.buffers[static_cast<size_t>(buffer)]);
-      measurement.duration_s = steady_clock().now_s() - begin - measurement.start_s;
+      timer.stop(queue_of(instruction));
+      const auto id = static_cast<size_t>(instruction.id);
+      if (is_waited_for_[id] != 0) done_[id] = queue_of(instruction).record();
       const device::MemoryStatistics memory = device_.memory();
       measurement.held_bytes_after = memory.allocated_bytes;
       measurement.peak_bytes = memory.peak_allocated_bytes;
@@ -143,6 +153,7 @@ class Executor::Step {
       reserved = std::max(reserved, memory.peak_reserved_bytes);
     }
     device_.synchronize();  // what failed late fails here, in its own step
+    timer.read(result_.measurements);
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
     result_.seconds = steady_clock().now_s() - begin;
@@ -191,6 +202,7 @@ class Executor::Step {
         break;
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
+      case plan::BufferKind::kOptimizerState:
         break;
     }
   }
@@ -265,9 +277,105 @@ class Executor::Step {
       case plan::OpKind::kOptimizerStep:
         if (result_.applied) optimize(part);
         break;
+      case plan::OpKind::kOffload:
+        offload(instruction);
+        break;
+      case plan::OpKind::kReload:
+        reload(instruction);
+        break;
       case plan::OpKind::kCommit:
         break;
     }
+  }
+
+  // ---- queues and copies ---------------------------------------------------------------------------
+
+  /// Which instructions another queue waits for. The host's work is done when its call returns.
+  void plan_copies(Executor& executor) {
+    bool any = false;
+    for (const plan::Instruction& instruction : program_.instructions) {
+      any = any || plan::is_copy(instruction.resource);
+      for (const int other : instruction.depends_on) {
+        if (crosses(instruction, other)) is_waited_for_[static_cast<size_t>(other)] = 1;
+      }
+    }
+    if (!any) return;
+    if (executor.copies_ == nullptr) executor.copies_ = std::make_unique<DeviceCopies>(device_);
+    copies_ = executor.copies_.get();
+  }
+
+  bool crosses(const plan::Instruction& instruction, int other) const {
+    const plan::Resource theirs = program_.instructions[static_cast<size_t>(other)].resource;
+    return theirs != instruction.resource &&
+           (plan::is_copy(theirs) || plan::is_copy(instruction.resource));
+  }
+
+  device::Queue& queue_of(const plan::Instruction& instruction) {
+    if (instruction.resource == plan::Resource::kCopyOut) return copies_->out();
+    if (instruction.resource == plan::Resource::kCopyIn) return copies_->in();
+    return device_.compute_queue();
+  }
+
+  void wait_for_queues(const plan::Instruction& instruction) {
+    for (const int other : instruction.depends_on) {
+      if (!crosses(instruction, other)) continue;
+      queue_of(instruction).wait_for(*done_[static_cast<size_t>(other)]);
+      // The compute queue is behind the copy in now, and what is copied out later is behind the compute queue.
+      if (instruction.resource != plan::Resource::kCompute) continue;
+      const auto found = reloaded_.find(other);
+      if (found == reloaded_.end()) continue;
+      copies_->give_back(std::move(found->second));
+      reloaded_.erase(found);
+    }
+  }
+
+  /// Gives up the device memory of what is on the host. Memory is handed out in the order of the compute queue.
+  void release(const plan::Instruction& instruction) {
+    for (const int id : instruction.releases) {
+      const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
+      device_.compute_queue().wait_for(*done_[static_cast<size_t>(buffer.offloaded_by)]);
+      if (buffer.kind == plan::BufferKind::kOptimizerState) {
+        states_.erase(buffer.part);
+        continue;
+      }
+      DeviceCopies::release(offloaded_.at(buffer.offloaded_by));
+    }
+  }
+
+  void offload(const plan::Instruction& instruction) {
+    std::vector<at::Tensor> tensors;
+    bool kept = false;
+    for (const int id : instruction.moves) {
+      const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
+      if (buffer.kind == plan::BufferKind::kOptimizerState) {
+        const std::vector<at::Tensor> home = optimizer_.part_states(buffer.part);
+        const std::vector<at::Tensor>& here = states_.at(buffer.part);
+        for (size_t i = 0; i < home.size(); ++i) device_.copy(home[i], here[i], copies_->out());
+      } else if (buffer.kind == plan::BufferKind::kHidden) {
+        tensors.push_back(micro(buffer.micro_batch).hidden.at(static_cast<size_t>(buffer.part)));
+      } else if (!std::exchange(kept, true)) {  // a graph's two buffers go together
+        const std::vector<at::Tensor> of_graph = graph(instruction).kept();
+        tensors.insert(tensors.end(), of_graph.begin(), of_graph.end());
+      }
+    }
+    if (!tensors.empty()) offloaded_.emplace(instruction.id, copies_->copy_out(tensors));
+  }
+
+  void reload(const plan::Instruction& instruction) {
+    const plan::Buffer& first = program_.buffers[static_cast<size_t>(instruction.moves.front())];
+    if (first.kind != plan::BufferKind::kOptimizerState) {
+      const auto found = offloaded_.find(first.offloaded_by);
+      copies_->copy_in(found->second);
+      reloaded_.emplace(instruction.id, std::move(found->second));
+      offloaded_.erase(found);
+      return;
+    }
+    std::vector<at::Tensor>& here = states_[first.part];
+    const std::vector<at::Tensor> home = optimizer_.part_states(first.part);
+    for (const at::Tensor& state : home)
+      here.push_back(at::empty(state.sizes(), state.options().device(store_.device())));
+    copies_->in_after_compute();
+    for (size_t i = 0; i < home.size(); ++i) device_.copy(here[i], home[i], copies_->in());
   }
 
   void loss(MicroBatch& at, Lane& into, int part) {
@@ -346,6 +454,8 @@ class Executor::Step {
     buffers.weights = store_.part_master(part);
     if (store_.has_compute_copy()) buffers.compute = store_.part_compute(part);
     buffers.gradients = lane(0).gradients.at(static_cast<size_t>(part));
+    if (const auto states = states_.find(part); states != states_.end())
+      buffers.states = states->second;
     optim::StepParams params;
     params.lr = input_.learning_rate;
     params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
@@ -390,6 +500,12 @@ class Executor::Step {
   std::vector<MicroBatch> micro_batches_;
   std::vector<Lane> lanes_;
   StepResult result_;
+  std::vector<std::unique_ptr<device::Event>> done_;  ///< by instruction; of those waited for
+  std::vector<char> is_waited_for_;
+  DeviceCopies* copies_ = nullptr;
+  std::map<int, OffloadedMemory> offloaded_;       ///< by kOffload
+  std::map<int, OffloadedMemory> reloaded_;        ///< by kReload that nobody has waited for yet
+  std::map<int, std::vector<at::Tensor>> states_;  ///< by part: those that visit the device
 };
 
 Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer)

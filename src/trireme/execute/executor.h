@@ -18,6 +18,8 @@ class Optimizer;
 
 namespace trireme::execute {
 
+class DeviceCopies;
+
 /// Everything one step reads: the micro-batches of the global batch in order, all of one shape.
 struct StepInput {
   std::vector<data::Batch> micro_batches;
@@ -51,7 +53,7 @@ struct StepResult {
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;
   /// What each instruction took and held, by instruction id; bytes as the device's allocator counts
-  /// them.
+  /// them, times on the device's clock where it works while the host goes on.
   std::vector<plan::Measurement> measurements;
 };
 
@@ -62,7 +64,7 @@ struct EvaluationResult {
   std::vector<float> token_losses;  ///< row-major [rows, seq_len], zero where ignored
 };
 
-/// Owns the buffers of the running step. Thread-safety: one thread. Every call blocks until the
+/// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread. Every call blocks until the
 /// work is done. Ownership: borrows model, store and optimizer.
 class Executor {
  public:
@@ -82,6 +84,7 @@ class Executor {
   nn::Model& model_;
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;
+  std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
 };
 
 /// Forward and loss without gradients and without multi-token prediction; needs no program. Same arithmetic as the

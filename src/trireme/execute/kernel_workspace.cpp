@@ -8,11 +8,12 @@
 
 namespace trireme::execute {
 
-plan::KernelWorkspace kernel_workspace() {
+plan::KernelWorkspace kernel_workspace(at::Device device) {
   using kernels::cpu::Bf16Product;
   using kernels::cpu::FloatProduct;
   const kernels::cpu::ProductChoice choice = kernels::cpu::product_choice();
   plan::KernelWorkspace workspace;
+  workspace.in_device_memory = device.is_cpu();
   workspace.threads = at::get_num_threads();
   workspace.float32 = choice.float32 == FloatProduct::kPanels ? plan::FloatProduct::kPanels
                                                               : plan::FloatProduct::kMkl;

@@ -1,14 +1,17 @@
 // What this machine's kernels hold while they run, for the planner's prediction of memory.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <string>
 
 #include "trireme/plan/kernel_workspace.h"
 
 namespace trireme::execute {
 
-/// Threads and ways of multiplying bfloat16 as they are now.
-plan::KernelWorkspace kernel_workspace();
+/// Threads and ways of multiplying bfloat16 as they are now. Of another device than the CPU: none, which is right of the
+/// kernels "sim", whose workspace is the host's.
+plan::KernelWorkspace kernel_workspace(at::Device device = at::kCPU);
 
 /// How this machine and this torch multiply, in words: runs with another answer may differ in their last bits.
 std::string arithmetic_name();

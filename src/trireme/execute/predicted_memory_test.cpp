@@ -78,13 +78,15 @@ struct MemoryCase {
   bool delayed;
   int64_t lanes = 2;
   optim::OptimizerKind optimizer = optim::OptimizerKind::kAdamW;
+  std::string device = "cpu";
+  bool offload = false;  ///< activations of all parts, and the optimizer's states
 };
 
 class PredictedMemory : public ExecutorTest, public ::testing::WithParamInterface<MemoryCase> {};
 
 TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
   const MemoryCase& memory = GetParam();
-  device::Device& device = device::get_device("cpu");
+  device::Device& device = device::get_device(memory.device);
   const model::ModelSpec spec = medium(memory.family);
   plan::Strategy strategy = strategy_for(memory.lanes, memory.lanes, 4, 128);
   optim::OptimizerConfig config;
@@ -96,31 +98,40 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
         4 * optim::state_floats(config, parameter) * parameter.numel();
     if (config.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
       int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
-      workspace = std::max(workspace, optim::muon_workspace_bytes(parameter));
+      workspace =
+          std::max(workspace, optim::muon_workspace_bytes(parameter, device.torch_device()));
     }
   }
   strategy.precision = memory.precision;
   strategy.delay_weight_gradients = memory.delayed;
   strategy.recompute.assign(spec.parts.size(), memory.recompute);
-  strategy.kernels = kernel_workspace();
+  strategy.kernels = kernel_workspace(device.torch_device());
+  if (memory.offload) strategy.offload_activations = plan::offload_from_names(spec, {"all"});
+  strategy.offload_optimizer = memory.offload;
   const plan::Program program = plan::build_program(spec, strategy);
   StepInput input;
   input.micro_batches = random_batches(spec, memory.lanes, 4, 128, 3);
 
   const int64_t before = device.memory().allocated_bytes;
-  nn::ParameterStore store(spec, memory.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat);
+  nn::ParameterStore store(spec, memory.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat,
+                           at::kFloat, device.torch_device());
   store.initialize(1);
   nn::Model model(store);
-  const auto optimizer = optim::make_optimizer(config, spec);
+  const auto optimizer =
+      optim::make_optimizer(config, spec, device.torch_device(),
+                            memory.offload ? optim::StatePlace::kHost : optim::StatePlace::kDevice);
   Executor executor(model, store, *optimizer);
   const StepResult result = executor.run_step(program, input);
 
-  const plan::Simulation predicted =
-      plan::simulate(program, std::vector<double>(program.instructions.size(), 1e-6));
+  // The executor gives out memory in issue order.
+  const plan::Simulation predicted = plan::simulate_in_issue_order(program);
   const auto ratio = [before](int64_t prediction, int64_t measured) {
     return static_cast<double>(prediction) / static_cast<double>(measured - before);
   };
   EXPECT_NEAR(ratio(predicted.peak_bytes, result.peak_allocated_bytes), 1.0, 0.02);
+  // Where kernels hold nothing and activations are on the host, it shows that a backward frees what was kept before it has
+  // made all its gradients: the program, whose workspaces are never negative, says up to this much too much of it.
+  const double above = memory.offload ? 0.04 : 0.02;
   for (size_t i = 0; i < program.instructions.size(); ++i) {
     // The host loads at the same time as the device computes; the executor has one thread for both.
     if (program.instructions[i].resource == plan::Resource::kHost) continue;
@@ -129,9 +140,10 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
         ratio(predicted.instructions[i].held_bytes_after, result.measurements[i].held_bytes_after),
         1.0, 0.02)
         << name;
-    EXPECT_NEAR(ratio(predicted.instructions[i].peak_bytes, result.measurements[i].peak_bytes), 1.0,
-                0.02)
-        << name;
+    const double peak =
+        ratio(predicted.instructions[i].peak_bytes, result.measurements[i].peak_bytes);
+    EXPECT_GE(peak, 0.98) << name;
+    EXPECT_LE(peak, 1.0 + above) << name;
   }
 }
 
@@ -158,16 +170,30 @@ std::vector<MemoryCase> memory_cases() {
           {"llama", Recompute::kFull, precision, true, lanes, optim::OptimizerKind::kAdamW});
     }
   }
+  // On the simulated accelerator, where what is offloaded is off the device.
+  for (const char* family : {"gpt2", "llama", "gemma2", "latent", "experts_shared_mtp"}) {
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+      for (const bool offload : {false, true}) {
+        const auto precision =
+            recompute == Recompute::kSelective ? Precision::kBf16 : Precision::kFp32;
+        cases.push_back(
+            {family, recompute, precision, false, 2, optim::OptimizerKind::kAdamW, "sim", offload});
+      }
+    }
+  }
+  cases.push_back({"llama", Recompute::kNone, Precision::kBf16, true, 4,
+                   optim::OptimizerKind::kMuon, "sim", true});
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, PredictedMemory, ::testing::ValuesIn(memory_cases()),
                          [](const ::testing::TestParamInfo<MemoryCase>& info) {
-                           return fmt::format("{}_{}_{}_{}_{}_lanes", info.param.family,
+                           return fmt::format("{}_{}_{}_{}_{}_lanes_{}{}", info.param.family,
                                               plan::to_string(info.param.recompute),
                                               plan::to_string(info.param.precision),
                                               info.param.delayed ? "delayed" : "joint",
-                                              info.param.lanes);
+                                              info.param.lanes, info.param.device,
+                                              info.param.offload ? "_offload" : "");
                          });
 
 TEST_F(ExecutorTest, AWarmStepTouchesHardlyAnyNewPage) {

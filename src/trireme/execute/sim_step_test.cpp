@@ -3,25 +3,14 @@
 #include <c10/util/Exception.h>
 
 #include "trireme/device/sim/sim.h"
-#include "trireme/execute/testing/step_fixture.h"
+#include "trireme/execute/testing/trained_runs.h"
 
 namespace trireme::execute {
 namespace {
 
 using plan::Precision;
 
-struct Trained {
-  std::vector<StepResult> steps;
-  std::vector<at::Tensor> weights;
-  std::vector<at::Tensor> states;
-};
-
-struct Case {
-  std::string name;
-  model::ModelSpec spec;
-  plan::Strategy strategy;
-  optim::OptimizerConfig optimizer;
-};
+using Case = TrainingCase;
 
 std::vector<Case> cases() {
   std::vector<Case> all;
@@ -46,46 +35,6 @@ std::vector<Case> cases() {
     add(variant.name, tiny_moe(variant.name), Precision::kFp32, Recompute::kNone,
         OptimizerKind::kAdamW);
   return all;
-}
-
-Trained train(const Case& one, at::Device device) {
-  nn::ParameterStore store(one.spec,
-                           one.strategy.precision == Precision::kBf16 ? at::kBFloat16 : at::kFloat,
-                           at::kFloat, device);
-  store.initialize(6);
-  nn::Model model(store);
-  const auto optimizer = optim::make_optimizer(one.optimizer, store.spec(), device);
-  Executor executor(model, store, *optimizer);
-  const plan::Program program = plan::build_program(store.spec(), one.strategy);
-  StepInput input;
-  input.learning_rate = 1e-2;
-  input.clip_norm = 1.0;
-  Trained trained;
-  for (input.step = 0; input.step < 3; ++input.step) {
-    input.micro_batches =
-        random_batches(store.spec(), 4, 2, 12, 20 + static_cast<uint64_t>(input.step));
-    trained.steps.push_back(executor.run_step(program, input));
-  }
-  for (int part = 0; part < store.num_parts(); ++part)
-    trained.weights.push_back(store.part_master(part).cpu());
-  for (const optim::StateTensor& state : optimizer->state())
-    trained.states.push_back(state.tensor.cpu());
-  return trained;
-}
-
-void expect_same_bits(const Trained& got, const Trained& want) {
-  for (size_t step = 0; step < want.steps.size(); ++step) {
-    EXPECT_TRUE(want.steps[step].applied);
-    EXPECT_EQ(got.steps[step].loss, want.steps[step].loss);
-    EXPECT_EQ(got.steps[step].mtp_losses, want.steps[step].mtp_losses);
-    EXPECT_EQ(got.steps[step].grad_norm, want.steps[step].grad_norm);
-    for (const auto& [layer, router] : want.steps[step].routers)
-      EXPECT_EQ(got.steps[step].routers.at(layer).load, router.load);
-  }
-  for (size_t part = 0; part < want.weights.size(); ++part)
-    EXPECT_TRUE(at::equal(got.weights[part], want.weights[part])) << "part " << part;
-  for (size_t i = 0; i < want.states.size(); ++i)
-    EXPECT_TRUE(at::equal(got.states[i], want.states[i])) << "state " << i;
 }
 
 using SimStepTest = ExecutorTest;

@@ -23,6 +23,10 @@ class CombinePart::Graph final : public PartGraph {
     if (part_.shared_ && !saved_.gate_up.defined()) part_.make_saved(normed_, saved_);
   }
 
+  std::vector<at::Tensor> kept() const override {
+    return {saved_.gate, saved_.gate_up, saved_.act};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     flow_.grad_output = grad_output;
     const at::Tensor dy = grad_output.flatten(0, 1);

@@ -10,6 +10,7 @@ class DispatchPart::Graph final : public PartGraph {
  public:
   Graph(MoeFlow& flow, std::vector<int64_t> sizes) : flow_(flow), sizes_(std::move(sizes)) {}
   void recompute() override {}
+  std::vector<at::Tensor> kept() const override { return {}; }
   at::Tensor backward_input(at::Tensor grad_output) override {
     // Over what the shared expert left, if there is one.
     const at::Tensor start = flow_.d_normed;

@@ -16,6 +16,8 @@ class EmbeddingPart::Graph final : public PartGraph {
 
   void recompute() override {}
 
+  std::vector<at::Tensor> kept() const override { return {}; }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     grad_output_ = std::move(grad_output);
     return {};

@@ -20,6 +20,10 @@ class ExpertsPart::Graph final : public PartGraph {
     if (!saved_.gate_up.defined()) part_.make_saved(rows_, flow_, saved_);
   }
 
+  std::vector<at::Tensor> kept() const override {
+    return {saved_.row_weights, saved_.gate_up, saved_.act};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     TRIREME_CHECK(saved_.gate_up.defined(), "{}: backward before recompute", part_.spec_.name);
     const kernels::GroupOffsets& offsets = flow_.rows.offsets;

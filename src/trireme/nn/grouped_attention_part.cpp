@@ -33,6 +33,21 @@ class GroupedAttentionPart::Graph final : public PartGraph {
     part_.norms_.after->forward(saved_.projected, true, saved_.after_statistics);
   }
 
+  std::vector<at::Tensor> kept() const override {
+    return {saved_.statistics.mean,
+            saved_.statistics.rstd,
+            saved_.normed,
+            saved_.qkv,
+            saved_.qk,
+            saved_.q_rstd,
+            saved_.k_rstd,
+            saved_.attended,
+            saved_.logsumexp,
+            saved_.projected,
+            saved_.after_statistics.mean,
+            saved_.after_statistics.rstd};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     TRIREME_CHECK(saved_.qkv.defined(), "{}: backward before recompute", part_.spec_.name);
     const model::AttentionSpec& spec = part_.attention_;

@@ -44,6 +44,23 @@ class LatentAttentionPart::Graph final : public PartGraph {
     if (!saved_.down.defined()) part_.make_saved(x_.flatten(0, 1), batch_, true, true, saved_);
   }
 
+  std::vector<at::Tensor> kept() const override {
+    return {saved_.statistics.mean,
+            saved_.statistics.rstd,
+            saved_.normed,
+            saved_.down,
+            saved_.query_latent,
+            saved_.query_statistics.mean,
+            saved_.query_statistics.rstd,
+            saved_.latent,
+            saved_.latent_statistics.mean,
+            saved_.latent_statistics.rstd,
+            saved_.q,
+            saved_.kv,
+            saved_.attended,
+            saved_.logsumexp};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     TRIREME_CHECK(saved_.down.defined(), "{}: backward before recompute", part_.spec_.name);
     const int64_t length = x_.size(1);

@@ -48,6 +48,17 @@ class MlpPart::Graph final : public PartGraph {
     if (part_.norms_.after) part_.project(true, saved_);
   }
 
+  std::vector<at::Tensor> kept() const override {
+    return {saved_.statistics.mean,
+            saved_.statistics.rstd,
+            saved_.normed,
+            saved_.up,
+            saved_.act,
+            saved_.projected,
+            saved_.after_statistics.mean,
+            saved_.after_statistics.rstd};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     TRIREME_CHECK(saved_.up.defined(), "{}: backward before recompute", part_.spec_.name);
     const at::Tensor x = x_.flatten(0, 1);

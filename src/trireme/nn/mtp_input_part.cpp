@@ -30,6 +30,11 @@ class MtpInputPart::Graph final : public PartGraph {
 
   void recompute() override {}
 
+  std::vector<at::Tensor> kept() const override {
+    return {joined, embedding_statistics.mean, embedding_statistics.rstd, hidden_statistics.mean,
+            hidden_statistics.rstd};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     grad_output_ = grad_output.flatten(0, 1);
     const at::Tensor d_joined = part.projection_.backward_input(grad_output_);

@@ -67,6 +67,9 @@ class PartGraph {
   /// gradients still need. Frees the saved tensors as it goes; `grad_output` may be kept until
   /// backward_weight.
   virtual at::Tensor backward_input(at::Tensor grad_output) = 0;
+  /// What the forward kept for backward and only this graph (or its layer's flow) holds, undefined tensors among it: not
+  /// the part's input nor the batch. Between calls their storage may be emptied, if it is filled again before the next one.
+  virtual std::vector<at::Tensor> kept() const = 0;
   /// Adds the parameters' gradients to `sink` and frees the rest.
   virtual void backward_weight(GradientSink& sink) = 0;
 };

@@ -47,6 +47,12 @@ class RouterPart::Graph final : public PartGraph {
 
   void recompute() override {}
 
+  /// The normed state is the part's output.
+  std::vector<at::Tensor> kept() const override {
+    return {statistics.mean, statistics.rstd, logits,           choice,
+            d_scores,        flow.weights,    flow.rows.tokens, flow.rows.rows};
+  }
+
   at::Tensor backward_input(at::Tensor grad_output) override {
     at::Tensor d_normed = grad_output.flatten(0, 1);
     at::Tensor d_logits = at::empty(logits.sizes(), logits.options());

@@ -84,11 +84,12 @@ int64_t matrices_at_once(const model::ParameterSpec& parameter) {
   return matrices >= 4 * threads && parameter.numel() / matrices <= kSmall ? threads : 1;
 }
 
-int64_t muon_workspace_bytes(const model::ParameterSpec& parameter) {
+int64_t muon_workspace_bytes(const model::ParameterSpec& parameter, at::Device device) {
   const int64_t rows = parameter.shape[parameter.shape.size() - 2];
   const int64_t cols = parameter.shape.back();
   const int64_t m = std::min(rows, cols);
   const int64_t n = std::max(rows, cols);
+  if (!device.is_cpu()) return (4 + 2 + 2 + 4) * m * n + (2 + 4) * m * m;
   // The update in float32 and bfloat16 (twice when transposed), the sum, the two Gram matrices and the largest product's own.
   const int64_t products = std::max(kernels::product_workspace_bytes(m, m, n, at::kBFloat16),
                                     kernels::product_workspace_bytes(m, n, m, at::kBFloat16));

@@ -28,7 +28,7 @@ int64_t num_matrices(const model::ParameterSpec& parameter);
 /// the other, with all threads inside the products. The bits are the same.
 int64_t matrices_at_once(const model::ParameterSpec& parameter);
 
-/// Memory that one step of a parameter holds at most.
-int64_t muon_workspace_bytes(const model::ParameterSpec& parameter);
+/// Memory of the device that one step of a parameter holds at most.
+int64_t muon_workspace_bytes(const model::ParameterSpec& parameter, at::Device device = at::kCPU);
 
 }  // namespace trireme::optim

@@ -11,6 +11,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
+#include "trireme/device/device.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/muon.h"
 
@@ -46,25 +47,35 @@ struct PartState {
 /// Both optimizers: Muon for the matrices it is made for, AdamW for everything else.
 class FlatOptimizer : public Optimizer {
  public:
-  FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec, at::Device device)
-      : config_(config), spec_(spec) {
+  FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec, at::Device device,
+                StatePlace place)
+      : config_(config), spec_(spec), on_host_(place == StatePlace::kHost) {
     parts_.resize(spec_.parts.size());
     for (const model::ParameterSpec& parameter : spec_.parameters) add(parameter);
-    const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
+    const auto zeros = [&](int64_t numel) {
+      if (!on_host_)
+        return at::zeros({numel}, at::TensorOptions().dtype(at::kFloat).device(device));
+      at::Tensor states = device::get_device(device.str()).empty_pinned({numel}, at::kFloat);
+      return states.zero_();
+    };
     for (PartState& part : parts_) {
-      part.first = at::zeros({part.numel}, options);
-      part.second = at::zeros({part.second_numel}, options);
+      part.first = zeros(part.numel);
+      part.second = zeros(part.second_numel);
     }
   }
 
   void step(int part_index, const PartBuffers& buffers, const StepParams& params) override {
-    PartState& part = parts_.at(static_cast<size_t>(part_index));
+    const PartState& part = parts_.at(static_cast<size_t>(part_index));
+    TRIREME_CHECK(on_host_ == !buffers.states.empty(), "part {}: the states are on the {}",
+                  part_index, on_host_ ? "host" : "device");
     TRIREME_CHECK(buffers.weights.numel() == part.numel && buffers.gradients.numel() == part.numel,
                   "part {} has {} parameters, the buffers {} and {}", part_index, part.numel,
                   buffers.weights.numel(), buffers.gradients.numel());
-    for (const Run& run : part.runs) step_adamw(part, run, buffers, params);
+    const at::Tensor& first = on_host_ ? buffers.states.at(0) : part.first;
+    const at::Tensor& second = on_host_ ? buffers.states.at(1) : part.second;
+    for (const Run& run : part.runs) step_adamw(first, second, run, buffers, params);
     for (const Place& place : part.places) {
-      if (place.second_offset < 0) step_muon(part, place, buffers, params);
+      if (place.second_offset < 0) step_muon(first, place, buffers, params);
     }
   }
 
@@ -85,6 +96,11 @@ class FlatOptimizer : public Optimizer {
       }
     }
     return all;
+  }
+
+  std::vector<at::Tensor> part_states(int part) const override {
+    const PartState& state = parts_.at(static_cast<size_t>(part));
+    return {state.first, state.second};
   }
 
   int64_t state_bytes() const override {
@@ -123,8 +139,8 @@ class FlatOptimizer : public Optimizer {
     part.numel += numel;
   }
 
-  void step_adamw(PartState& part, const Run& run, const PartBuffers& buffers,
-                  const StepParams& params) const {
+  void step_adamw(const at::Tensor& first, const at::Tensor& second, const Run& run,
+                  const PartBuffers& buffers, const StepParams& params) const {
     kernels::AdamWParams p;
     p.lr = params.lr;
     p.beta1 = config_.beta1;
@@ -134,15 +150,15 @@ class FlatOptimizer : public Optimizer {
     p.step = params.step;
     p.gradient_scale = params.gradient_scale;
     at::Tensor weights = buffers.weights.narrow(0, run.offset, run.count);
-    at::Tensor exp_avg = part.first.narrow(0, run.offset, run.count);
-    at::Tensor exp_avg_sq = part.second.narrow(0, run.second_offset, run.count);
+    at::Tensor exp_avg = first.narrow(0, run.offset, run.count);
+    at::Tensor exp_avg_sq = second.narrow(0, run.second_offset, run.count);
     const at::Tensor compute =
         buffers.compute.defined() ? buffers.compute.narrow(0, run.offset, run.count) : at::Tensor();
     kernels::adamw_(weights, buffers.gradients.narrow(0, run.offset, run.count), exp_avg,
                     exp_avg_sq, compute, p);
   }
 
-  void step_muon(PartState& part, const Place& place, const PartBuffers& buffers,
+  void step_muon(const at::Tensor& first, const Place& place, const PartBuffers& buffers,
                  const StepParams& params) const {
     const int64_t matrices = num_matrices(*place.parameter);
     const int64_t numel = place.parameter->numel() / matrices;
@@ -152,7 +168,7 @@ class FlatOptimizer : public Optimizer {
         return flat.narrow(0, place.offset + i * numel, numel).view({numel / cols, cols});
       };
       at::Tensor weights = view(buffers.weights);
-      at::Tensor momentum = view(part.first);
+      at::Tensor momentum = view(first);
       muon_step(config_, params, place.parameter->decays(), view(buffers.gradients), weights,
                 momentum);
       if (buffers.compute.defined()) {
@@ -173,6 +189,7 @@ class FlatOptimizer : public Optimizer {
 
   OptimizerConfig config_;
   model::ModelSpec spec_;  // owned: places point into it
+  bool on_host_;
   std::vector<PartState> parts_;
 };
 
@@ -208,11 +225,12 @@ const char* to_string(OptimizerKind kind) {
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
-                                          const model::ModelSpec& spec, at::Device device) {
+                                          const model::ModelSpec& spec, at::Device device,
+                                          StatePlace place) {
   const auto problems = validate(config);
   TRIREME_USER_CHECK(problems.empty(), kConfig, "correct the [optim] table", "{}",
                      problems.front());
-  return std::make_unique<FlatOptimizer>(config, spec, device);
+  return std::make_unique<FlatOptimizer>(config, spec, device, place);
 }
 
 bool uses_muon(const model::ParameterSpec& parameter) {

@@ -47,6 +47,9 @@ struct PartBuffers {
   at::Tensor compute;    ///< bfloat16 [n], receives the rounded new weights; undefined when weights
                          ///< are used as they are
   at::Tensor gradients;  ///< of the whole global batch
+  /// The part's states where the buffers are, as part_states() lists them: read and updated in place of the optimizer's
+  /// own, which are elsewhere. Empty: its own are used.
+  std::vector<at::Tensor> states;
 };
 
 struct StepParams {
@@ -71,15 +74,23 @@ class Optimizer {
   /// Every state tensor, in the order of ModelSpec::parameters. Views stay valid as long as the
   /// optimizer.
   virtual std::vector<StateTensor> state() const = 0;
+  /// The flat float32 tensors that a part's states lie in, where they are kept.
+  virtual std::vector<at::Tensor> part_states(int part) const = 0;
   virtual int64_t state_bytes() const = 0;
   /// The largest memory that a step of one part holds beside states and buffers.
   virtual int64_t workspace_bytes() const = 0;
 };
 
-/// Makes an optimizer with zero states on `device`, where the buffers are. Error{kConfig} with validate()'s first reason.
+enum class StatePlace {
+  kDevice,  ///< where the buffers are
+  kHost     ///< in pinned host memory: every step() is given the part's states in PartBuffers
+};
+
+/// Makes an optimizer with zero states for buffers on `device`. Error{kConfig} with validate()'s first reason.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           const model::ModelSpec& spec,
-                                          at::Device device = at::kCPU);
+                                          at::Device device = at::kCPU,
+                                          StatePlace place = StatePlace::kDevice);
 
 /// Whether Muon updates this parameter: matrices inside the blocks, of a stack of experts each one on its own; embeddings,
 /// head, router and vectors get AdamW.

@@ -54,7 +54,7 @@ std::string recompute_text(const model::ModelSpec& spec, const Strategy& strateg
 
 std::string strategy_text(const model::ModelSpec& spec, const Program& program) {
   const Strategy& s = program.strategy;
-  return fmt::format(
+  std::string text = fmt::format(
       "{} with {} parameters, {}\n"
       "{} sequences of {} tokens a step: {} lanes of {} micro-batches of {} sequences\n"
       "recompute {}; weight gradients {}; {} rows of logits at once\n",
@@ -62,6 +62,17 @@ std::string strategy_text(const model::ModelSpec& spec, const Program& program) 
       s.micro_batches_per_lane(), s.micro, recompute_text(spec, s),
       s.delay_weight_gradients ? "after all input gradients" : "right after the input gradient",
       s.loss_chunk_rows);
+  const auto asked = std::ranges::count(s.offload_activations, 1);
+  if (asked > 0) {
+    const auto moved = std::ranges::count_if(program.instructions, [](const Instruction& i) {
+      return i.kind == OpKind::kOffload && i.micro_batch == 0;
+    });
+    text += fmt::format("activations of {} of {} parts offloaded to the host{}\n", moved, asked,
+                        moved < asked ? "; the last ones are needed again at once" : "");
+  }
+  if (s.offload_optimizer)
+    text += "optimizer states on the host, two parts' at a time on the device\n";
+  return text;
 }
 
 std::string memory_text(const model::ModelSpec& spec, const Program& program,
@@ -76,13 +87,16 @@ std::string memory_text(const model::ModelSpec& spec, const Program& program,
   line("optimizer states", resident.optimizer_states);
   line("tables", resident.tables);
   line("together", resident.total());
+  line("optimizer states on the host", resident.host_optimizer_states);
   text += fmt::format("  {:<28}{:>12}", "peak of the step", mebibytes(simulation.peak_bytes));
   if (simulation.peak_instruction >= 0) {
     const auto at = static_cast<size_t>(simulation.peak_instruction);
     text += fmt::format(" at {} ({})", simulation.peak_instruction,
                         describe(spec, program.instructions[at]));
   }
-  return text + "\n";
+  text += "\n";
+  line("offloaded to the host", simulation.host_peak_bytes);
+  return text;
 }
 
 std::string instruction_line(const model::ModelSpec& spec, const Instruction& instruction,
@@ -144,6 +158,8 @@ OrderedJson strategy_json(const Strategy& s) {
           {"precision", to_string(s.precision)},
           {"recompute", recompute},
           {"delay_weight_gradients", s.delay_weight_gradients},
+          {"offload_activations", s.offload_activations},
+          {"offload_optimizer", s.offload_optimizer},
           {"loss_chunk_rows", s.loss_chunk_rows}};
 }
 
@@ -160,6 +176,8 @@ OrderedJson instruction_json(const model::ModelSpec& spec, const Instruction& in
   json["makes"] = instruction.makes;
   json["uses"] = instruction.uses;
   json["frees"] = instruction.frees;
+  if (!instruction.moves.empty()) json["moves"] = instruction.moves;
+  if (!instruction.releases.empty()) json["releases"] = instruction.releases;
   json["workspace_bytes"] = instruction.workspace_bytes;
   json["flops"] = instruction.flops;
   return json;
@@ -173,6 +191,11 @@ OrderedJson buffer_json(const model::ModelSpec& spec, const Buffer& buffer) {
   json["bytes"] = buffer.bytes;
   json["made_by"] = buffer.made_by;
   json["freed_after"] = buffer.freed_after;
+  if (buffer.offloaded_by >= 0) {
+    json["offloaded_by"] = buffer.offloaded_by;
+    json["released_before"] = buffer.released_before;
+    json["reloaded_by"] = buffer.reloaded_by;
+  }
   return json;
 }
 
@@ -202,6 +225,7 @@ OrderedJson explain_json(const model::ModelSpec& spec, const Program& program) {
           {"flops_per_token", flops_json(spec, program)},
           {"resident_bytes", program.resident_bytes},
           {"peak_bytes", simulation.peak_bytes},
+          {"host_peak_bytes", simulation.host_peak_bytes},
           {"peak_instruction", simulation.peak_instruction},
           {"instructions", std::move(instructions)},
           {"buffers", std::move(buffers)}};
@@ -230,6 +254,9 @@ OrderedJson simulation_json(const model::ModelSpec& spec, const Program& program
           {"flops_model", flops.model() * tokens},
           {"flops_hardware", flops.hardware() * tokens},
           {"resident_bytes", program.resident_bytes},
+          {"host_peak_bytes", simulation.host_peak_bytes},
+          {"copy_s", simulation.copy_s},
+          {"exposed_copy_s", simulation.exposed_copy_s},
           {"peak_instruction", simulation.peak_instruction},
           {"critical_path", std::move(critical)},
           {"memory", std::move(memory)}};

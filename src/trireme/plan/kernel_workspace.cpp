@@ -49,6 +49,7 @@ int64_t tensor_bytes(int64_t bytes) {
 
 int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner,
                                  Precision precision) const {
+  if (!in_device_memory) return 0;
   if (precision == Precision::kFp32) return float_product(float32, rows, cols, inner);
   if (bfloat16 == Bf16Product::kPanels) return 0;
   const int64_t panel = std::min(rows, kPanelRows + kMinRows);
@@ -62,6 +63,7 @@ int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner,
 
 int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
                                         Precision precision) const {
+  if (!in_device_memory) return 0;
   if (precision == Precision::kFp32)
     return float32 == FloatProduct::kPanels ? floats(packed_block(rows, in)) : 0;
   if (bfloat16 == Bf16Product::kMkl) return 0;
@@ -73,6 +75,7 @@ int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
 
 int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
                                    Precision precision, bool backward) const {
+  if (!in_device_memory) return 0;
   const int64_t d = spec.head_dim;
   const int64_t value_d = spec.value_dim;
   const bool low = precision == Precision::kBf16;
@@ -105,6 +108,7 @@ int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::
 
 int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                        Precision precision) const {
+  if (!in_device_memory) return 0;
   const int64_t chunk = std::max(chunk_rows, kMinRows);
   const int64_t logits = floats(chunk * vocab_size);
   const int64_t packed = packed_block(chunk_rows, hidden);
@@ -119,6 +123,7 @@ int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, i
 
 int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
                                        const model::NormSpec& norm) const {
+  if (!in_device_memory) return 0;
   const int64_t blocks = reduction_blocks(rows);
   if (norm.kind == model::NormKind::kRmsNorm) return floats(blocks * width);
   return floats((blocks + 1) * width * (norm.bias ? 2 : 1));
@@ -126,6 +131,7 @@ int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
 
 int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in,
                                         Precision precision) const {
+  if (!in_device_memory) return 0;
   // Rows of all groups, each group's last block padded by half of the most on average.
   const int64_t padded = rows + std::min(groups, rows) * kInnerMultiple / 2;
   const bool native = precision == Precision::kBf16 && bfloat16 == Bf16Product::kPanels;
@@ -133,6 +139,7 @@ int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in
 }
 
 int64_t KernelWorkspace::bias_gradient(int64_t rows, int64_t width) const {
+  if (!in_device_memory) return 0;
   return floats(reduction_blocks(rows) * width);
 }
 

@@ -1,4 +1,4 @@
-// Workspace that the CPU kernels hold while they run, without asking them: torch-free.
+// Workspace that the kernels hold while they run, without asking them: torch-free.
 //
 // Mirrors what kernels/cpu allocates; a test beside the executor holds the two together.
 #pragma once
@@ -21,6 +21,8 @@ int64_t tensor_bytes(int64_t bytes);
 /// What the kernels' workspace depends on beside shapes, and the workspace, in bytes. The defaults
 /// are a machine that nobody has asked.
 struct KernelWorkspace {
+  /// False: the kernels hold nothing in the device's memory but what they are given (sim: the host's), and all below is 0.
+  bool in_device_memory = true;
   int threads = 2;
   FloatProduct float32 = FloatProduct::kMkl;
   Bf16Product bfloat16 = Bf16Product::kConvert;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "trireme/base/error.h"
@@ -287,6 +288,16 @@ int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {
   return tensor_bytes(4 * sum);
 }
 
+int64_t optimizer_state_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  if (!strategy.optimizer_state_bytes.empty())
+    return strategy.optimizer_state_bytes[static_cast<size_t>(part)];
+  int64_t sum = 0;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (parameter.part == part) sum += 8 * parameter.numel();
+  }
+  return sum;
+}
+
 // Mirrors nn/head_part.cpp.
 int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              bool with_norm) {
@@ -313,6 +324,7 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
     bytes.optimizer_states = 0;
     for (const int64_t state : strategy.optimizer_state_bytes) bytes.optimizer_states += state;
   }
+  if (strategy.offload_optimizer) std::swap(bytes.optimizer_states, bytes.host_optimizer_states);
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
   std::vector<model::RotarySpec> tables;

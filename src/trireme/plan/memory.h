@@ -40,6 +40,7 @@ int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
 /// A float32 for every choice of the router of a MoE part's layer; 0 of other parts.
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part);
+int64_t optimizer_state_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 /// Workspace of kLoss with the strategy's (chosen) loss_chunk_rows; `with_norm`: the norm's forward is part of it.
 int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              bool with_norm = true);
@@ -50,6 +51,8 @@ struct ResidentBytes {
   int64_t compute_weights = 0;  ///< bfloat16 copies; 0 in fp32
   int64_t optimizer_states = 0;
   int64_t tables = 0;  ///< rotary cosines and sines
+  int64_t host_optimizer_states =
+      0;  ///< in place of `optimizer_states`, on the host: not in total()
   int64_t total() const { return master_weights + compute_weights + optimizer_states + tables; }
 };
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy);

@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/model/flops.h"
 #include "trireme/plan/memory.h"
+#include "trireme/plan/offload.h"
 
 namespace trireme::plan {
 
@@ -29,6 +30,10 @@ const char* to_string(OpKind kind) {
       return "grad-norm";
     case OpKind::kOptimizerStep:
       return "optimizer-step";
+    case OpKind::kOffload:
+      return "offload";
+    case OpKind::kReload:
+      return "reload";
     case OpKind::kCommit:
       return "commit";
   }
@@ -36,7 +41,17 @@ const char* to_string(OpKind kind) {
 }
 
 const char* to_string(Resource resource) {
-  return resource == Resource::kHost ? "host" : "compute";
+  switch (resource) {
+    case Resource::kHost:
+      return "host";
+    case Resource::kCompute:
+      return "compute";
+    case Resource::kCopyOut:
+      return "copy-out";
+    case Resource::kCopyIn:
+      return "copy-in";
+  }
+  return "?";
 }
 
 const char* to_string(BufferKind kind) {
@@ -53,6 +68,8 @@ const char* to_string(BufferKind kind) {
       return "parameter-gradient";
     case BufferKind::kDelayed:
       return "delayed";
+    case BufferKind::kOptimizerState:
+      return "optimizer-state";
   }
   return "?";
 }
@@ -103,7 +120,9 @@ class Builder {
       flops_.push_back(model::part_flops(spec, part, chosen.seq_len));
       bytes_.push_back(part_bytes(spec, chosen, part, recompute(part)));
     }
-    program_.resident_bytes = resident_bytes(spec, chosen).total();
+    const ResidentBytes resident = resident_bytes(spec, chosen);
+    program_.resident_bytes = resident.total();
+    program_.host_resident_bytes = resident.host_optimizer_states;
     tokens_ = static_cast<double>(chosen.micro * chosen.seq_len);
   }
 
@@ -132,6 +151,7 @@ class Builder {
     }
     finish_step();
     free_after_last_use();
+    insert_offload(spec_, program_);
     return std::move(program_);
   }
 
@@ -323,6 +343,9 @@ class Builder {
     instruction.flops = flops_[static_cast<size_t>(part)].recompute * tokens_;
     instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].recompute_workspace;
     read_inputs(micro, part);
+    // The shared expert runs again from the normed state.
+    if (kind(part) == model::PartKind::kCombine && has_shared_expert(part))
+      read(micro.hidden[static_cast<size_t>(router_of(part))]);
     // Issued when the gradient is there: no earlier, or its memory would be held for nothing.
     depend(
         access_[static_cast<size_t>(micro.hidden_gradient[static_cast<size_t>(part)])].last_write);

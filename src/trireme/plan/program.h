@@ -25,6 +25,11 @@ struct Strategy {
   int64_t seq_len = 1;
   Precision precision = Precision::kFp32;
   std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec; empty: none
+  /// Parts whose kept activations are on the host between forward and backward, where there is time for it; one entry per
+  /// part, empty: none.
+  std::vector<char> offload_activations;
+  /// Optimizer states are kept on the host; those of a part visit the device for its step.
+  bool offload_optimizer = false;
   /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
   bool delay_weight_gradients = false;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
@@ -48,15 +53,23 @@ enum class OpKind {
                     ///< right
   kGradNorm,        ///< global norm over all parts, in fixed order
   kOptimizerStep,   ///< of a part's parameters
-  kCommit           ///< the step is done: counters, metrics
+  kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
+  kReload,   ///< makes room for buffers of a part on the device and copies them back
+  kCommit    ///< the step is done: counters, metrics
 };
 const char* to_string(OpKind kind);
 
+/// One queue each; communication queues come with more ranks.
 enum class Resource {
   kHost,
-  kCompute
-};  ///< one queue each; communication queues come with more ranks
+  kCompute,
+  kCopyOut,  ///< device to host
+  kCopyIn    ///< host to device
+};
 const char* to_string(Resource resource);
+inline bool is_copy(Resource resource) {
+  return resource == Resource::kCopyOut || resource == Resource::kCopyIn;
+}
 
 enum class BufferKind {
   kBatch,   ///< integers of a micro-batch; freed after the embedding's backward-weight
@@ -65,7 +78,8 @@ enum class BufferKind {
             ///< backward-weight frees
   kHiddenGradient,     ///< gradient of a part's output; freed by the part's backward-weight
   kParameterGradient,  ///< float32 gradients of a part: a lane's, then a group of lanes'
-  kDelayed             ///< made by backward-input for backward-weight
+  kDelayed,            ///< made by backward-input for backward-weight
+  kOptimizerState      ///< a part's states while they visit the device; made by kReload
 };
 const char* to_string(BufferKind kind);
 
@@ -79,6 +93,12 @@ struct Buffer {
   int64_t bytes = 0;
   int made_by = -1;
   int freed_after = -1;  ///< -1: lives on after the step
+  // Where it lives in between, if it is offloaded: on the device and on the host while it is copied out, on the host alone
+  // from `released_before` on, on the device again from the start of `reloaded_by`. Optimizer states come from the host
+  // and end there: their `reloaded_by` is `made_by`, and `released_before` is their end on the device.
+  int offloaded_by = -1;     ///< kOffload; -1: never leaves the device
+  int released_before = -1;  ///< the instruction that begins by giving up its device bytes
+  int reloaded_by = -1;      ///< kReload
 };
 
 struct Instruction {
@@ -93,7 +113,11 @@ struct Instruction {
   std::vector<int> depends_on;  ///< instruction ids, all smaller than id
   std::vector<int> makes;       ///< buffer ids
   std::vector<int> uses;
-  std::vector<int> frees;       ///< dead once this instruction is done
+  std::vector<int> frees;  ///< dead once this instruction is done
+  std::vector<int> moves;  ///< kOffload, kReload: the buffers that are copied
+  /// Offloaded buffers whose device bytes are given up before this instruction begins; it depends on their kOffload. The
+  /// wait bounds what is held however slow the copies are.
+  std::vector<int> releases;
   int64_t workspace_bytes = 0;  ///< extra memory held only while it runs
   double flops = 0.0;
 };
@@ -103,6 +127,7 @@ struct Program {
   std::vector<Instruction> instructions;
   std::vector<Buffer> buffers;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
+  int64_t host_resident_bytes = 0;  ///< optimizer states that are kept on the host
 };
 
 /// Recompute of every part from a run file's list: "none", "selective" or "full" for all parts, or
@@ -111,6 +136,11 @@ struct Program {
 /// unknown name.
 std::vector<Recompute> recompute_from_names(const model::ModelSpec& spec,
                                             const std::vector<std::string>& names);
+/// Strategy::offload_activations from a run file's list: "none" or "all" parts, or entries with a part's name
+/// ("layer.3.mlp"), its kind ("attention", "mlp", "experts" ...) or its layer ("layer.3"). Error{kConfig} for an unknown
+/// name, and for embedding and heads.
+std::vector<char> offload_from_names(const model::ModelSpec& spec,
+                                     const std::vector<std::string>& names);
 const char* to_string(Recompute recompute);
 const char* to_string(Precision precision);
 

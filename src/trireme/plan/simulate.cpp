@@ -4,12 +4,14 @@
 #include <array>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/intervals.h"
+#include "trireme/plan/memory.h"
 
 namespace trireme::plan {
 
 namespace {
 
-constexpr int kNumResources = 2;
+constexpr int kNumResources = 4;
 
 // Start or end of an instruction, in the order in which memory changes hands.
 struct MemoryEvent {
@@ -30,6 +32,30 @@ int64_t sum_bytes(const Program& program, const std::vector<int>& buffers) {
   return sum;
 }
 
+// What a copy moves beside optimizer states, whose place on the host is kept.
+int64_t activation_bytes(const Program& program, const Instruction& copy) {
+  int64_t sum = 0;
+  for (const int id : copy.moves) {
+    const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
+    if (buffer.kind != BufferKind::kOptimizerState) sum += buffer.bytes;
+  }
+  return sum;
+}
+
+void run_copies(const Program& program, Simulation& result) {
+  std::vector<Interval> compute;
+  std::vector<Interval> copies;
+  for (const Instruction& instruction : program.instructions) {
+    const SimulatedInstruction& timing = result.instructions[static_cast<size_t>(instruction.id)];
+    if (instruction.resource == Resource::kCompute)
+      compute.emplace_back(timing.start_s, timing.end_s);
+    if (is_copy(instruction.resource)) copies.emplace_back(timing.start_s, timing.end_s);
+  }
+  const Coverage coverage = cover(std::move(copies), std::move(compute));
+  result.copy_s = coverage.length;
+  result.exposed_copy_s = coverage.uncovered;
+}
+
 void run_memory(const Program& program, Simulation& result) {
   std::vector<MemoryEvent> events;
   for (const Instruction& instruction : program.instructions) {
@@ -40,13 +66,19 @@ void run_memory(const Program& program, Simulation& result) {
   std::sort(events.begin(), events.end());
 
   int64_t held = program.resident_bytes;
+  int64_t on_host = program.host_resident_bytes;
   result.peak_bytes = held;
+  result.host_peak_bytes = on_host;
   result.memory.push_back({0.0, held});
   std::vector<int> running;
   for (const MemoryEvent& event : events) {
     const Instruction& instruction = program.instructions[static_cast<size_t>(event.instruction)];
     if (!event.end) {
+      held -= sum_bytes(program, instruction.releases);
       held += sum_bytes(program, instruction.makes) + instruction.workspace_bytes;
+      if (instruction.kind == OpKind::kReload) held += sum_bytes(program, instruction.moves);
+      if (instruction.kind == OpKind::kOffload) on_host += activation_bytes(program, instruction);
+      result.host_peak_bytes = std::max(result.host_peak_bytes, on_host);
       running.push_back(instruction.id);
       for (const int id : running) {
         int64_t& peak = result.instructions[static_cast<size_t>(id)].peak_bytes;
@@ -58,6 +90,7 @@ void run_memory(const Program& program, Simulation& result) {
       }
     } else {
       held -= sum_bytes(program, instruction.frees) + instruction.workspace_bytes;
+      if (instruction.kind == OpKind::kReload) on_host -= activation_bytes(program, instruction);
       running.erase(std::find(running.begin(), running.end(), instruction.id));
       result.instructions[static_cast<size_t>(instruction.id)].held_bytes_after = held;
     }
@@ -110,6 +143,7 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     result.critical_path.push_back(id);
   }
   std::reverse(result.critical_path.begin(), result.critical_path.end());
+  run_copies(program, result);
   run_memory(program, result);
   return result;
 }
@@ -135,6 +169,12 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
   const double tokens =
       static_cast<double>(program.strategy.micro) * static_cast<double>(program.strategy.seq_len);
   for (const Instruction& instruction : program.instructions) {
+    if (is_copy(instruction.resource)) {
+      durations.push_back(rates.instruction_s +
+                          static_cast<double>(sum_bytes(program, instruction.moves)) /
+                              rates.host_link_bytes);
+      continue;
+    }
     double attention = 0.0;
     if (instruction.part >= 0 &&
         spec.parts[static_cast<size_t>(instruction.part)].kind == model::PartKind::kAttention &&
@@ -151,7 +191,8 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
                                        sum_bytes(program, instruction.uses));
     if (instruction.kind == OpKind::kOptimizerStep) {
       // Reads gradient, weights and states, writes weights and states: gradients are 4 bytes each.
-      bytes *= 1.0 + 2.0 + 4.0;
+      bytes =
+          (1.0 + 2.0 + 4.0) * static_cast<double>(parameter_gradient_bytes(spec, instruction.part));
     }
     durations.push_back(rates.instruction_s +
                         (instruction.flops - attention) / rates.product_flops +

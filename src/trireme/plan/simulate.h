@@ -31,10 +31,13 @@ struct Simulation {
   /// Ids of one longest chain, from the first instruction to the one that ends last: each starts
   /// the moment its predecessor (a dependency, or the one before it in its queue) ends.
   std::vector<int> critical_path;
-  std::vector<MemoryPoint> memory;  ///< the curve, in order of time
-  int64_t peak_bytes = 0;           ///< resident bytes, buffers and workspaces
+  std::vector<MemoryPoint> memory;  ///< the curve, in order of time; of the device
+  int64_t peak_bytes = 0;           ///< resident bytes, buffers and workspaces on the device
+  int64_t host_peak_bytes = 0;      ///< most that was offloaded: optimizer states and activations
   int peak_instruction = -1;        ///< the one that started when the peak was reached
   double compute_busy_s = 0.0;
+  double copy_s = 0.0;          ///< time in which at least one copy queue runs
+  double exposed_copy_s = 0.0;  ///< of it, what no compute covers
 };
 
 /// `durations_s` has one entry per instruction, none negative. Error{kInternal} otherwise.
@@ -49,11 +52,14 @@ struct DeviceRates {
   double product_flops = 1e11;    ///< operations a second of matrix products
   double attention_flops = 5e10;  ///< of attention's kernel
   double memory_bytes = 1e10;     ///< bytes a second read or written
-  double instruction_s = 20e-6;   ///< cost of an instruction that does nothing
+  double host_link_bytes =
+      1e10;  ///< bytes a second to the host, and as many from it at the same time
+  double instruction_s = 20e-6;  ///< cost of an instruction that does nothing
 };
 
 /// First estimate of every instruction's duration: products and attention at their rates, plus the
-/// buffers it touches once each at the memory's rate; the optimizer passes over its states.
+/// buffers it touches once each at the memory's rate; the optimizer passes over its states. Copies to and from the host at
+/// the link's rate.
 std::vector<double> estimate_durations(const model::ModelSpec& spec, const Program& program,
                                        const DeviceRates& rates);
 

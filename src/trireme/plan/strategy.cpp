@@ -3,6 +3,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
+#include "trireme/plan/offload.h"
 #include "trireme/plan/program.h"
 
 namespace trireme::plan {
@@ -97,6 +98,47 @@ std::vector<Recompute> recompute_from_names(const model::ModelSpec& spec,
   return result;
 }
 
+std::vector<char> offload_from_names(const model::ModelSpec& spec,
+                                     const std::vector<std::string>& names) {
+  std::vector<char> result(spec.parts.size(), 0);
+  for (const std::string& name : names) {
+    if (name == "none" || name == "all") {
+      for (size_t i = 0; i < spec.parts.size(); ++i)
+        result[i] = name == "all" && offloadable(spec.parts[i]);
+      continue;
+    }
+    std::vector<std::string> known = {"none", "all"};
+    bool found = false;
+    for (size_t i = 0; i < spec.parts.size(); ++i) {
+      const model::PartSpec& part = spec.parts[i];
+      if (!offloadable(part)) {
+        TRIREME_USER_CHECK(name != part.name, kConfig,
+                           "name parts of layers; embedding and heads keep nothing to offload",
+                           "offload_activations entry \"{}\": the {} keeps nothing for backward",
+                           name, part.name);
+        continue;
+      }
+      known.push_back(part.name);
+      known.emplace_back(model::to_string(part.kind));
+      if (matches(part, name)) {
+        result[i] = 1;
+        found = true;
+      }
+    }
+    if (!found) {
+      const std::string nearest = nearest_name(name, known);
+      throw Error(ErrorCode::kConfig,
+                  fmt::format("offload_activations entry \"{}\": the model has no such part", name),
+                  nearest.empty()
+                      ? fmt::format("name a part (layer.0.attention to layer.{}.mlp), a layer, "
+                                    "attention, mlp, none or all",
+                                    spec.layers.size() - 1)
+                      : fmt::format("did you mean \"{}\"?", nearest));
+    }
+  }
+  return result;
+}
+
 int64_t choose_loss_chunk_rows(const model::ModelSpec& spec, const Strategy& strategy) {
   constexpr int64_t kElements = int64_t{8} << 20;
   const int64_t tokens = strategy.micro * strategy.seq_len;
@@ -153,6 +195,11 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
   if (!strategy.recompute.empty() && strategy.recompute.size() != spec.parts.size()) {
     reject(fmt::format("recompute has {} entries for {} parts: give one per part",
                        strategy.recompute.size(), spec.parts.size()));
+  }
+  if (!strategy.offload_activations.empty() &&
+      strategy.offload_activations.size() != spec.parts.size()) {
+    reject(fmt::format("offload_activations has {} entries for {} parts: give one per part",
+                       strategy.offload_activations.size(), spec.parts.size()));
   }
   if (!strategy.optimizer_state_bytes.empty() &&
       strategy.optimizer_state_bytes.size() != spec.parts.size()) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "trireme/base/error.h"
 
@@ -26,8 +27,20 @@ std::string model_title(const model::ModelSpec& spec) {
   return fmt::format("{} with {} parameters", spec.family, spec.num_parameters());
 }
 
+constexpr Resource kResources[] = {Resource::kHost, Resource::kCompute, Resource::kCopyOut,
+                                   Resource::kCopyIn};
+
+// Thread 1 is the host's queue, 2 the compute queue.
 int thread_of(const std::string& resource) {
-  return resource == to_string(Resource::kHost) ? 1 : 2;
+  for (const Resource one : kResources) {
+    if (resource == to_string(one)) return static_cast<int>(one) + 1;
+  }
+  return 2;
+}
+
+std::string resource_of(int64_t thread) {
+  const bool known = thread >= 1 && thread <= static_cast<int64_t>(std::size(kResources));
+  return to_string(known ? kResources[thread - 1] : Resource::kCompute);
 }
 
 }  // namespace
@@ -106,8 +119,11 @@ std::string to_chrome_json(const Trace& trace) {
                       {"args", {{"name", value}}}});
   };
   metadata("process_name", 0, fmt::format("rank {} ({})", trace.rank, trace.source));
-  for (const Resource resource : {Resource::kHost, Resource::kCompute}) {
-    metadata("thread_name", thread_of(to_string(resource)), to_string(resource));
+  for (const Resource resource : kResources) {
+    const std::string name = to_string(resource);
+    const bool used = std::ranges::any_of(
+        trace.events, [&](const TraceEvent& event) { return event.resource == name; });
+    if (used || !is_copy(resource)) metadata("thread_name", thread_of(name), name);
   }
   for (const TraceEvent& event : trace.events) {
     OrderedJson args;
@@ -221,9 +237,7 @@ Trace parse_chrome_json(std::string_view text, const std::string& origin) {
     event.start_us = reader.number("ts");
     event.duration_us = reader.number("dur");
     reader.require(event.duration_us >= 0, "has a negative duration");
-    event.resource = reader.integer("tid", 2) == thread_of(to_string(Resource::kHost))
-                         ? to_string(Resource::kHost)
-                         : to_string(Resource::kCompute);
+    event.resource = resource_of(reader.integer("tid", 2));
     event.instruction = static_cast<int>(args.integer("instruction", -1));
     args.require(event.instruction >= 0, "has no instruction number");
     if (item["args"].contains("part")) event.part = args.text("part");

@@ -3,30 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "trireme/plan/intervals.h"
+
 namespace trireme::plan {
 
 namespace {
-
-using Interval = std::pair<double, double>;
-
-std::vector<Interval> merged(std::vector<Interval> intervals) {
-  std::sort(intervals.begin(), intervals.end());
-  std::vector<Interval> result;
-  for (const Interval& interval : intervals) {
-    if (!result.empty() && interval.first <= result.back().second) {
-      result.back().second = std::max(result.back().second, interval.second);
-    } else {
-      result.push_back(interval);
-    }
-  }
-  return result;
-}
-
-double length(const std::vector<Interval>& intervals) {
-  double sum = 0.0;
-  for (const auto& [begin, end] : intervals) sum += end - begin;
-  return sum;
-}
 
 double end_of(const Trace& trace) {
   double end = 0.0;
@@ -36,11 +17,16 @@ double end_of(const Trace& trace) {
   return end;
 }
 
+double hidden_share(const Coverage& coverage) {
+  return coverage.length > 0 ? (coverage.length - coverage.uncovered) / coverage.length : 1.0;
+}
+
 }  // namespace
 
 TraceSummary summarize(const Trace& trace) {
   TraceSummary summary;
   std::vector<Interval> compute;
+  std::vector<Interval> copies;
   std::vector<Interval> comm;
   std::vector<Interval> host;
   double flops = 0.0;
@@ -50,6 +36,9 @@ TraceSummary summarize(const Trace& trace) {
       compute.push_back(interval);
     } else if (event.resource == to_string(Resource::kHost)) {
       host.push_back(interval);
+    } else if (event.resource == to_string(Resource::kCopyOut) ||
+               event.resource == to_string(Resource::kCopyIn)) {
+      copies.push_back(interval);
     } else {
       comm.push_back(interval);
     }
@@ -58,17 +47,20 @@ TraceSummary summarize(const Trace& trace) {
   }
   summary.step_s = end_of(trace) * 1e-6;
   compute = merged(std::move(compute));
-  comm = merged(std::move(comm));
   summary.compute_s = length(compute);
-  summary.comm_s = length(comm);
   summary.host_s = length(merged(std::move(host)));
-  std::vector<Interval> both = compute;
-  both.insert(both.end(), comm.begin(), comm.end());
-  const double covered = length(merged(std::move(both)));
-  summary.exposed_comm_s = covered - summary.compute_s;
-  summary.hidden_comm_share =
-      summary.comm_s > 0 ? (summary.comm_s - summary.exposed_comm_s) / summary.comm_s : 1.0;
-  summary.idle_s = std::max(0.0, summary.step_s - covered);
+  std::vector<Interval> all = compute;
+  all.insert(all.end(), comm.begin(), comm.end());
+  all.insert(all.end(), copies.begin(), copies.end());
+  const Coverage communication = cover(std::move(comm), compute);
+  summary.comm_s = communication.length;
+  summary.exposed_comm_s = communication.uncovered;
+  summary.hidden_comm_share = hidden_share(communication);
+  const Coverage copied = cover(std::move(copies), compute);
+  summary.copy_s = copied.length;
+  summary.exposed_copy_s = copied.uncovered;
+  summary.hidden_copy_share = hidden_share(copied);
+  summary.idle_s = std::max(0.0, summary.step_s - length(merged(std::move(all))));
   summary.achieved_flops = summary.step_s > 0 ? flops / summary.step_s : 0.0;
   summary.peak_bytes = trace.peak_bytes;
   return summary;

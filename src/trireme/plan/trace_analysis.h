@@ -17,8 +17,11 @@ struct TraceSummary {
   double comm_s = 0.0;             ///< union of the intervals on communication queues
   double exposed_comm_s = 0.0;     ///< of those, what no compute covers
   double hidden_comm_share = 0.0;  ///< (comm - exposed) / comm; 1 where there is none
+  double copy_s = 0.0;             ///< union of the intervals on the copy queues
+  double exposed_copy_s = 0.0;     ///< of those, what no compute covers
+  double hidden_copy_share = 0.0;  ///< (copy - exposed) / copy; 1 where there is none
   double host_s = 0.0;
-  double idle_s = 0.0;          ///< neither compute nor communication runs
+  double idle_s = 0.0;          ///< neither compute, copies nor communication run
   double achieved_flops = 0.0;  ///< operations a second over the step
   int64_t peak_bytes = 0;
   std::map<std::string, double> seconds_by_kind;

@@ -30,6 +30,9 @@ OrderedJson to_json(const Trace& trace, const TraceSummary& summary) {
                                          {"comm_s", summary.comm_s},
                                          {"exposed_comm_s", summary.exposed_comm_s},
                                          {"hidden_comm_share", summary.hidden_comm_share},
+                                         {"copy_s", summary.copy_s},
+                                         {"exposed_copy_s", summary.exposed_copy_s},
+                                         {"hidden_copy_share", summary.hidden_copy_share},
                                          {"idle_s", summary.idle_s},
                                          {"host_s", summary.host_s},
                                          {"flops_per_s", summary.achieved_flops},
@@ -46,6 +49,10 @@ std::string describe(const Trace& trace, const TraceSummary& summary) {
       trace.source, trace.rank, trace.model, summary.step_s, summary.compute_s, summary.comm_s,
       summary.exposed_comm_s, summary.idle_s, summary.host_s, summary.achieved_flops * 1e-9,
       mebibytes(summary.peak_bytes));
+  if (summary.copy_s > 0) {
+    text += fmt::format("copies to and from the host {:.4g} s, {:.1f} % of them behind compute\n",
+                        summary.copy_s, 100.0 * summary.hidden_copy_share);
+  }
   std::vector<std::pair<double, std::string>> order;
   order.reserve(summary.seconds_by_kind.size());
   for (const auto& [kind, seconds] : summary.seconds_by_kind) order.emplace_back(seconds, kind);

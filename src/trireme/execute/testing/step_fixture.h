@@ -30,6 +30,7 @@ class RecordingOptimizer final : public optim::Optimizer {
     ++calls;
   }
   std::vector<optim::StateTensor> state() const override { return {}; }
+  std::vector<at::Tensor> part_states(int /*part*/) const override { return {}; }
   int64_t state_bytes() const override { return 0; }
   int64_t workspace_bytes() const override { return 0; }
 
