@@ -15,6 +15,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
 #include "trireme/base/suggest.h"
+#include "trireme/device/plugin/plugin.h"
 
 namespace trireme::cli {
 
@@ -23,6 +24,19 @@ void add_global_options(CLI::App& command, GlobalOptions& options, const std::st
   command.add_flag("--quiet", options.quiet, "on stderr only warnings and errors; stdout stays");
   command.add_flag("--verbose", options.verbose, "more lines, and where an error arose");
   command.footer("Example:\n  " + example);
+}
+
+void add_device_options(CLI::App& command, DeviceArguments& arguments) {
+  command
+      .add_option("--device", arguments.name, "what computes: cpu, sim, or what a plug-in brings")
+      ->capture_default_str();
+  command.add_option("--plugin", arguments.plugin,
+                     "the library that brings the device (docs/devices.md)");
+}
+
+device::Device& open_device(const DeviceArguments& arguments) {
+  device::use_plugin(arguments.name, arguments.plugin);
+  return device::get_device(arguments.name);
 }
 
 void print_json(const OrderedJson& document) {
@@ -144,6 +158,16 @@ int run(int argc, char** argv) {
     return print_error(error.code(), message, error.hint());
   } catch (const c10::OutOfMemoryError& error) {
     return print_error(ErrorCode::kDevice, error.what_without_backtrace(), kMemoryHint);
+  } catch (const c10::NotImplementedError& error) {
+    // PyTorch's text goes on for pages about where the operator does exist.
+    const std::string text = error.what_without_backtrace();
+    return print_error(
+        ErrorCode::kDevice, options.verbose ? text : text.substr(0, text.find(". ")),
+        "the device lacks it, and has no fallback to the CPU; `trireme doctor --device "
+        "NAME` lists all that a run needs");
+  } catch (const c10::AcceleratorError& error) {
+    return print_error(ErrorCode::kDevice, error.what_without_backtrace(),
+                       "the device failed; the run can be resumed from its last checkpoint");
   } catch (const c10::Error& error) {
     return print_error(ErrorCode::kInternal,
                        options.verbose ? error.what() : error.what_without_backtrace(),

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "trireme/base/json.h"
+#include "trireme/device/device.h"
 
 namespace trireme::cli {
 
@@ -23,7 +24,17 @@ void add_global_options(CLI::App& command, GlobalOptions& options, const std::st
 /// Prints `document` on stdout as one JSON document.
 void print_json(const OrderedJson& document);
 
-/// stdout is a terminal and NO_COLOR is unset.
+/// Which device, and the library that brings it.
+struct DeviceArguments {
+  std::string name = "cpu";
+  std::string plugin;
+};
+
+/// Declares --device and --plugin.
+void add_device_options(CLI::App& command, DeviceArguments& arguments);
+
+/// Loads the library, if there is one, and returns the device. Errors as device::load_plugin() and get_device().
+device::Device& open_device(const DeviceArguments& arguments);
 
 void add_train(CLI::App& app, GlobalOptions& options);
 void add_plan(CLI::App& app, GlobalOptions& options);

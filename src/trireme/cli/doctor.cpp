@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "trireme/base/error.h"
@@ -12,9 +14,12 @@
 #include "trireme/cli/command.h"
 #include "trireme/device/device.h"
 #include "trireme/device/machine.h"
+#include "trireme/device/plugin/plugin.h"
 #include "trireme/kernels/library.h"
 #include "trireme/kernels/ops.h"
+#include "trireme/train/device_trial.h"
 #include "trireme/train/model_inspection.h"
+#include "trireme/train/run_config.h"
 
 namespace trireme::cli {
 
@@ -139,9 +144,9 @@ const char* dtype_name(c10::ScalarType dtype) {
 }
 
 /// Which kernel runs which op on a device, with those of `libraries` among them.
-void list_kernels(const std::string& device_name, const std::vector<std::string>& libraries,
+void list_kernels(const DeviceArguments& arguments, const std::vector<std::string>& libraries,
                   const GlobalOptions& options) {
-  device::Device& device = device::get_device(device_name);
+  device::Device& device = open_device(arguments);
   kernels::load_and_choose(libraries, {});
   const std::vector<kernels::KernelRow> rows =
       kernels::registry().rows(device.torch_device().type());
@@ -176,11 +181,118 @@ void list_kernels(const std::string& device_name, const std::vector<std::string>
   }
 }
 
+OrderedJson contract_json(const device::Plugin& plugin) {
+  OrderedJson lines = OrderedJson::array();
+  for (const device::ContractLine& line : plugin.contract.lines) {
+    const bool kept = line.state == device::ContractLine::State::kKept;
+    lines.push_back(
+        {{"what", line.what}, {"state", kept ? "kept" : "replaced"}, {"text", line.text}});
+  }
+  return {{"path", plugin.path.string()},
+          {"name", plugin.name},
+          {"named_by_library", plugin.named_by_library},
+          {"devices", plugin.contract.num_devices},
+          {"contract", lines}};
+}
+
+OrderedJson survey_json(const train::TrialSurvey& survey) {
+  OrderedJson operators = OrderedJson::array();
+  for (const device::OperatorUse& use : survey.uses) {
+    operators.push_back({{"name", use.name},
+                         {"where", device::to_string(use.where)},
+                         {"calls", use.calls},
+                         {"seconds", use.seconds},
+                         {"bytes", use.bytes}});
+  }
+  return {{"run", survey.name},
+          {"step_s", survey.step_s},
+          {"cpu_s", survey.cpu_s},
+          {"missing", survey.missing()},
+          {"operators", operators}};
+}
+
+void print_contract(const device::Plugin& plugin) {
+  fmt::print("{:<14} {}, which {} \"{}\"\n", "plug-in", plugin.path.string(),
+             plugin.named_by_library ? "calls its device" : "has no name for its device, here",
+             plugin.name);
+  for (const device::ContractLine& line : plugin.contract.lines) {
+    const bool kept = line.state == device::ContractLine::State::kKept;
+    fmt::print("  {:<42} {}{}\n", line.what,
+               kept ? "yes" : "no: ", kept && !line.text.empty() ? ", " + line.text : line.text);
+  }
+}
+
+void print_survey(const train::TrialSurvey& survey) {
+  using Where = device::OperatorUse::Where;
+  std::map<Where, int64_t> count;
+  for (const device::OperatorUse& use : survey.uses) ++count[use.where];
+  fmt::print(
+      "\na step of {}: {} operators, {} the device's own, {} made of others, {} on the CPU, {} "
+      "missing\n",
+      survey.name, survey.uses.size(), count[Where::kDevice], count[Where::kComposite],
+      count[Where::kFallback], count[Where::kMissing]);
+  if (count[Where::kFallback] + count[Where::kMissing] == 0) return;
+  fmt::print("  {:<44} {:<8} {:>6} {:>9} {:>9} {:>7}\n", "operator", "runs", "calls", "ms", "MB",
+             "step");
+  for (const device::OperatorUse& use : survey.uses) {
+    if (use.where != Where::kFallback && use.where != Where::kMissing) continue;
+    fmt::print("  {:<44} {:<8} {:>6} {:>9.3f} {:>9.3f} {:>6.1f}%\n", use.name,
+               use.where == Where::kMissing ? "missing" : "on CPU", use.calls, 1e3 * use.seconds,
+               1e-6 * static_cast<double>(use.bytes), 100.0 * use.seconds / survey.step_s);
+  }
+  fmt::print("  {:.1f} ms of a step's {:.1f} ms are spent on the CPU ({:.0f} %)\n",
+             1e3 * survey.cpu_s, 1e3 * survey.step_s, 100.0 * survey.cpu_s / survey.step_s);
+}
+
+/// What a device is, which operators a run needs of it, which it has, and what the others cost.
+void examine_device(const DeviceArguments& arguments, const std::string& run_file,
+                    const GlobalOptions& options) {
+  device::get_device("cpu");  // before the first tensor: memory is held and counted
+  device::Device& device = open_device(arguments);
+  const device::Plugin* plugin = device::loaded_plugin();
+  std::vector<train::TrialRun> runs;
+  if (run_file.empty()) {
+    kernels::load_and_choose({}, {});
+    runs = train::trial_runs();
+  } else {
+    runs = {train::trial_of(train::load_run_file(run_file, {}))};
+  }
+  if (!options.json) {
+    const int64_t bytes = device.total_memory_bytes();
+    fmt::print("{:<14} {}: {}, {}\n", "device", device.torch_device().str(), device.name(),
+               bytes > 0 ? fmt::format("{:.1f} GiB", static_cast<double>(bytes) / 0x1p30)
+                         : "memory of unknown size");
+    if (plugin != nullptr) print_contract(*plugin);
+  }
+  OrderedJson surveys = OrderedJson::array();
+  std::set<std::string> missing;
+  for (const train::TrialRun& run : runs) {
+    const train::TrialSurvey survey = train::survey_trial(run, device);
+    for (const std::string& name : survey.missing()) missing.insert(name);
+    surveys.push_back(survey_json(survey));
+    if (!options.json) print_survey(survey);
+  }
+  if (options.json) {
+    OrderedJson document = {{"ok", missing.empty()},
+                            {"device", device.torch_device().str()},
+                            {"name", device.name()},
+                            {"memory_bytes", device.total_memory_bytes()}};
+    if (plugin != nullptr) document["plugin"] = contract_json(*plugin);
+    document["runs"] = surveys;
+    print_json(document);
+  }
+  TRIREME_USER_CHECK(missing.empty(), kDevice,
+                     "a run that calls them ends with an error; the device's library adds kernels, "
+                     "or a fallback to the CPU",
+                     "{} has no kernel of {}", device.torch_device().str(),
+                     fmt::join(missing, ", "));
+}
+
 }  // namespace
 
 void add_doctor(CLI::App& app, GlobalOptions& options) {
   CLI::App* command = app.add_subcommand(
-      "doctor", "what this machine can do or what a model is, and what is wrong with it");
+      "doctor", "what this machine, a device or a model is, and what is wrong with it");
   auto model = std::make_shared<std::string>();
   command->add_option(
       "MODEL_DIR", *model,
@@ -189,15 +301,19 @@ void add_doctor(CLI::App& app, GlobalOptions& options) {
   command->add_option("--folder", *folder, "where the disk is measured")->capture_default_str();
   auto list = std::make_shared<bool>(false);
   command->add_flag("--kernels", *list, "which kernel runs which op, and which could");
-  auto device = std::make_shared<std::string>("cpu");
-  command->add_option("--device", *device, "whose, for --kernels: cpu or sim")
-      ->capture_default_str();
+  auto device = std::make_shared<DeviceArguments>();
+  add_device_options(*command, *device);
   auto libraries = std::make_shared<std::vector<std::string>>();
   command->add_option("--load", *libraries, "a library of kernels, for --kernels");
   add_global_options(*command, options, "trireme doctor");
-  command->callback([folder, model, list, device, libraries, &options] {
+  auto run_file = std::make_shared<std::string>();
+  command->add_option("--config", *run_file,
+                      "a run file, whose model and step are surveyed with --device");
+  command->callback([folder, model, list, device, libraries, run_file, &options] {
     if (*list || !libraries->empty()) return list_kernels(*device, *libraries, options);
     if (!model->empty()) return examine_model(*model, options);
+    if (device->name != "cpu" || !device->plugin.empty() || !run_file->empty())
+      return examine_device(*device, *run_file, options);
     const device::Machine machine = device::read_machine();
     log::info("measuring for about 5 seconds ...");
     const auto product = [](const at::Tensor& x, const at::Tensor& w, at::Tensor& y) {

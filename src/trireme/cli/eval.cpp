@@ -24,7 +24,7 @@ struct EvalArguments {
   std::string ids;
   std::string tasks;
   std::string precision = "fp32";
-  std::string device = "cpu";
+  DeviceArguments device;
   std::string tokenizer;
   std::string packing = "documents";
   int64_t seq_len = 0;
@@ -61,7 +61,7 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
   device::get_device("cpu");     // before the first tensor: memory is held and counted
   infer::LoadedModel loaded =
       infer::load_model(arguments.model, infer::parse_precision(arguments.precision),
-                        device::get_device(arguments.device).torch_device());
+                        open_device(arguments.device).torch_device());
   if (!arguments.tokenizer.empty()) loaded.tokenizer = data::load_tokenizer(arguments.tokenizer);
 
   if (!arguments.ids.empty()) {
@@ -147,7 +147,7 @@ void add_eval(CLI::App& app, GlobalOptions& options) {
   command->add_option("--tasks", arguments->tasks,
                       "a JSON-lines file of multiple-choice questions");
   command->add_option("--precision", arguments->precision, "fp32 or bf16")->capture_default_str();
-  command->add_option("--device", arguments->device, "cpu or sim")->capture_default_str();
+  add_device_options(*command, arguments->device);
   command->add_option("--tokenizer", arguments->tokenizer, "in place of the model's own");
   command->add_option("--packing", arguments->packing, "documents or stream")
       ->capture_default_str();

@@ -20,7 +20,7 @@ struct GenerateArguments {
   std::vector<std::string> prompts;
   std::string ids;
   std::string precision = "fp32";
-  std::string device = "cpu";
+  DeviceArguments device;
   std::string tokenizer;
   bool greedy = false;
   bool ignore_eos = false;
@@ -36,7 +36,7 @@ void run_generate(GenerateArguments arguments, const GlobalOptions& options) {
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   infer::LoadedModel loaded =
       infer::load_model(arguments.model, infer::parse_precision(arguments.precision),
-                        device::get_device(arguments.device).torch_device());
+                        open_device(arguments.device).torch_device());
   if (!arguments.tokenizer.empty()) loaded.tokenizer = data::load_tokenizer(arguments.tokenizer);
 
   std::vector<std::vector<int32_t>> prompts;
@@ -122,7 +122,7 @@ void add_generate(CLI::App& app, GlobalOptions& options) {
       ->allow_extra_args(false);
   command->add_flag("--ignore-eos", arguments->ignore_eos, "go on after the end of a text");
   command->add_option("--precision", arguments->precision, "fp32 or bf16")->capture_default_str();
-  command->add_option("--device", arguments->device, "cpu or sim")->capture_default_str();
+  add_device_options(*command, arguments->device);
   command->add_option("--tokenizer", arguments->tokenizer, "in place of the model's own");
   add_global_options(*command, options,
                      "trireme generate runs/first --prompt 'def main(' --temperature 0.8");

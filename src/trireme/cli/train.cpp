@@ -17,6 +17,7 @@ struct TrainArguments {
   std::vector<std::string> sets;
   std::string resume = "auto";
   std::string device;
+  std::string plugin;
   bool dry_run = false;
   bool print_schema = false;
 };
@@ -83,6 +84,7 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   refuse_several_ranks();
   std::vector<std::string> sets = arguments.sets;
   if (!arguments.device.empty()) sets.push_back("device.name=" + arguments.device);
+  if (!arguments.plugin.empty()) sets.push_back("device.plugin=" + arguments.plugin);
   const train::RunFile run = train::load_run_file(arguments.run_file, sets);
   if (arguments.dry_run) {
     device::get_device("cpu");
@@ -127,8 +129,11 @@ void add_train(CLI::App& app, GlobalOptions& options) {
       ->add_option("--set", arguments->sets,
                    "table.key=value, over the run file; any number of times")
       ->allow_extra_args(false);
-  command->add_option("--device", arguments->device,
-                      "what computes: cpu or sim (as --set device.name=...)");
+  command->add_option(
+      "--device", arguments->device,
+      "what computes: cpu, sim, or what a plug-in brings (as --set device.name=...)");
+  command->add_option("--plugin", arguments->plugin,
+                      "the library that brings the device (as --set device.plugin=...)");
   command
       ->add_option(
           "--resume", arguments->resume,

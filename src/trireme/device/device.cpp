@@ -1,12 +1,17 @@
 #include "trireme/device/device.h"
 
+#include <algorithm>
 #include <charconv>
+#include <cstdlib>
+#include <filesystem>
 #include <optional>
 #include <string_view>
 
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
 #include "trireme/device/cpu/cpu_device.h"
+#include "trireme/device/plugin/plugin.h"
+#include "trireme/device/plugin/plugin_device.h"
 #include "trireme/device/sim/sim_device.h"
 
 namespace trireme::device {
@@ -22,18 +27,39 @@ std::optional<int> index_in(std::string_view name, std::string_view type) {
   return index;
 }
 
+int checked_index(const std::string& name, const std::string& type) {
+  const std::optional<int> index = index_in(name, type);
+  TRIREME_USER_CHECK(index.has_value(), kConfig,
+                     fmt::format("write \"{}\" or \"{}:1\"", type, type),
+                     "no device is called \"{}\"", name);
+  return *index;
+}
+
 }  // namespace
 
 Device& get_device(const std::string& name) {
   if (name == "cpu") return cpu_device();
-  if (name == "sim" || name.starts_with("sim:")) {
-    const std::optional<int> index = index_in(name, "sim");
-    TRIREME_USER_CHECK(index.has_value(), kConfig, "write \"sim\" or \"sim:1\"",
-                       "no device is called \"{}\"", name);
-    return sim::sim_device(*index);
+  const std::string type = name.substr(0, name.find(':'));
+  if (type == "sim") return sim::sim_device(checked_index(name, type));
+  const Plugin* plugin = loaded_plugin();
+  if (plugin != nullptr && plugin->name == type) return plugin_device(checked_index(name, type));
+  const char* folders = std::getenv("TRIREME_DEVICE_PATH");
+  const bool search = folders != nullptr && *folders != '\0' && !type.empty();
+  std::vector<std::string> known = {"cpu", "sim", "sim:0", "sim:1"};
+  if (plugin != nullptr) known.push_back(plugin->name);
+  const auto is_file = [](const std::filesystem::path& path) {
+    return std::filesystem::is_regular_file(path);
+  };
+  // A name that is nearly one of ours is a slip, unless there is a plug-in of that name.
+  if (search && (nearest_name(name, known).empty() ||
+                 std::ranges::any_of(plugin_candidates(type, folders), is_file))) {
+    const int index = checked_index(name, type);
+    load_plugin(type);
+    return plugin_device(index);
   }
   throw Error(ErrorCode::kConfig, fmt::format("no device is called \"{}\"", name),
-              suggestion(name, {"cpu", "sim", "sim:0", "sim:1"}));
+              suggestion(name, known) +
+                  (search ? "" : "; of a plug-in give the library with --plugin or device.plugin"));
 }
 
 }  // namespace trireme::device

@@ -7,6 +7,7 @@
 
 #include "trireme/checkpoint/storage.h"
 #include "trireme/device/device.h"
+#include "trireme/device/plugin/plugin.h"
 #include "trireme/model/flops.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/run_folder.h"
@@ -186,6 +187,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
   inspect_out(p);
   // Kernels are chosen for the devices that there are.
   attempt(p.problems, [&] {
+    device::use_plugin(run.config.device.name, run.config.device.plugin);
     p.device_memory_bytes = device::get_device(run.config.device.name).total_memory_bytes();
   });
   attempt(p.problems, [&] { choose_kernels(run.config); });

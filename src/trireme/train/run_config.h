@@ -154,6 +154,8 @@ struct RunConfig {
 
   struct Device {
     std::string name = "cpu";
+    std::string
+        plugin;  ///< the library of a device that is not ours; "": none, or one of the search path
   } device;
 
   struct Kernels {

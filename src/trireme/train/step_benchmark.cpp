@@ -22,13 +22,12 @@ int64_t peak_resident_bytes() {
   return usage.ru_maxrss * int64_t{1024};
 }
 
-namespace {
-
-data::Batch random_batch(const StepBenchmark& benchmark, uint64_t number) {
+data::Batch random_batch(const model::ModelSpec& spec, const plan::Strategy& strategy,
+                         uint64_t number) {
   data::Batch batch;
-  batch.rows = benchmark.strategy.micro;
-  batch.seq_len = benchmark.strategy.seq_len;
-  const auto vocab = static_cast<uint64_t>(benchmark.spec.vocab_size);
+  batch.rows = strategy.micro;
+  batch.seq_len = strategy.seq_len;
+  const auto vocab = static_cast<uint64_t>(spec.vocab_size);
   for (int64_t row = 0; row < batch.rows; ++row) {
     const auto token = [&](int64_t t) {
       return static_cast<int32_t>(
@@ -45,8 +44,6 @@ data::Batch random_batch(const StepBenchmark& benchmark, uint64_t number) {
   return batch;
 }
 
-}  // namespace
-
 std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark) {
   device::Device& device = device::get_device("cpu");
   const plan::Program program = plan::build_program(benchmark.spec, benchmark.strategy);
@@ -60,7 +57,8 @@ std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark) 
 
   execute::StepInput input;
   for (int64_t m = 0; m < benchmark.strategy.micro_batches(); ++m) {
-    input.micro_batches.push_back(random_batch(benchmark, static_cast<uint64_t>(m)));
+    input.micro_batches.push_back(
+        random_batch(benchmark.spec, benchmark.strategy, static_cast<uint64_t>(m)));
   }
   input.learning_rate = 1e-4;
   input.clip_norm = 1.0;

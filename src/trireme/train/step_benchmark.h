@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "trireme/data/batch.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/plan/program.h"
 
@@ -28,6 +29,10 @@ struct StepMeasurement {
   int64_t reserved_bytes = 0;  ///< held by the allocator
   double loss = 0.0;
 };
+
+/// A micro-batch of random tokens: the same for the same number.
+data::Batch random_batch(const model::ModelSpec& spec, const plan::Strategy& strategy,
+                         uint64_t number);
 
 /// Runs it. Blocks.
 std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark);
