@@ -1,5 +1,9 @@
 #include "trireme/device/device.h"
 
+#include <c10/core/Device.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <string_view>
@@ -7,6 +11,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
 #include "trireme/device/cpu/cpu_device.h"
+#include "trireme/device/library.h"
 #include "trireme/device/sim/sim_device.h"
 
 namespace trireme::device {
@@ -22,6 +27,44 @@ std::optional<int> index_in(std::string_view name, std::string_view type) {
   return index;
 }
 
+/// Whether torch calls an accelerator so: then it is no typing error.
+bool known_to_torch(const std::string& type) {
+  try {
+    const c10::DeviceType known = c10::Device(type).type();
+    return known != c10::kPrivateUse1 && known != c10::kCPU;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+bool is_plain_word(std::string_view type) {
+  return !type.empty() && std::ranges::all_of(type, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+  });
+}
+
+/// A device of a library. Throws as get_device().
+Device& library_device(const std::string& name) {
+  const std::string type = name.substr(0, name.find(':'));
+  const std::string library = is_plain_word(type) ? find_device_library(type) : "";
+  if (library.empty()) {
+    if (is_plain_word(type) && known_to_torch(type)) {
+      throw Error(ErrorCode::kDevice,
+                  fmt::format("no library of the device \"{}\": libtrireme_{}.so is neither beside "
+                              "the program nor in "
+                              "TRIREME_DEVICE_PATH",
+                              type, type),
+                  "docs/gpu.md says how it is built");
+    }
+    throw Error(ErrorCode::kConfig, fmt::format("no device is called \"{}\"", name),
+                suggestion(name, {"cpu", "sim", "sim:0", "sim:1"}));
+  }
+  const std::optional<int> index = index_in(name, type);
+  TRIREME_USER_CHECK(index.has_value(), kConfig, fmt::format("write \"{0}\" or \"{0}:1\"", type),
+                     "no device is called \"{}\"", name);
+  return open_device_library(library, *index);
+}
+
 }  // namespace
 
 Device& get_device(const std::string& name) {
@@ -32,8 +75,7 @@ Device& get_device(const std::string& name) {
                        "no device is called \"{}\"", name);
     return sim::sim_device(*index);
   }
-  throw Error(ErrorCode::kConfig, fmt::format("no device is called \"{}\"", name),
-              suggestion(name, {"cpu", "sim", "sim:0", "sim:1"}));
+  return library_device(name);
 }
 
 }  // namespace trireme::device

@@ -127,6 +127,8 @@ class Executor::Step {
     int64_t peak = 0;
     int64_t reserved = 0;
     for (const plan::Instruction& instruction : program_.instructions) {
+      const device::Range range(device_,
+                                [&] { return plan::describe(model_.spec(), instruction); });
       device_.reset_peak_memory();
       plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
       measurement.start_s = steady_clock().now_s() - begin;
