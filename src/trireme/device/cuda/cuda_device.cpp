@@ -97,6 +97,9 @@ void start() {
   if (std::getenv("PYTORCH_CUDA_ALLOC_CONF") == nullptr &&
       std::getenv("PYTORCH_ALLOC_CONF") == nullptr)
     c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+  // torch asks for the device's hooks once: whoever did so before this library was there has turned CUDA off for good.
+  TRIREME_CHECK(at::globalContext().hasCUDA(),
+                "torch was asked for CUDA before libtrireme_cuda.so was open");
   at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
   // A product that is split along its inner dimension may round its parts to bfloat16 otherwise.
   at::globalContext().setAllowBF16ReductionCuBLAS(false);
