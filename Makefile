@@ -1,6 +1,7 @@
 # The two commands of this project are `make train` and `make test`; `make help` lists the rest.
 #
 #   MODEL=moe                    `make train`: a small model with experts beside a dense one
+#   DEVICE=cuda                  `make train`: on an NVIDIA device; the set-up adds what that needs (docs/gpu.md)
 #   TRIREME_TORCH=/path          build against this torch package instead of downloading the pinned one
 #   TRIREME_TORCH_VERSION=x.y.z  build against another release
 #   PREFIX=/usr/local            where `make install` puts things
@@ -25,10 +26,10 @@ test: setup ## set up, build, pass every test
 	@scripts/run_tests build
 
 setup: ## install what is missing on this machine (Debian packages, torch in .deps/)
-	@scripts/setup build
+	@scripts/setup build $(filter cuda,$(DEVICE))
 
 build: setup ## the program, build/trireme
-	@scripts/build release trireme
+	@scripts/build release trireme $(if $(filter cuda,$(DEVICE)),trireme_cuda)
 
 bench: build ## time the matrix products and kernels of this machine, and training against PyTorch
 	@scripts/bench

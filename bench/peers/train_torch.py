@@ -20,11 +20,11 @@ import torch.nn.functional as F
 
 
 class Rotary:
-    def __init__(self, dim, length, theta):
+    def __init__(self, dim, length, theta, device):
         inverse = 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
         angles = torch.outer(torch.arange(length).float(), inverse)
         table = torch.cat([angles, angles], dim=-1)
-        self.cos, self.sin = table.cos()[None, None], table.sin()[None, None]
+        self.cos, self.sin = table.cos()[None, None].to(device), table.sin()[None, None].to(device)
 
     def __call__(self, x):
         half = x.shape[-1] // 2
@@ -105,10 +105,10 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, c, length):
+    def __init__(self, c, length, device):
         super().__init__()
         d = c["hidden_size"]
-        rotary = Rotary(d // c["num_attention_heads"], length, c.get("rope_theta", 10000.0))
+        rotary = Rotary(d // c["num_attention_heads"], length, c.get("rope_theta", 10000.0), device)
         self.embed = nn.Embedding(c["vocab_size"], d)
         self.blocks = nn.ModuleList(LlamaBlock(c, rotary) for _ in range(c["num_hidden_layers"]))
         self.norm = nn.RMSNorm(d, eps=c["rms_norm_eps"])
@@ -145,7 +145,7 @@ class GptBlock(nn.Module):
 
 
 class Gpt(nn.Module):
-    def __init__(self, c, length):
+    def __init__(self, c, length, device):
         super().__init__()
         d = c["n_embd"]
         self.embed, self.positions = nn.Embedding(c["vocab_size"], d), nn.Embedding(c["n_positions"], d)
@@ -155,7 +155,7 @@ class Gpt(nn.Module):
         self.head.weight = self.embed.weight
 
     def forward(self, tokens, targets):
-        x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        x = self.embed(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
@@ -169,6 +169,7 @@ def main():
     parser.add_argument("--seq-len", type=int, required=True)
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
@@ -178,27 +179,34 @@ def main():
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     config = json.load(open(arguments.config))
-    model = (Gpt if config["model_type"] == "gpt2" else Llama)(config, arguments.seq_len)
+    accelerator = arguments.device != "cpu"
+    with torch.device(arguments.device):
+        model = (Gpt if config["model_type"] == "gpt2" else Llama)(config, arguments.seq_len, arguments.device)
     for parameter in model.parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     step_model = torch.compile(model) if arguments.compile else model
     shape = (arguments.micro, arguments.seq_len + 1)
-    windows = [torch.randint(0, config["vocab_size"], shape) for _ in range(arguments.micro_batches)]
+    windows = [torch.randint(0, config["vocab_size"], shape).to(arguments.device) for _ in range(arguments.micro_batches)]
 
     for step in range(arguments.warmup + arguments.steps):
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        if accelerator:
+            torch.accelerator.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         total = 0.0
         for window in windows:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
+            with torch.autocast(arguments.device.split(":")[0], dtype=torch.bfloat16, enabled=arguments.precision == "bf16"):
                 loss = step_model(window[:, :-1], window[:, 1:])
             (loss / arguments.micro_batches).backward()
             total += loss.item() / arguments.micro_batches
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if accelerator:
+            torch.accelerator.synchronize()
         seconds = time.perf_counter() - start
         usage = resource.getrusage(resource.RUSAGE_SELF)
         if step >= arguments.warmup:
@@ -207,6 +215,7 @@ def main():
                 "tokens": arguments.micro * arguments.seq_len * arguments.micro_batches,
                 "page_faults": usage.ru_minflt - faults,
                 "peak_rss_bytes": usage.ru_maxrss * 1024,
+                "peak_bytes": torch.cuda.max_memory_allocated() if accelerator else usage.ru_maxrss * 1024,
                 "loss": total,
                 "grad_norm": float(norm),
             }), flush=True)

@@ -1,5 +1,8 @@
 #include "trireme/device/device.h"
 
+#include <c10/core/Device.h>
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -10,6 +13,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/suggest.h"
 #include "trireme/device/cpu/cpu_device.h"
+#include "trireme/device/library.h"
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/device/plugin/plugin_device.h"
 #include "trireme/device/sim/sim_device.h"
@@ -35,6 +39,22 @@ int checked_index(const std::string& name, const std::string& type) {
   return *index;
 }
 
+/// Whether torch calls an accelerator so: then it is no typing error.
+bool known_to_torch(const std::string& type) {
+  try {
+    const c10::DeviceType known = c10::Device(type).type();
+    return known != c10::kPrivateUse1 && known != c10::kCPU;
+  } catch (const c10::Error&) {
+    return false;
+  }
+}
+
+bool is_plain_word(std::string_view type) {
+  return !type.empty() && std::ranges::all_of(type, [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_';
+  });
+}
+
 }  // namespace
 
 Device& get_device(const std::string& name) {
@@ -43,6 +63,17 @@ Device& get_device(const std::string& name) {
   if (type == "sim") return sim::sim_device(checked_index(name, type));
   const Plugin* plugin = loaded_plugin();
   if (plugin != nullptr && plugin->name == type) return plugin_device(checked_index(name, type));
+
+  const std::string library = is_plain_word(type) ? find_device_library(type) : "";
+  if (!library.empty()) return open_device_library(library, checked_index(name, type));
+  if (is_plain_word(type) && known_to_torch(type)) {
+    throw Error(ErrorCode::kDevice,
+                fmt::format("no library of the device \"{0}\": libtrireme_{0}.so is neither beside "
+                            "the program nor in TRIREME_DEVICE_PATH",
+                            type),
+                "docs/gpu.md says how it is built");
+  }
+
   const char* folders = std::getenv("TRIREME_DEVICE_PATH");
   const bool search = folders != nullptr && *folders != '\0' && !type.empty();
   std::vector<std::string> known = {"cpu", "sim", "sim:0", "sim:1"};

@@ -1,7 +1,7 @@
 // What the rest of the program knows of a device: its name, its memory, its queues, its random state and what it can do.
 //
-// Rooms above ask a Device and never a vendor's API; a back end is a folder that implements these interfaces: cpu/, and
-// sim/ on accelerator/, which is all of it that PyTorch's generic hooks suffice for.
+// Rooms above ask a Device and never a vendor's API; a back end is a folder that implements these interfaces: cpu/, sim/ and
+// cuda/ (a library of its own: library.h) on accelerator/, which is all of it that PyTorch's generic hooks suffice for.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -65,7 +65,7 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;  ///< the product, e.g. the processor's model name
-  virtual std::string type() const = 0;  ///< "cpu", "sim"
+  virtual std::string type() const = 0;  ///< "cpu", "sim" ...
   virtual c10::Device torch_device() const = 0;
   virtual Capabilities capabilities() const = 0;
 
@@ -95,11 +95,34 @@ class Device {
   virtual at::Tensor random_state() const = 0;
   virtual void set_random_state(const at::Tensor& state) = 0;
   virtual void seed(uint64_t seed) = 0;
+
+  /// Whether the vendor's profiler shows ranges; they cost nothing elsewhere.
+  virtual bool has_ranges() const { return false; }
+  /// What the calling thread does from here to the end of the range has this name there. Ranges nest.
+  virtual void begin_range(const std::string& /*name*/) {}
+  virtual void end_range() {}
 };
 
-/// The device that a name stands for: "cpu", "sim", "sim:1". Lives as long as the process. The first use of a type installs
-/// its allocator and, of sim, takes PyTorch's place for another device. Throws Error{kConfig} for an unknown name,
-/// Error{kDevice} where there is no such device.
+/// A range of a device for as long as it lives; `name` is called where the device has ranges.
+class Range {
+ public:
+  template <class Name>
+  Range(Device& device, Name&& name) : device_(device.has_ranges() ? &device : nullptr) {
+    if (device_ != nullptr) device_->begin_range(name());
+  }
+  ~Range() {
+    if (device_ != nullptr) device_->end_range();
+  }
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+ private:
+  Device* device_;
+};
+
+/// The device that a name stands for: "cpu", "sim", "sim:1", or that of a library ("cuda:1": libtrireme_cuda.so, see
+/// library.h). Lives as long as the process. The first use of a type installs its allocator and, of sim, takes PyTorch's
+/// place for another device. Throws Error{kConfig} for an unknown name, Error{kDevice} where there is no such device.
 Device& get_device(const std::string& name);
 
 }  // namespace trireme::device

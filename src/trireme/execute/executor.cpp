@@ -133,6 +133,8 @@ class Executor::Step {
     int64_t peak = 0;
     int64_t reserved = 0;
     for (const plan::Instruction& instruction : program_.instructions) {
+      const device::Range range(device_,
+                                [&] { return plan::describe(model_.spec(), instruction); });
       plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
       wait_for_queues(instruction);
       timer.start(queue_of(instruction));

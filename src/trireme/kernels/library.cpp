@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "trireme/base/error.h"
+#include "trireme/device/library.h"
 
 namespace trireme::kernels {
 
@@ -54,7 +55,18 @@ void load_library(const std::string& path, Registrar& registrar) {
   add(registrar);
 }
 
+void add_device_kernels(Registrar& registrar) {
+  static std::set<std::string> added;
+  for (const std::string& path : device::open_device_libraries()) {
+    void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    const bool has_kernels =
+        library != nullptr && ::dlsym(library, "trireme_register_kernels") != nullptr;
+    if (has_kernels && added.insert(path).second) load_library(path, registrar);
+  }
+}
+
 void load_and_choose(const std::vector<std::string>& libraries, const KernelNames& use) {
+  add_device_kernels(registry());
   static std::set<std::string> loaded;
   for (const std::string& path : libraries) {
     const std::string key = std::filesystem::weakly_canonical(path).string();

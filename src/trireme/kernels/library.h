@@ -13,6 +13,9 @@ namespace trireme::kernels {
 /// that was built for another torch or Trireme. Blocks; its initialisers run.
 void load_library(const std::string& path, Registrar& registrar);
 
+/// Adds the kernels of the devices that came as libraries (device/library.h) and have some, once each.
+void add_device_kernels(Registrar& registrar);
+
 /// Loads those that are not loaded yet into registry(), then chooses for good (Registry::choose). The same call may come
 /// again. Call before step 0, from one thread.
 void load_and_choose(const std::vector<std::string>& libraries, const KernelNames& use);

@@ -12,6 +12,7 @@
 #include "trireme/device/machine.h"
 #include "trireme/kernels/aten/aten_kernels.h"
 #include "trireme/kernels/cpu/cpu_kernels.h"
+#include "trireme/kernels/library.h"
 #include "trireme/kernels/sim/sim_kernels.h"
 
 namespace trireme::kernels {
@@ -268,6 +269,7 @@ Registry& registry() {
       return std::vector<std::string>{};
     });
     add_own_kernels(*made);
+    add_device_kernels(*made);
     return made;
   }();
   return process;

@@ -17,11 +17,11 @@ using ::testing::HasSubstr;
 // Published sizes; every one also counted with transformers 5.23 on meta tensors.
 TEST(Preset, HasThePublishedNumberOfParameters) {
   const std::vector<std::pair<std::string, int64_t>> published = {
-      {"gpt2-124m", 124439808},    {"gpt2-355m", 354823168},      {"gpt2-774m", 774030080},
-      {"gpt2-1558m", 1557611200},  {"llama2-7b", 6738415616},     {"llama3-8b", 8030261248},
-      {"llama3.1-8b", 8030261248}, {"llama3.1-70b", 70553706496}, {"llama3.2-1b", 1235814400},
-      {"qwen2-0.5b", 494032768},   {"qwen2.5-7b", 7615616512},    {"qwen3-0.6b", 596049920},
-      {"qwen3-8b", 8190735360},
+      {"gpt2-124m", 124439808},    {"gpt2-355m", 354823168},    {"gpt2-774m", 774030080},
+      {"gpt2-1558m", 1557611200},  {"llama-1.6b", 1569835008},  {"llama2-7b", 6738415616},
+      {"llama3-8b", 8030261248},   {"llama3.1-8b", 8030261248}, {"llama3.1-70b", 70553706496},
+      {"llama3.2-1b", 1235814400}, {"qwen2-0.5b", 494032768},   {"qwen2.5-7b", 7615616512},
+      {"qwen3-0.6b", 596049920},   {"qwen3-8b", 8190735360},
   };
   for (const auto& [name, count] : published) {
     EXPECT_EQ(spec_from_preset(name).num_parameters(), count) << name;

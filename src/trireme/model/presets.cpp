@@ -67,6 +67,12 @@ constexpr Preset kPresets[] = {
       "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
       "num_key_value_heads": 12, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5,
       "rope_theta": 10000.0, "tie_word_embeddings": true})"},
+    // Benchmark shape of accelerators at 4096 tokens: 1.44 billion parameters in the blocks, 131 million in the embedding and
+    // the head; widths are multiples of 128.
+    {"llama-1.6b", R"({"model_type": "llama", "vocab_size": 32000, "hidden_size": 2048,
+      "intermediate_size": 5632, "num_hidden_layers": 28, "num_attention_heads": 16,
+      "num_key_value_heads": 16, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+      "rope_theta": 10000.0})"},
     {"gpt2-124m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12,
       "n_head": 12, "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256})"},
     {"gpt2-355m", R"({"model_type": "gpt2", "vocab_size": 50257, "n_embd": 1024, "n_layer": 24,

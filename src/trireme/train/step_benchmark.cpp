@@ -44,15 +44,15 @@ data::Batch random_batch(const model::ModelSpec& spec, const plan::Strategy& str
   return batch;
 }
 
-std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark) {
-  device::Device& device = device::get_device("cpu");
+StepBenchmarkResult run_step_benchmark(const StepBenchmark& benchmark) {
+  device::Device& device = device::get_device(benchmark.device);
   const plan::Program program = plan::build_program(benchmark.spec, benchmark.strategy);
   const at::ScalarType compute =
       benchmark.strategy.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat;
-  nn::ParameterStore store(benchmark.spec, compute);
+  nn::ParameterStore store(benchmark.spec, compute, at::kFloat, device.torch_device());
   store.initialize(1);
   nn::Model model(store);
-  const auto optimizer = optim::make_optimizer({}, benchmark.spec);
+  const auto optimizer = optim::make_optimizer({}, benchmark.spec, store.device());
   execute::Executor executor(model, store, *optimizer);
 
   execute::StepInput input;
@@ -63,17 +63,21 @@ std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark) 
   input.learning_rate = 1e-4;
   input.clip_norm = 1.0;
 
-  std::vector<StepMeasurement> measurements;
+  StepBenchmarkResult all;
   for (int64_t step = 0; step < benchmark.warmup + benchmark.steps; ++step) {
     input.step = step;
     const int64_t faults = minor_page_faults();
     const execute::StepResult result = executor.run_step(program, input);
     if (step < benchmark.warmup) continue;
-    measurements.push_back({result.seconds, result.tokens, minor_page_faults() - faults,
-                            peak_resident_bytes(), result.peak_allocated_bytes,
-                            device.memory().reserved_bytes, result.loss});
+    all.steps.push_back({result.seconds, result.tokens, minor_page_faults() - faults,
+                         peak_resident_bytes(), result.peak_allocated_bytes,
+                         device.memory().reserved_bytes, result.loss});
   }
-  return measurements;
+  if (benchmark.kernel_times) {
+    ++input.step;
+    all.kernels = kernel_times(device, [&] { executor.run_step(program, input); });
+  }
+  return all;
 }
 
 }  // namespace trireme::train

@@ -4,11 +4,13 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "trireme/data/batch.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/plan/program.h"
+#include "trireme/train/kernel_times.h"
 
 namespace trireme::train {
 
@@ -17,6 +19,8 @@ struct StepBenchmark {
   plan::Strategy strategy;
   int64_t warmup = 2;  ///< steps left out
   int64_t steps = 3;
+  std::string device = "cpu";
+  bool kernel_times = false;  ///< of one more step, which is not measured otherwise
 };
 
 /// One measured step.
@@ -34,8 +38,13 @@ struct StepMeasurement {
 data::Batch random_batch(const model::ModelSpec& spec, const plan::Strategy& strategy,
                          uint64_t number);
 
+struct StepBenchmarkResult {
+  std::vector<StepMeasurement> steps;
+  std::vector<KernelTime> kernels;  ///< where they were asked for
+};
+
 /// Runs it. Blocks.
-std::vector<StepMeasurement> run_step_benchmark(const StepBenchmark& benchmark);
+StepBenchmarkResult run_step_benchmark(const StepBenchmark& benchmark);
 
 /// Minor page faults and peak resident bytes of this process.
 int64_t minor_page_faults();

@@ -1,0 +1,127 @@
+#include "trireme/device/cuda/cuda_device.h"
+
+#include <ATen/Context.h>
+#include <c10/core/AllocatorConfig.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/profiler/stubs/base.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "trireme/base/error.h"
+#include "trireme/device/accelerator/accelerator_device.h"
+#include "trireme/device/library.h"
+
+namespace trireme::device::cuda {
+namespace {
+
+namespace allocator = c10::cuda::CUDACachingAllocator;
+
+cudaDeviceProp properties_of(int index) {
+  cudaDeviceProp properties{};
+  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  return properties;
+}
+
+class CudaDevice final : public AcceleratorDevice {
+ public:
+  explicit CudaDevice(int index)
+      : AcceleratorDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index))),
+        properties_(properties_of(index)) {}
+
+  std::string name() const override { return properties_.name; }
+
+  Capabilities capabilities() const override {
+    Capabilities result = AcceleratorDevice::capabilities();
+    result.graph_capture = true;
+    const int mine = torch_device().index();
+    for (int other = 0; other < c10::cuda::device_count(); ++other) {
+      int can = 0;
+      if (other != mine) C10_CUDA_CHECK(cudaDeviceCanAccessPeer(&can, mine, other));
+      result.peer_access = result.peer_access || can != 0;
+    }
+    return result;
+  }
+
+  /// The allocator takes a share of the device: the next one below `bytes` that a double holds.
+  void set_memory_cap(int64_t bytes) override {
+    const int64_t total = total_memory_bytes();
+    TRIREME_USER_CHECK(bytes >= 0 && bytes <= total, kConfig, "lower the cap, or leave it away",
+                       "a memory cap of {} bytes on {}, which has {}", bytes, torch_device().str(),
+                       total);
+    const double share = bytes == 0 ? 1.0 : static_cast<double>(bytes) / static_cast<double>(total);
+    allocator::setMemoryFraction(share, torch_device().index());
+    const std::lock_guard lock(mutex_);
+    cap_bytes_ = bytes;
+  }
+
+  MemoryStatistics memory() const override {
+    MemoryStatistics result = AcceleratorDevice::memory();
+    const std::lock_guard lock(mutex_);
+    result.cap_bytes = cap_bytes_;
+    return result;
+  }
+
+  // NVTX, as the wheel binds it: nothing happens where no profiler listens.
+  bool has_ranges() const override { return torch::profiler::impl::cudaStubs()->enabled(); }
+  void begin_range(const std::string& name) override {
+    torch::profiler::impl::cudaStubs()->rangePush(name.c_str());
+  }
+  void end_range() override { torch::profiler::impl::cudaStubs()->rangePop(); }
+
+ private:
+  const cudaDeviceProp properties_;
+  mutable std::mutex mutex_;
+  int64_t cap_bytes_ = 0;
+};
+
+int count_devices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // not the next call's
+    throw Error(ErrorCode::kDevice,
+                fmt::format("there is no NVIDIA device to use: {}", cudaGetErrorString(error)),
+                "`nvidia-smi` shows driver and devices; in a container they must be passed in");
+  }
+  return count;
+}
+
+/// Once, before the first tensor.
+void start() {
+  if (std::getenv("PYTORCH_CUDA_ALLOC_CONF") == nullptr &&
+      std::getenv("PYTORCH_ALLOC_CONF") == nullptr)
+    c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+  // torch asks for the device's hooks once: whoever did so before this library was there has turned CUDA off for good.
+  TRIREME_CHECK(at::globalContext().hasCUDA(),
+                "torch was asked for CUDA before libtrireme_cuda.so was open");
+  at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+  // A product that is split along its inner dimension may round its parts to bfloat16 otherwise.
+  at::globalContext().setAllowBF16ReductionCuBLAS(false);
+}
+
+}  // namespace
+
+Device& cuda_device(int index) {
+  static std::mutex mutex;
+  static auto& devices = *new std::map<int, std::unique_ptr<CudaDevice>>();
+  const std::lock_guard lock(mutex);
+  const int count = count_devices();
+  TRIREME_USER_CHECK(index < count, kDevice, "CUDA_VISIBLE_DEVICES hides devices",
+                     "no device \"cuda:{}\": there are {}", index, count);
+  if (devices.empty()) start();
+  auto& device = devices[index];
+  if (device == nullptr) device = std::make_unique<CudaDevice>(index);
+  return *device;
+}
+
+}  // namespace trireme::device::cuda
+
+TRIREME_DEVICE(index) {
+  return trireme::device::cuda::cuda_device(index);
+}

@@ -1,0 +1,185 @@
+// Attention through the wheel's FlashAttention (Dao 2023) in bfloat16: documents as sequences of their own lengths, windows,
+// sinks. What that does not have (float32, soft caps, heads wider than 256) is the reference's.
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_flash_attention_backward.h>
+#include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+
+#include "trireme/kernels/aten/aten_kernels.h"
+#include "trireme/kernels/cuda/cuda_kernels.h"
+#include "trireme/kernels/cuda/operands.h"
+
+namespace trireme::kernels::gpu {
+
+namespace {
+
+constexpr int64_t kWidest = 256;
+constexpr int64_t kMultiple = 8;  ///< of the width and of strides: 16 bytes
+
+bool takes_flash(const at::Tensor& q, const at::Tensor& v, const AttentionOptions& options) {
+  const int64_t width = q.size(3);
+  return q.scalar_type() == at::kBFloat16 && q.numel() > 0 && options.softcap == 0.0 &&
+         width <= kWidest && width % kMultiple == 0 && v.size(3) <= width;
+}
+
+/// As its loads want it: where it lies, or a copy.
+at::Tensor loadable(const at::Tensor& x) {
+  bool fits = reinterpret_cast<uintptr_t>(x.data_ptr()) % 16 == 0 && x.stride(-1) == 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) fits = fits && x.stride(i) % kMultiple == 0;
+  return fits ? x : x.contiguous();
+}
+
+/// Values as wide as keys: zeros beyond, whose results are zeros.
+at::Tensor widened(const at::Tensor& v, int64_t width) {
+  return v.size(-1) == width ? loadable(v) : at::constant_pad_nd(v, {0, width - v.size(-1)});
+}
+
+/// Sequences of a call: the rows of the batch, or their documents one after the other.
+struct Sequences {
+  at::Tensor starts;  ///< int32 [sequences + 1] on the device; undefined: the rows
+  int64_t longest_q;
+  int64_t longest_k;
+};
+
+Sequences sequences_of(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
+  if (options.segments == nullptr) return {{}, q.size(1), k.size(1)};
+  const int64_t places = q.size(1);
+  std::vector<int32_t> starts;
+  for (size_t row = 0; row < options.segments->size(); ++row) {
+    for (const int32_t start : (*options.segments)[row])
+      starts.push_back(static_cast<int32_t>(static_cast<int64_t>(row) * places) + start);
+  }
+  starts.push_back(static_cast<int32_t>(q.size(0) * places));
+  int32_t longest = 0;
+  for (size_t i = 0; i + 1 < starts.size(); ++i)
+    longest = std::max(longest, starts[i + 1] - starts[i]);
+  return {at::tensor(starts, at::kInt).to(q.device()), longest, longest};
+}
+
+/// [B, T, H, D] as the call takes it: of documents [B T, H, D].
+at::Tensor as_sequences(const at::Tensor& x, const Sequences& sequences) {
+  return sequences.starts.defined() ? x.flatten(0, 1) : x;
+}
+
+std::optional<at::Tensor> optional(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+// A window is its own mask; without one, the causal mask. Both end at the query's own place.
+bool causal(const AttentionOptions& options) {
+  return options.window == 0;
+}
+std::optional<int64_t> window_left(const AttentionOptions& options) {
+  return options.window == 0 ? std::nullopt : std::optional(options.window - 1);
+}
+std::optional<int64_t> window_right(const AttentionOptions& options) {
+  return options.window == 0 ? std::nullopt : std::optional(int64_t{0});
+}
+
+/// While it lives, the wheel's backward adds in a fixed order.
+class Deterministic {
+ public:
+  Deterministic()
+      : algorithms_(at::globalContext().deterministicAlgorithms()),
+        warn_only_(at::globalContext().deterministicAlgorithmsWarnOnly()),
+        fill_(at::globalContext().deterministicFillUninitializedMemory()) {
+    at::globalContext().setDeterministicAlgorithms(true, false);
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+  }
+  ~Deterministic() {
+    at::globalContext().setDeterministicAlgorithms(algorithms_, warn_only_);
+    at::globalContext().setDeterministicFillUninitializedMemory(fill_);
+  }
+  Deterministic(const Deterministic&) = delete;
+  Deterministic& operator=(const Deterministic&) = delete;
+
+ private:
+  bool algorithms_;
+  bool warn_only_;
+  bool fill_;
+};
+
+at::Tensor sinks_of_rows(const AttentionOptions& options) {
+  return options.sinks.view({1, -1, 1});
+}
+
+}  // namespace
+
+namespace ops {
+
+void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+               const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp) {
+  if (!takes_flash(q, v, options)) {
+    aten::attention(q, k, v, options, out, std::move(logsumexp));
+    return;
+  }
+  const Place place(q);
+  const Sequences sequences = sequences_of(q, k, options);
+  const int64_t batch = q.size(0);
+  const int64_t places = q.size(1);
+  const int64_t heads = q.size(2);
+  auto [result, sums, seed, unused, mask] = at::_flash_attention_forward(
+      as_sequences(loadable(q), sequences), as_sequences(loadable(k), sequences),
+      as_sequences(widened(v, q.size(3)), sequences), optional(sequences.starts),
+      optional(sequences.starts), sequences.longest_q, sequences.longest_k, /*dropout_p=*/0.0,
+      causal(options), /*return_debug_mask=*/false, options.scale, window_left(options),
+      window_right(options));
+  // [heads, B T] of documents, [B, heads, T] of rows.
+  if (sequences.starts.defined()) sums = sums.view({heads, batch, places}).transpose(0, 1);
+  at::Tensor values = result.view({batch, places, heads, q.size(3)}).narrow(3, 0, v.size(3));
+  if (options.sinks.defined()) {
+    // One more logit, without a value: every weight shrinks by the same share.
+    const at::Tensor with_sink = at::logaddexp(sums, sinks_of_rows(options));
+    values = values * (sums - with_sink).exp().transpose(1, 2).unsqueeze(3);
+    sums = with_sink;
+  }
+  out.copy_(values);
+  if (logsumexp.defined()) logsumexp.copy_(sums);
+}
+
+void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
+                        const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
+                        const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk,
+                        at::Tensor& dv, at::Tensor d_sinks) {
+  if (!takes_flash(q, v, options)) {
+    aten::attention_backward(dout, q, k, v, out, logsumexp, options, dq, dk, dv,
+                             std::move(d_sinks));
+    return;
+  }
+  const Place place(q);
+  const Sequences sequences = sequences_of(q, k, options);
+  const int64_t width = q.size(3);
+  const int64_t heads = q.size(2);
+  const at::Tensor sums = sequences.starts.defined()
+                              ? logsumexp.transpose(0, 1).contiguous().view({heads, -1})
+                              : logsumexp;
+  // Nothing is dropped, so nothing was drawn.
+  const at::Tensor seed = at::empty({2}, q.options().dtype(at::kUInt64));
+  const at::Tensor unused = at::empty({0}, q.options().dtype(at::kUInt64));
+  const Deterministic deterministic;
+  // The sums and the output have the sink in them, and with these the gradients by the keys do, too.
+  const auto [by_q, by_k, by_v] = at::_flash_attention_backward(
+      as_sequences(widened(dout, width), sequences), as_sequences(loadable(q), sequences),
+      as_sequences(loadable(k), sequences), as_sequences(widened(v, width), sequences),
+      as_sequences(widened(out, width), sequences), sums, sequences.starts, sequences.starts,
+      sequences.longest_q, sequences.longest_k, /*dropout_p=*/0.0, causal(options), seed, unused,
+      options.scale, window_left(options), window_right(options));
+  dq.copy_(by_q.view(q.sizes()));
+  dk.copy_(by_k.view(k.sizes()));
+  dv.copy_(by_v.view({k.size(0), k.size(1), k.size(2), width}).narrow(3, 0, v.size(3)));
+  if (d_sinks.defined()) {
+    const at::Tensor share = (sinks_of_rows(options) - logsumexp).exp();
+    const at::Tensor along = (dout.to(at::kFloat) * out.to(at::kFloat)).sum(3).transpose(1, 2);
+    d_sinks.copy_((share * along).sum(at::IntArrayRef({0, 2})).neg());
+  }
+}
+
+}  // namespace ops
+
+}  // namespace trireme::kernels::gpu

@@ -1,0 +1,63 @@
+// Ops on the device: kernels of this folder (launch.h) and products, attention and sorts of the wheel, with the names and
+// contracts of kernels/ops.h and moe_ops.h. What is not here has only its reference there ("aten").
+//
+// Beside the contract: everything is issued to the current stream of the tensors' device; the call returns before it is done
+// unless it returns values. embedding and linear_cross_entropy wait, for ids outside the table are an error. Products are
+// those of the wheel's library: a row's bits may depend on how many rows there are.
+#pragma once
+
+#include "trireme/kernels/plugin.h"
+
+/// Every op that has a kernel here.
+#define TRIREME_GPU_OPS(X)              \
+  X(linear)                             \
+  X(linear_backward_input)              \
+  X(linear_backward_weight)             \
+  X(bias_gradient)                      \
+  X(gram)                               \
+  X(rms_norm)                           \
+  X(rms_norm_backward)                  \
+  X(layer_norm)                         \
+  X(layer_norm_backward)                \
+  X(activation)                         \
+  X(activation_backward)                \
+  X(gated_activation)                   \
+  X(gated_activation_backward)          \
+  X(rotary_)                            \
+  X(embedding)                          \
+  X(embedding_backward)                 \
+  X(attention)                          \
+  X(attention_backward)                 \
+  X(linear_cross_entropy)               \
+  X(adamw_)                             \
+  X(sum_of_squares)                     \
+  X(scaled_sum)                         \
+  X(gather_rows)                        \
+  X(sum_rows)                           \
+  X(weights_of_rows)                    \
+  X(weights_of_choices)                 \
+  X(weighted_gated_activation)          \
+  X(weighted_gated_activation_backward) \
+  X(grouped_linear)                     \
+  X(grouped_linear_backward_input)      \
+  X(grouped_linear_backward_weight)     \
+  X(grouped_bias)                       \
+  X(grouped_bias_backward)
+
+namespace trireme::kernels::gpu {
+
+namespace ops {
+#define X(op) decltype(kernels::op) op;
+TRIREME_GPU_OPS(X)
+#undef X
+}  // namespace ops
+
+/// Offers them all under this name, device, priority and needs.
+void register_kernels(Registrar& registrar, const KernelInfo& info);
+
+/// Whether the device has the wheel's product of groups (`_grouped_mm`); without it, each group is a product. Set it before
+/// the first op.
+void set_grouped_products(bool available);
+bool grouped_products();
+
+}  // namespace trireme::kernels::gpu

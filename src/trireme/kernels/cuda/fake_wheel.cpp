@@ -1,0 +1,113 @@
+// What the wheel has for the device alone, as slow operators of the processor with the same shapes, layouts and meaning: so
+// that the ops of this folder run whole in the emulation. Only in its test.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "trireme/kernels/aten/aten_kernels.h"
+
+namespace trireme::kernels::gpu {
+
+namespace {
+
+using at::Tensor;
+
+Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType dtype, Tensor& out) {
+  return out.copy_(a.to(dtype).mm(b.to(dtype)));
+}
+Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at::ScalarType dtype,
+                        const at::Scalar& beta, const at::Scalar& alpha, Tensor& out) {
+  return out.copy_(self.to(dtype) * beta + a.to(dtype).mm(b.to(dtype)) * alpha);
+}
+
+AttentionOptions options_of(bool causal, std::optional<double> scale, std::optional<int64_t> left,
+                            std::optional<int64_t> right) {
+  TORCH_CHECK(scale.has_value(), "a scale is given");
+  // FlashAttention: `causal` closes the right side; else the window does.
+  TORCH_CHECK(causal ? !left && !right : left && right && *right == 0, "causal, or a window");
+  return {.scale = *scale,
+          .segments = nullptr,
+          .window = left ? *left + 1 : 0,
+          .softcap = 0.0,
+          .sinks = {}};
+}
+
+/// Calls body(first, count) for every sequence.
+template <class Body>
+void for_sequences(const Tensor& starts, Body&& body) {
+  for (int64_t i = 0; i + 1 < starts.numel(); ++i) {
+    const auto first = starts[i].item<int64_t>();
+    body(first, starts[i + 1].item<int64_t>() - first);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& starts_q,
+    const std::optional<Tensor>& starts_k, int64_t longest_q, int64_t longest_k, double dropout,
+    bool causal, bool /*return_debug_mask*/, std::optional<double> scale,
+    std::optional<int64_t> left, std::optional<int64_t> right,
+    const std::optional<Tensor>& /*used_k*/, const std::optional<Tensor>& /*slopes*/) {
+  TORCH_CHECK(dropout == 0.0 && q.size(-1) == v.size(-1), "one width, no dropout");
+  const AttentionOptions options = options_of(causal, scale, left, right);
+  Tensor out = at::empty(q.sizes(), q.options());
+  const auto floats = q.options().dtype(at::kFloat);
+  Tensor sums;
+  if (starts_q) {
+    TORCH_CHECK(starts_k->equal(*starts_q) && q.dim() == 3 && starts_q->scalar_type() == at::kInt,
+                "documents are sequences of all rows");
+    sums = at::empty({q.size(1), q.size(0)}, floats);
+    for_sequences(*starts_q, [&](int64_t first, int64_t count) {
+      TORCH_CHECK(count <= longest_q && count <= longest_k, "longer than the longest");
+      const auto of = [&](const Tensor& x) { return x.narrow(0, first, count).unsqueeze(0); };
+      Tensor mine = of(out);
+      const Tensor of_rows = at::empty({1, q.size(1), count}, floats);
+      aten::attention(of(q), of(k), of(v), options, mine, of_rows);
+      sums.narrow(1, first, count).copy_(of_rows[0]);
+    });
+  } else {
+    sums = at::empty({q.size(0), q.size(2), q.size(1)}, floats);
+    aten::attention(q, k, v, options, out, sums);
+  }
+  return {out, sums, Tensor(), Tensor(), Tensor()};
+}
+
+std::tuple<Tensor, Tensor, Tensor> flash_backward(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& sums, const Tensor& starts_q, const Tensor& /*starts_k*/, int64_t /*longest_q*/,
+    int64_t /*longest_k*/, double /*dropout*/, bool causal, const Tensor& /*seed*/,
+    const Tensor& /*unused*/, std::optional<double> scale, std::optional<int64_t> left,
+    std::optional<int64_t> right) {
+  TORCH_CHECK(at::globalContext().deterministicAlgorithms(), "the order of additions is asked for");
+  const AttentionOptions options = options_of(causal, scale, left, right);
+  Tensor dq = at::empty(q.sizes(), q.options());
+  Tensor dk = at::empty(k.sizes(), k.options());
+  Tensor dv = at::empty(v.sizes(), v.options());
+  if (starts_q.defined()) {
+    TORCH_CHECK(sums.is_contiguous() && sums.size(0) == q.size(1) && sums.size(1) == q.size(0),
+                "sums are [heads, places]");
+    for_sequences(starts_q, [&](int64_t first, int64_t count) {
+      const auto of = [&](const Tensor& x) { return x.narrow(0, first, count).unsqueeze(0); };
+      Tensor mine_q = of(dq);
+      Tensor mine_k = of(dk);
+      Tensor mine_v = of(dv);
+      aten::attention_backward(of(dout), of(q), of(k), of(v), of(out),
+                               sums.narrow(1, first, count).unsqueeze(0).contiguous(), options,
+                               mine_q, mine_k, mine_v, {});
+    });
+  } else {
+    aten::attention_backward(dout, q, k, v, out, sums, options, dq, dk, dv, {});
+  }
+  return {dq, dk, dv};
+}
+
+TORCH_LIBRARY_IMPL(aten, CPU, library) {
+  library.impl("mm.dtype_out", TORCH_FN(mm_dtype_out));
+  library.impl("addmm.dtype_out", TORCH_FN(addmm_dtype_out));
+  library.impl("_flash_attention_forward", TORCH_FN(flash_forward));
+  library.impl("_flash_attention_backward", TORCH_FN(flash_backward));
+}
+
+}  // namespace
+
+}  // namespace trireme::kernels::gpu
