@@ -57,6 +57,15 @@ def a_plug_in_passes(folder):
 
 
 @case
+def the_whole_suite_says_that_it_is_ready(folder):
+    got = conformance(folder, *ON_ABACUS)
+    assert got["ok"] and len(got["results"]) > 35 and len(got["training"]) == 2, got
+    assert {row["kernel"] for row in got["results"]} == {"aten"}, got
+    assert [row["behaviour"] for row in got["behaviours"]] == BEHAVIOURS
+    assert sum(row["trials"] for row in got["results"]) > 2000, got
+
+
+@case
 def what_a_plug_in_leaves_out_is_skipped_with_the_reason(folder):
     rows = every_behaviour(folder, *ON_ABACUS, defect="plain_allocator,plain_guard,plain_hooks,late_hooks,no_name")
     assert "c10::DeviceAllocator" in rows["memory-statistics"]["skipped"], rows

@@ -96,6 +96,12 @@ def the_run_file_and_a_search_path_name_it(folder):
     run(folder, "train", "plugin.toml", "--set", "out=by_file", "--set", "schedule.steps=3")
     with open(os.path.join(folder, "by_file", "run.toml"), encoding="utf-8") as file:
         assert ABACUS in file.read()
+    # A device in parts: the second library here adds nothing but is opened all the same.
+    parts = ABACUS + ":" + os.path.join(DEVICES, "..", "my_rms_norm.so")
+    run(folder, "train", "plugin.toml", "--set", "out=in_parts", "--set", "schedule.steps=3", "--plugin", parts)
+    assert losses(folder, "in_parts") == losses(folder, "by_file")
+    text = train(folder, "none", "--device", "abacus", "--plugin", ABACUS + ":other.so", status=2).stderr
+    assert "other.so: there is no such plug-in" in text, text
     few = ["--set", "schedule.steps=3", "--device", "abacus"]
     train(folder, "by_path", *few, TRIREME_DEVICE_PATH=f"/nowhere:{DEVICES}")
     assert losses(folder, "by_path") == losses(folder, "by_file")

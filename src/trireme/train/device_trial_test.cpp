@@ -22,7 +22,7 @@ TEST(DeviceTrialTest, TheSimulatedAcceleratorHasTheBitsOfTheProcessor) {
 TEST(DeviceTrialTest, AWrongExponentIsOutsideOfTheBound) {
   device::Device& sim = device::get_device("sim");
   device::sim::inject_fault(
-      0, {.kind = device::sim::Fault::Kind::kFlipBit, .kernel = "linear", .bit = 28});
+      0, {.kind = device::sim::Fault::Kind::kFlipBit, .kernel = "linear", .bit = 30});
   const auto runs = compare_training(sim);
   EXPECT_FALSE(runs.front().same_bits);
   EXPECT_NE(runs.front().problem, "");

@@ -376,11 +376,11 @@ std::vector<SchemaEntry> make_schema() {
                   "accelerator (`sim:1`: the second one), which trains to the same bits, or the "
                   "device that a plug-in brings.",
                   kNoEffect));
-  s.push_back(
-      key("device.plugin", REF(device.plugin), any(),
-          "The library that brings the device (`docs/devices.md`). Empty: `libtorch_NAME.so` or "
-          "`libNAME.so` in the folders of the variable `TRIREME_DEVICE_PATH`.",
-          kNoEffect));
+  s.push_back(key("device.plugin", REF(device.plugin), any(),
+                  "The library that brings the device (`docs/devices.md`), or several with `:` "
+                  "between them. Empty: `libtorch_NAME.so` or "
+                  "`libNAME.so` in the folders of the variable `TRIREME_DEVICE_PATH`.",
+                  kNoEffect));
 
   s.push_back(key("kernels.load", REF(kernels.load), any(),
                   "Shared libraries with kernels (`examples/kernel`)."));

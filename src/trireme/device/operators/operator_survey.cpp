@@ -4,7 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/CPUFallback.h>
 #include <ATen/record_function.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/TensorOptions.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -29,12 +29,17 @@ c10::OperatorName name_of(const std::string& text) {
   return {text.substr(0, dot), dot == std::string::npos ? "" : text.substr(dot + 1)};
 }
 
+/// Under which a type of device has its kernels.
+c10::DispatchKey key_of(c10::DeviceType device) {
+  return c10::computeDispatchKey(c10::ScalarType::Float, c10::Layout::Strided, c10::Device(device));
+}
+
 /// As the dispatcher computes the entry of a backend's key: its own kernel, a composite one, the fallback.
 Where where_of(const c10::OperatorName& name, c10::DeviceType device, bool has_fallback) {
   using c10::DispatchKey;
   const auto op = c10::Dispatcher::singleton().findOp(name);
   if (!op.has_value()) return Where::kMissing;
-  const auto key = device == c10::DeviceType::CPU ? DispatchKey::CPU : DispatchKey::PrivateUse1;
+  const DispatchKey key = key_of(device);
   if (op->hasKernelForDispatchKey(key)) return Where::kDevice;
   for (const DispatchKey composite :
        {DispatchKey::CompositeExplicitAutogradNonFunctional, DispatchKey::CompositeExplicitAutograd,
@@ -46,8 +51,7 @@ Where where_of(const c10::OperatorName& name, c10::DeviceType device, bool has_f
 
 bool has_fallback(c10::DeviceType device) {
   return device != c10::DeviceType::CPU &&
-         c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(
-             c10::DispatchKey::PrivateUse1);
+         c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(key_of(device));
 }
 
 template <class Visit>
@@ -96,8 +100,7 @@ class OperatorSurvey::Recorder {
     TRIREME_CHECK(current == nullptr, "two surveys of operators at once");
     current = this;
     if (!falls_back_ && device_ != c10::DeviceType::CPU) {
-      stand_in_.emplace(torch::Library::IMPL, "_", c10::DispatchKey::PrivateUse1, __FILE__,
-                        __LINE__);
+      stand_in_.emplace(torch::Library::IMPL, "_", key_of(device_), __FILE__, __LINE__);
       stand_in_->fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
     }
     handle_ = at::addGlobalCallback(at::RecordFunctionCallback(&begin, &end)

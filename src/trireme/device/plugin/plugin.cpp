@@ -66,16 +66,34 @@ std::string folders_to_search() {
   return folders == nullptr ? "" : folders;
 }
 
-fs::path find_library(const std::string& name, const std::string& path) {
+/// What stands between ':', without what is empty.
+std::vector<std::string> split_paths(std::string_view text) {
+  std::vector<std::string> parts;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find(':'), text.size());
+    if (end > 0) parts.emplace_back(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return parts;
+}
+
+/// Absolute, in the order in which they are opened.
+std::vector<fs::path> find_libraries(const std::string& name, const std::string& path) {
   if (!path.empty()) {
-    TRIREME_USER_CHECK(fs::is_regular_file(path), kConfig,
-                       "paths are relative to the working directory",
-                       "{}: there is no such plug-in", path);
-    return fs::weakly_canonical(path);
+    std::vector<fs::path> libraries;
+    for (const std::string& part : split_paths(path)) {
+      TRIREME_USER_CHECK(fs::is_regular_file(part), kConfig,
+                         "paths are relative to the working directory",
+                         "{}: there is no such plug-in", part);
+      libraries.push_back(fs::weakly_canonical(part));
+    }
+    TRIREME_USER_CHECK(!libraries.empty(), kConfig, "give the path of a library",
+                       "device.plugin = \"{}\" names no library", path);
+    return libraries;
   }
   const std::vector<fs::path> candidates = plugin_candidates(name, folders_to_search());
   for (const fs::path& candidate : candidates) {
-    if (fs::is_regular_file(candidate)) return fs::weakly_canonical(candidate);
+    if (fs::is_regular_file(candidate)) return {fs::weakly_canonical(candidate)};
   }
   std::vector<std::string> looked;
   for (const fs::path& candidate : candidates) looked.push_back(candidate.string());
@@ -161,11 +179,13 @@ void check_place_is_free(const std::string& what) {
               "a process has one such place: use the plug-in and sim in two processes");
 }
 
-std::unique_ptr<Plugin> load(const std::string& name, const fs::path& path) {
+std::unique_ptr<Plugin> load(const std::string& name, const std::vector<fs::path>& libraries) {
+  const fs::path& path = libraries.front();
   check_place_is_free(path.string());
-  open_library(path.string());
+  for (const fs::path& library : libraries) open_library(library.string());
   auto plugin = std::make_unique<Plugin>();
   plugin->path = path;
+  plugin->libraries = libraries;
   plugin->name = claim_name(name, path, plugin->named_by_library);
   plugin->contract = check_contract();
   std::vector<std::string> problems;
@@ -192,12 +212,7 @@ std::vector<std::string> Plugin::notes() const {
 
 std::vector<fs::path> plugin_candidates(const std::string& name, const std::string& folders) {
   std::vector<fs::path> result;
-  std::string_view rest = folders;
-  while (!rest.empty()) {
-    const size_t end = std::min(rest.find(':'), rest.size());
-    const std::string_view folder = rest.substr(0, end);
-    rest.remove_prefix(std::min(end + 1, rest.size()));
-    if (folder.empty()) continue;
+  for (const std::string& folder : split_paths(folders)) {
     for (const char* prefix : {"libtorch_", "lib"})
       result.push_back(fs::path(folder) / fmt::format("{}{}.so", prefix, name));
   }
@@ -244,7 +259,7 @@ const Plugin& load_plugin(const std::string& name, const std::string& path) {
   std::unique_ptr<Plugin>& plugin = slot();
   if (plugin != nullptr) {
     const bool same =
-        path.empty() ? type == plugin->name : fs::weakly_canonical(path) == plugin->path;
+        path.empty() ? type == plugin->name : find_libraries(type, path) == plugin->libraries;
     TRIREME_USER_CHECK(
         same, kConfig, "a process has one place for a plug-in: leave one of them out",
         "two plug-ins at once: {} has brought the device \"{}\", and {} is asked for",
@@ -256,9 +271,15 @@ const Plugin& load_plugin(const std::string& name, const std::string& path) {
                        plugin->name, type);
     return *plugin;
   }
-  plugin = load(type, find_library(type, path));
-  for (const std::string& note : plugin->notes())
-    log::verbose("plug-in {}: {}", plugin->name, note);
+  plugin = load(type, find_libraries(type, path));
+  const std::vector<std::string> notes = plugin->notes();
+  if (!notes.empty()) {
+    log::info(
+        "{} leaves out {} things that PyTorch lets it leave out; `trireme doctor --device {}` "
+        "lists them",
+        plugin->path.string(), notes.size(), plugin->name);
+  }
+  for (const std::string& note : notes) log::verbose("plug-in {}: {}", plugin->name, note);
   return *plugin;
 }
 

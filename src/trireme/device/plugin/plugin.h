@@ -16,14 +16,16 @@ namespace trireme::device {
 /// A library that is loaded. Lives as long as the process.
 struct Plugin {
   std::string name;            ///< the device's: "abacus"
-  std::filesystem::path path;  ///< absolute
+  std::filesystem::path path;  ///< absolute; of the first library
+  std::vector<std::filesystem::path> libraries;
   bool named_by_library = true;
   Contract contract;
   std::vector<std::string> notes() const;  ///< a sentence for each optional thing that it lacks
 };
 
 /// Opens the library that brings the device `name` ("abacus" or "abacus:1"; "" for the name that the library has) and
-/// checks its contract with PyTorch. `path` is the library's, or "" to look for it: libtorch_NAME.so, then libNAME.so, in
+/// checks its contract with PyTorch. `path` is the library's (several with ':' between them where a device comes in parts
+/// that do not load each other; they are opened in this order), or "" to look for it: libtorch_NAME.so, then libNAME.so, in
 /// the folders of TRIREME_DEVICE_PATH (':' between them). The same call may come again. Blocks: the library's initialisers
 /// run and its driver starts. Call from one thread, before devices are used.
 /// Error{kConfig}: not found, does not open, built for another torch, of another name, the second plug-in, after sim.
