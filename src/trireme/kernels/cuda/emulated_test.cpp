@@ -160,6 +160,64 @@ TEST_P(RandomShapes, Rotations) {
   EXPECT_LE(error_of(x, want), tolerance(12.0));
 }
 
+/// Through the flash path: documents, windows and sinks, values narrower than keys, queries in groups, strided tensors.
+TEST_P(RandomShapes, FlashAttention) {
+  const int64_t batch = between(1, 3);
+  const int64_t places = between(1, 40);
+  const int64_t kv_heads = between(1, 3);
+  const int64_t heads = kv_heads * between(1, 3);
+  const int64_t width = 8 * between(1, 4);
+  const int64_t value_width = GetParam() % 2 == 0 ? width : between(1, width);
+  Segments segments;
+  for (int64_t b = 0; b < batch; ++b) {
+    segments.push_back({0});
+    for (int64_t at = between(1, 9); at < places; at += between(1, 20))
+      segments.back().push_back(static_cast<int32_t>(at));
+  }
+  AttentionOptions o{.scale = 0.3, .segments = nullptr, .window = 0, .softcap = 0.0, .sinks = {}};
+  if (between(0, 1) == 1) o.segments = &segments;
+  if (between(0, 1) == 1) o.window = between(1, places);
+  if (between(0, 1) == 1) o.sinks = draw({heads});
+  const auto low = [&](int64_t h, int64_t d) {
+    return draw({batch, places, h, d + 3}).to(at::kBFloat16).narrow(3, 0, d);
+  };
+  const at::Tensor q = low(heads, width);
+  const at::Tensor k = low(kv_heads, width);
+  const at::Tensor v = low(kv_heads, value_width);
+  const at::Tensor dout = low(heads, value_width);
+  at::Tensor out = garbage({batch, places, heads, value_width}, at::kBFloat16);
+  const at::Tensor sums = garbage({batch, heads, places}, at::kFloat);
+  ops::attention(q, k, v, o, out, sums);
+  AttentionOptions exactly = o;
+  if (o.sinks.defined()) exactly.sinks = exact(o.sinks);
+  at::Tensor want = exact(out).clone();
+  const at::Tensor want_sums = exact(sums).clone();
+  aten::attention(exact(q), exact(k), exact(v), exactly, want, want_sums);
+  // What is rounded to bfloat16 once or twice on the way.
+  constexpr double kLow = 0x1p-7;
+  EXPECT_LE(error_of(out, want), kLow);
+  EXPECT_LE(error_of(sums, want_sums), tolerance(100.0));
+
+  const auto empty = [&](const at::Tensor& x) { return garbage(x.sizes(), at::kBFloat16); };
+  at::Tensor dq = empty(q);
+  at::Tensor dk = empty(k);
+  at::Tensor dv = empty(v);
+  const at::Tensor d_sinks = o.sinks.defined() ? garbage({heads}, at::kFloat) : at::Tensor();
+  ops::attention_backward(dout, q, k, v, out, sums, o, dq, dk, dv, d_sinks);
+  at::Tensor want_q = exact(q).clone();
+  at::Tensor want_k = exact(k).clone();
+  at::Tensor want_v = exact(v).clone();
+  const at::Tensor want_sinks = o.sinks.defined() ? exact(o.sinks).clone() : at::Tensor();
+  aten::attention_backward(exact(dout), exact(q), exact(k), exact(v), exact(out), exact(sums),
+                           exactly, want_q, want_k, want_v, want_sinks);
+  EXPECT_LE(error_of(dq, want_q), kLow);
+  EXPECT_LE(error_of(dk, want_k), kLow);
+  EXPECT_LE(error_of(dv, want_v), kLow);
+  if (o.sinks.defined()) {
+    EXPECT_LE(error_of(d_sinks, want_sinks), tolerance(2000.0));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Seeds, RandomShapes, ::testing::Range(0, 8));
 
 TEST(EmulatedOpsTest, IdsOutsideTheTableAreSaid) {

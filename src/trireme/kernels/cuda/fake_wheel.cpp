@@ -1,7 +1,8 @@
 // What the wheel has for the device alone, as slow operators of the processor with the same shapes, layouts and meaning: so
 // that the ops of this folder run whole in the emulation. Only in its test.
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
