@@ -100,6 +100,31 @@ void for_row_blocks(const at::Tensor& weight, const BlockSize& block, Body body)
   }
 }
 
+bool is_power_of_two(float value) {
+  int exponent = 0;
+  return value > 0 && std::frexp(value, &exponent) == 0.5f;
+}
+
+/// The least power of two whose 448fold is not below `largest`, of which a 448th is a normal number.
+float power_of_two_above(float largest) {
+  float scale = std::ldexp(1.0f, std::ilogb(largest / kE4m3Max));
+  while (scale * kE4m3Max < largest) scale *= 2;  // the product is exact, or infinite
+  return scale;
+}
+
+/// Whether all values of a block are, bit for bit, `scale` times a number of e4m3.
+bool are_products(const float* in, int64_t rows, int64_t columns, int64_t stride, float scale) {
+  if (!(scale > 0 && scale <= FLT_MAX)) return false;
+  const std::array<float, 256>& value = e4m3_values();
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t at = 0; at < columns; ++at) {
+      const float number = in[row * stride + at];
+      if (value[e4m3_nearest(number / scale)] * scale != number) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 float e4m3_value(uint8_t byte) {
@@ -165,8 +190,13 @@ at::Tensor dequantise_fp8(const at::Tensor& rows, const at::Tensor& scales, cons
   return result;
 }
 
-at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block) {
+at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block, const ScaleRule& rule) {
   at::Tensor scales = at::empty(scale_shape(weight.sizes().vec(), block), at::kFloat);
+  TRIREME_CHECK(
+      !rule.kept.defined() || (rule.kept.sizes() == scales.sizes() && rule.kept.is_contiguous() &&
+                               rule.kept.scalar_type() == at::kFloat),
+      "the scales to keep are of another matrix");
+  const float* kept = rule.kept.defined() ? rule.kept.const_data_ptr<float>() : nullptr;
   float* scale = scales.mutable_data_ptr<float>();
   const int64_t columns = weight.size(1);
   const int64_t blocks = scales.size(1);
@@ -185,9 +215,17 @@ at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block) {
       }
       TRIREME_USER_CHECK(finite, kNumerical, "fp8 holds finite weights only",
                          "block [{}, {}] has values that are not finite", row_block, column_block);
+      const int64_t index = row_block * blocks + column_block;
+      if (kept != nullptr && (!rule.powers_of_two || is_power_of_two(kept[index])) &&
+          are_products(in + begin, rows, end - begin, columns, kept[index])) {
+        scale[index] = kept[index];
+        continue;
+      }
       const float found = largest / kE4m3Max;
       // What is smaller has lost digits and would not divide well; such a block is as good as zero.
-      scale[row_block * blocks + column_block] = found >= FLT_MIN ? found : 1.0f;
+      scale[index] = found < FLT_MIN      ? 1.0f
+                     : rule.powers_of_two ? power_of_two_above(largest)
+                                          : found;
     }
   });
   return scales;

@@ -34,10 +34,19 @@ std::vector<int64_t> scale_shape(const std::vector<int64_t>& weight_shape, const
 at::Tensor dequantise_fp8(const at::Tensor& rows, const at::Tensor& scales, const BlockSize& block,
                           int64_t first_row = 0);
 
+/// How the scale of a block is chosen. A scale that is kept counts where the block is exactly that scale times numbers of e4m3, as after
+/// dequantisation; every other block gets a new one.
+struct ScaleRule {
+  bool powers_of_two =
+      false;  ///< "ue8m0": only scales that are powers of two, the least that is not below the quotient
+  at::Tensor kept =
+      {};  ///< scale_shape() of float32, contiguous, on the CPU; undefined: none is kept
+};
+
 /// Scales for a weight [rows, columns] of a floating type, on the CPU: the largest magnitude of a block divided by 448; 1 for a block
-/// of zeros. Such a scale is found again in the dequantised weight. Works through the weight by rows of blocks. Error{kNumerical} for
-/// values that are not finite.
-at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block);
+/// of zeros. Such a scale is found again in the dequantised weight; so are the values of a block that was quantised with powers of two.
+/// Works through the weight by rows of blocks. Error{kNumerical} for values that are not finite.
+at::Tensor fp8_scales(const at::Tensor& weight, const BlockSize& block, const ScaleRule& rule = {});
 
 /// The weight as F8_E4M3: each value divided by its block's scale, then rounded to nearest even.
 at::Tensor quantise_fp8(const at::Tensor& weight, const at::Tensor& scales, const BlockSize& block);

@@ -74,6 +74,80 @@ TEST(BlockScaled, EveryByteIsItsNumber) {
   }
 }
 
+/// Bytes of e4m3 that are numbers, up to the magnitude of byte `limit`.
+at::Tensor random_bytes(int64_t rows, int64_t columns, int64_t limit) {
+  return at::randint(0, limit + 1, {rows, columns})
+      .add(at::randint(0, 2, {rows, columns}).mul(128))
+      .to(at::kByte);
+}
+
+TEST(BlockScaled, PowersOfTwoAreTheLeastThatHold) {
+  at::manual_seed(5);
+  const BlockSize block{4, 8};
+  for (int trial = 0; trial < 200; ++trial) {
+    const float magnitude = std::ldexp(1.0f + static_cast<float>(trial) / 200, trial - 110);
+    const at::Tensor weight = at::randn({4, 8}) * magnitude;
+    const float largest = weight.abs().max().item<float>();
+    const float scale = fp8_scales(weight, block, {.powers_of_two = true}).item<float>();
+    int exponent = 0;
+    EXPECT_EQ(std::frexp(scale, &exponent), 0.5f) << scale;
+    EXPECT_GE(448.0 * scale, largest);
+    EXPECT_LT(224.0 * scale, largest);
+  }
+  // At the edge: 448 itself, and the next number.
+  const auto of = [&](float value) {
+    return fp8_scales(at::full({1, 1}, value), block, {.powers_of_two = true}).item<float>();
+  };
+  EXPECT_EQ(of(448.0f), 1.0f);
+  EXPECT_EQ(of(std::nextafter(448.0f, 1e9f)), 2.0f);
+  EXPECT_EQ(of(0.0f), 1.0f);
+  EXPECT_EQ(of(std::numeric_limits<float>::max()), 0x1p120f);
+}
+
+TEST(BlockScaled, WhatHadPowersOfTwoKeepsItsValues) {
+  at::manual_seed(6);
+  const BlockSize block{16, 16};
+  for (const int64_t limit : {int64_t{0x7e}, int64_t{0x76}, int64_t{0x40}, int64_t{3}}) {
+    const at::Tensor bytes = random_bytes(50, 70, limit);
+    bytes[0][0].fill_(limit);
+    const at::Tensor scales = at::pow(2.0, at::randint(-20, 4, {4, 5}).to(at::kFloat));
+    const at::Tensor weight = dequantise_fp8(as_fp8(bytes), scales, block);
+    const at::Tensor found = fp8_scales(weight, block, {.powers_of_two = true});
+    const at::Tensor written = quantise_fp8(weight, found, block);
+    EXPECT_TRUE(same_bits(dequantise_fp8(written, found, block), weight)) << limit;
+    if (limit < 0x77) continue;  // 240 is byte 0x77: above half of 448 the scale itself is found
+    EXPECT_EQ(found[0][0].item<float>(), scales[0][0].item<float>());
+    EXPECT_TRUE(at::equal(written.view(at::kByte).slice(0, 0, 16).slice(1, 0, 16),
+                          bytes.slice(0, 0, 16).slice(1, 0, 16)));
+  }
+}
+
+TEST(BlockScaled, KeepsScalesOfBlocksThatAreAsTheyWere) {
+  at::manual_seed(7);
+  const BlockSize block{16, 16};
+  for (int trial = 0; trial < 20; ++trial) {
+    const int64_t rows = 33 + trial, columns = 90 - trial;
+    const at::Tensor bytes = random_bytes(rows, columns, 10 + 5 * trial);
+    const at::Tensor kept = at::rand(scale_shape({rows, columns}, block)) * 0.01 + 1e-6;
+    at::Tensor weight = dequantise_fp8(as_fp8(bytes), kept, block);
+    EXPECT_TRUE(same_bits(fp8_scales(weight, block, {.kept = kept}), kept));
+    EXPECT_TRUE(at::equal(quantise_fp8(weight, kept, block).view(at::kByte), bytes));
+    // Powers of two are asked for, and these are none.
+    const at::Tensor none = fp8_scales(weight, block, {.powers_of_two = true, .kept = kept});
+    EXPECT_TRUE(same_bits(none, fp8_scales(weight, block, {.powers_of_two = true})));
+    // A block that has moved by the least that it can gets the scale that it would have.
+    weight[20][30] = std::nextafter(std::max(weight[20][30].item<float>(), 1e-3f), 1.0f);
+    const at::Tensor found = fp8_scales(weight, block, {.kept = kept});
+    const at::Tensor moved = weight.slice(0, 16, 32).slice(1, 16, 32).abs().max() / 448.0f;
+    EXPECT_EQ(found[1][1].item<float>(), moved.item<float>());
+    found[1][1] = kept[1][1];
+    EXPECT_TRUE(same_bits(found, kept));
+  }
+  // A scale of zero is no scale: the block is zeros and gets 1.
+  const at::Tensor zero = at::zeros({1, 1});
+  EXPECT_EQ(fp8_scales(at::zeros({16, 16}), block, {.kept = zero}).item<float>(), 1.0f);
+}
+
 TEST(BlockScaled, RoundsToNearestEven) {
   const Json& golden = goldens()["e4m3"];
   ASSERT_GT(golden["to"].size(), 700u);

@@ -14,6 +14,7 @@ namespace trireme::checkpoint {
 namespace {
 
 constexpr const char* kQuantizationKey = "quantization_config";
+constexpr const char* kPowersOfTwo = "ue8m0";
 
 bool is_block_linear(model::Role role) {
   using model::Role;
@@ -101,30 +102,41 @@ void require_fp8_layout(const model::ModelSpec& spec,
       kFp8Block.columns);
 }
 
-std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight) {
+std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight, bool powers_of_two,
+                                               const TensorToWrite* kept) {
   TensorToWrite values{weight.name, Dtype::kF8E4m3, weight.shape, {}};
   TensorToWrite scales{
       weight.name + kScaleSuffix, Dtype::kF32, scale_shape(weight.shape, kFp8Block), {}};
-  values.release = scales.release = weight.release;
+  const auto kept_scales = kept == nullptr ? std::function<at::Tensor()>() : kept->make;
+  values.release = scales.release =
+      [weight = weight.release, kept = kept == nullptr ? std::function<void()>() : kept->release] {
+        if (weight) weight();
+        if (kept) kept();
+      };
+  const auto scales_of = [powers_of_two, kept_scales](const at::Tensor& plain) {
+    ScaleRule rule{powers_of_two};
+    if (kept_scales) rule.kept = kept_scales().to(at::kFloat).contiguous();
+    return fp8_scales(plain, kFp8Block, rule);
+  };
   // The values are written first and leave their scales behind, so that the weight is made once.
   const auto left = std::make_shared<at::Tensor>();
-  values.make = [make = weight.make, name = weight.name, left] {
+  values.make = [make = weight.make, name = weight.name, left, scales_of] {
     return named(name, [&] {
       const at::Tensor plain = make();
-      *left = fp8_scales(plain, kFp8Block);
+      *left = scales_of(plain);
       return quantise_fp8(plain, *left, kFp8Block);
     });
   };
-  scales.make = [make = weight.make, name = weight.name, left] {
+  scales.make = [make = weight.make, name = weight.name, left, scales_of] {
     return named(name, [&] {
-      return left->defined() ? std::exchange(*left, at::Tensor()) : fp8_scales(make(), kFp8Block);
+      return left->defined() ? std::exchange(*left, at::Tensor()) : scales_of(make());
     });
   };
   return {std::move(values), std::move(scales)};
 }
 
-OrderedJson fp8_config(const model::ModelSpec& spec,
-                       const std::vector<model::DiskTensor>& tensors) {
+OrderedJson fp8_config(const model::ModelSpec& spec, const std::vector<model::DiskTensor>& tensors,
+                       bool powers_of_two) {
   using model::Role;
   constexpr std::string_view kWeight = ".weight";
   OrderedJson others = OrderedJson::array({"lm_head"});  // also where it is tied, and no tensor
@@ -136,11 +148,20 @@ OrderedJson fp8_config(const model::ModelSpec& spec,
     const std::string module = tensor.name.substr(0, tensor.name.size() - kWeight.size());
     if (module != "lm_head") others.push_back(module);
   }
-  return {{"activation_scheme", "dynamic"},
-          {"fmt", "e4m3"},
-          {"modules_to_not_convert", others},
-          {"quant_method", "fp8"},
-          {"weight_block_size", {kFp8Block.rows, kFp8Block.columns}}};
+  OrderedJson config = {{"activation_scheme", "dynamic"},
+                        {"fmt", "e4m3"},
+                        {"modules_to_not_convert", others},
+                        {"quant_method", "fp8"}};
+  if (powers_of_two) config["scale_fmt"] = kPowersOfTwo;
+  config["weight_block_size"] = {kFp8Block.rows, kFp8Block.columns};
+  return config;
+}
+
+bool declares_powers_of_two(const std::string& config_json) {
+  const Json config = parse_json(config_json, "config.json", ErrorCode::kConfig);
+  const auto declared = config.find(kQuantizationKey);
+  return declared != config.end() && declared->is_object() &&
+         declared->value("scale_fmt", "") == kPowersOfTwo;
 }
 
 OrderedJson with_key(const OrderedJson& config, const std::string& key, const OrderedJson& value) {

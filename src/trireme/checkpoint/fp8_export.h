@@ -25,11 +25,18 @@ void require_fp8_layout(const model::ModelSpec& spec,
                         const std::vector<model::DiskTensor>& tensors);
 
 /// A weight [rows, columns] to write, as fp8 and as its scales, to be made in this order by one thread: the values leave their scales
-/// behind, and the weight is made once. Scales that are asked for first make it themselves.
-std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight);
+/// behind, and the weight is made once. Scales that are asked for first make it themselves. `kept`, if there, makes scales that are kept
+/// where they fit, and `powers_of_two` is of those that are made, as ScaleRule has it.
+std::pair<TensorToWrite, TensorToWrite> to_fp8(const TensorToWrite& weight,
+                                               bool powers_of_two = false,
+                                               const TensorToWrite* kept = nullptr);
 
 /// config.json's "quantization_config". It names the linear modules that are not quantised: loaders quantise the others unasked.
-OrderedJson fp8_config(const model::ModelSpec& spec, const std::vector<model::DiskTensor>& tensors);
+OrderedJson fp8_config(const model::ModelSpec& spec, const std::vector<model::DiskTensor>& tensors,
+                       bool powers_of_two = false);
+
+/// Whether `config_json` says that scales are powers of two ("scale_fmt": "ue8m0").
+bool declares_powers_of_two(const std::string& config_json);
 
 /// `config` with the key where it belongs if the keys are sorted, else last.
 OrderedJson with_key(const OrderedJson& config, const std::string& key, const OrderedJson& value);

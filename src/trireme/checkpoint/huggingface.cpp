@@ -214,6 +214,21 @@ std::vector<std::function<at::Tensor()>> experts_of(const model::DiskTensor& sto
   return experts;
 }
 
+bool is_fp8(const model::ModelSpec& spec) {
+  return spec.quantization->method == model::QuantMethod::kFp8Blocks;
+}
+
+/// Whether a quantised weight is cut into blocks as export cuts it.
+bool has_export_scales(const model::ModelSpec& spec, const StoredWeight& stored) {
+  return is_fp8(spec) && spec.quantization->block_rows == kFp8Block.rows &&
+         spec.quantization->block_columns == kFp8Block.columns && stored.shape().size() == 2;
+}
+
+TensorToWrite scales_of(const model::DiskTensor& tensor, const StoredWeight& stored) {
+  return {tensor.name + kScaleSuffix,           Dtype::kF32, scale_shape(stored.shape(), kFp8Block),
+          [stored] { return stored.scales(); }, {},          [stored] { stored.release(); }};
+}
+
 std::string torch_dtype_name(Dtype dtype) {
   switch (dtype) {
     case Dtype::kF32:
@@ -258,11 +273,13 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
   }
   result.spec =
       model::spec_from_config(result.texts.at("config.json"), (path / "config.json").string());
+  const bool powers_of_two = declares_powers_of_two(result.texts.at("config.json"));
   // What is opened is the model dequantised, and says so.
   result.texts["config.json"] = without_quantization(result.texts.at("config.json"));
   std::map<std::string, StoredWeight> found = open_weights(path, result.spec.quantization);
 
   result.form = form_of(result.spec, found);
+  result.form.power_of_two_scales = powers_of_two;
   const auto asked = std::make_shared<Asked>();
   asked->spec = result.spec;
   asked->tensors = tensors_of(result.spec, result.form);
@@ -295,7 +312,13 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
             ? "config.json needs the quantization_config that the weights were saved with"
             : "save the model in float32, bfloat16 or float16",
         "{}: '{}' is of type {}", place.path().string(), tensor.name, dtype_name(dtype));
-    if (!place.quantised()) {
+    if (place.quantised()) {
+      if (has_export_scales(result.spec, place)) {
+        result.scales.push_back(scales_of(tensor, place));
+      } else if (is_fp8(result.spec) && result.new_scales_of.empty()) {
+        result.new_scales_of = tensor.name;
+      }
+    } else {
       const Dtype kept = dtype == Dtype::kF64 ? Dtype::kF32 : dtype;
       types.emplace_back(&tensor, kept);
       if (first_matrix && tensor.shape.size() == 2) {
@@ -379,6 +402,8 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   Storage& storage = options.storage ? *options.storage : disk();
   std::map<std::string, const TensorToWrite*> by_name;
   for (const TensorToWrite& parameter : parameters) by_name[parameter.name] = &parameter;
+  std::map<std::string, const TensorToWrite*> kept_scales;
+  for (const TensorToWrite& scales : options.scales) kept_scales[scales.name] = &scales;
 
   std::vector<TensorToWrite> tensors;
   uint64_t bytes = 0;
@@ -429,7 +454,11 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
     tensor.pieces = experts_of(stored, wholes, stacks);
     num_parameters += static_cast<int64_t>(byte_size(tensor)) / dtype_size(dtype);
     if (options.fp8 && is_fp8_weight(spec, stored)) {
-      auto [values, scales] = to_fp8(tensor);
+      const auto kept = kept_scales.find(stored.name + kScaleSuffix);
+      const bool fits =
+          kept != kept_scales.end() && kept->second->shape == scale_shape(stored.shape, kFp8Block);
+      auto [values, scales] =
+          to_fp8(tensor, form.power_of_two_scales, fits ? kept->second : nullptr);
       tensors.push_back(std::move(values));
       tensors.push_back(std::move(scales));
     } else {
@@ -459,7 +488,7 @@ ExportResult export_huggingface(const fs::path& path, const model::ModelSpec& sp
   const auto given = texts.find("config.json");
   files["config.json"] = config_for_export(
       given == texts.end() ? spec.config_json : given->second, spec, options.dtype,
-      options.fp8 ? fp8_config(spec, disk_tensors) : OrderedJson());
+      options.fp8 ? fp8_config(spec, disk_tensors, form.power_of_two_scales) : OrderedJson());
   if (!files.contains("generation_config.json"))
     files["generation_config.json"] = make_generation_config(spec);
   for (const auto& [name, text] : files) transaction.write_file(name, text);

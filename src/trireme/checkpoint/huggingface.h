@@ -25,6 +25,10 @@ struct HuggingFaceModel {
       texts;  ///< config.json as found, generation_config.json, tokenizer.json ...
   Dtype stored_dtype = Dtype::kF32;  ///< type of the first matrix in the files
   StoredForm form;
+  std::vector<TensorToWrite>
+      scales;  ///< of fp8 in blocks of 128 x 128: "<stored name>_scale_inv", of float32
+  std::string
+      new_scales_of;  ///< the first fp8 weight whose scales are not among them: in other blocks, or of stacked experts
 };
 
 /// Opens an HF directory: model.safetensors, or model.safetensors.index.json with its shards.
@@ -41,6 +45,8 @@ struct ExportOptions {
   StoredForm form = {};        ///< of tensors; an import's, to give back what was read
   /// Linear weights of the blocks as fp8 in blocks of 128 x 128 beside their scales, as DeepSeek-V3 publishes them; experts one by one.
   bool fp8 = false;
+  std::vector<TensorToWrite> scales =
+      {};  ///< an import's, kept for blocks that are as they were read; form.power_of_two_scales holds of others
   bool replace = false;        ///< replace a directory that is there (in one step)
   Storage* storage = nullptr;  ///< nullptr: the real disk
 };

@@ -1,7 +1,11 @@
 #include "trireme/checkpoint/model_source.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
+#include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {
 
@@ -29,6 +33,7 @@ ModelSource from_huggingface(const fs::path& path) {
   source.texts = std::move(opened.texts);
   source.stored_dtype = opened.stored_dtype;
   source.form = std::move(opened.form);
+  source.scales = std::move(opened.scales);
   source.path = path;
   source.huggingface = true;
   return source;
@@ -44,7 +49,15 @@ ModelSource from_checkpoint(const fs::path& path) {
   if (train.is_object() && train.contains(kFormKey)) source.form = form_from_json(train[kFormKey]);
   std::map<std::string, const TensorEntry*> entries;
   for (const TensorEntry& entry : checkpoint->manifest().tensors) {
-    entries[entry.info.name] = &entry;
+    const std::string& name = entry.info.name;
+    entries[name] = &entry;
+    if (!name.ends_with(kScaleSuffix)) continue;
+    source.scales.push_back({name,
+                             Dtype::kF32,
+                             entry.info.shape,
+                             [checkpoint, name] { return checkpoint->tensor(name); },
+                             {},
+                             [checkpoint, name] { checkpoint->release(name); }});
   }
   for (const FileEntry& file : checkpoint->manifest().files) {
     if (!file.name.ends_with(".safetensors")) source.texts[file.name] = checkpoint->text(file.name);
@@ -112,11 +125,19 @@ Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bo
     log::info("{} has no tensors of its {} multi-token-prediction layers: they are initialised",
               huggingface.string(), opened.spec.num_mtp_layers);
   }
+  if (!opened.new_scales_of.empty()) {
+    log::warning(
+        "{}: the scales of '{}' are not kept, as they are not of matrices in blocks of 128 x 128: "
+        "export --fp8 makes new ones, and rounds the weights again",
+        huggingface.string(), opened.new_scales_of);
+  }
   CheckpointState state;
   state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};
   if (opened.form != StoredForm()) state.train[kFormKey] = form_to_json(opened.form);
   state.texts = std::move(opened.texts);
-  return write_checkpoint(out, std::move(opened.parameters), state, options);
+  std::vector<TensorToWrite> tensors = std::move(opened.parameters);
+  std::ranges::move(opened.scales, std::back_inserter(tensors));
+  return write_checkpoint(out, std::move(tensors), state, options);
 }
 
 }  // namespace trireme::checkpoint

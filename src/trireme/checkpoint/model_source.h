@@ -21,6 +21,8 @@ struct ModelSource {
       texts;        ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
   StoredForm form;  ///< of what was imported, as long as it was not trained on; where it says that
                     ///< modules of multi-token prediction are not stored, make() begins them anew
+  std::vector<TensorToWrite>
+      scales;  ///< of what was imported from fp8, for ExportOptions::scales; none once trained on
   Dtype stored_dtype = Dtype::kF32;  ///< an imported checkpoint remembers its origin's
   std::filesystem::path path;        ///< what was opened, resolved
   bool huggingface = false;

@@ -17,6 +17,7 @@ Json form_to_json(const StoredForm& form) {
   return {{"stacked_experts", form.layout == model::DiskLayout::kModules},
           {"mtp", form.mtp},
           {"mtp_copies", form.mtp_copies},
+          {"power_of_two_scales", form.power_of_two_scales},
           {"other_dtypes", others}};
 }
 
@@ -26,6 +27,7 @@ StoredForm form_from_json(const Json& json) {
   if (json.value("stacked_experts", false)) form.layout = model::DiskLayout::kModules;
   form.mtp = json.value("mtp", true);
   form.mtp_copies = json.value("mtp_copies", true);
+  form.power_of_two_scales = json.value("power_of_two_scales", false);
   const auto others = json.find("other_dtypes");
   if (others == json.end() || !others->is_object()) return form;
   for (const auto& [name, value] : others->items()) {

@@ -19,6 +19,7 @@ struct StoredForm {
   bool mtp = true;  ///< tensors of multi-token-prediction layers; transformers itself writes none
   bool mtp_copies =
       true;  ///< those layers' copies of embedding and head, as DeepSeek publishes them
+  bool power_of_two_scales = false;  ///< of fp8: config.json's scale_fmt is "ue8m0"
   std::map<std::string, Dtype> other_dtypes =
       {};  ///< tensors of another type than the rest, and not as DiskTensor::fp32 says
   bool operator==(const StoredForm&) const = default;

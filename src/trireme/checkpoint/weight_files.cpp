@@ -210,6 +210,10 @@ at::Tensor StoredWeight::rows(int64_t first, int64_t count) const {
   }
 }
 
+at::Tensor StoredWeight::scales() const {
+  return quantised() ? scales_.file->tensor(*scales_.info) : at::Tensor();
+}
+
 void StoredWeight::release() const {
   for (const PlacedTensor& part : {values_, scales_}) {
     if (part.file) release_pages(part.file->bytes_of(*part.info));

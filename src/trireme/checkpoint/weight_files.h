@@ -49,6 +49,8 @@ class StoredWeight {
   at::Tensor whole() const;
   /// `count` of dimension 0 from `first` on.
   at::Tensor rows(int64_t first, int64_t count) const;
+  /// The scales as they are stored; undefined if plain.
+  at::Tensor scales() const;
   /// Lets go of the mapped memory that reading has taken.
   void release() const;
   /// Same shape, type and bytes. Reads both, and lets go of them.

@@ -50,6 +50,7 @@ void run_export(const ConvertOptions& convert, const GlobalOptions& options) {
   export_options.form = source.form;
   if (convert.dtype != "auto") export_options.form.other_dtypes.clear();
   export_options.fp8 = convert.fp8;
+  export_options.scales = source.scales;
   export_options.replace = convert.force;
   TRIREME_USER_CHECK(convert.shard_gb > 0, kConfig, "the default is 5",
                      "--shard-gb {} is not positive", convert.shard_gb);
