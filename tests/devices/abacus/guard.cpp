@@ -5,12 +5,14 @@
 #include <c10/core/GeneratorImpl.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 
 #include "abacus.h"
 
@@ -60,6 +62,11 @@ struct TimedPoint {
   Point point;
   double reached_ms = 0;
 };
+/// What PyTorch holds as an event: shared with the stream, which may come by when the event is gone.
+using Event = std::shared_ptr<TimedPoint>;
+Event& event_at(void* address) {
+  return *static_cast<Event*>(address);
+}
 
 struct Guard final : PlainGuard {
   Stream getDefaultStream(Device device) const override {
@@ -71,30 +78,30 @@ struct Guard final : PlainGuard {
   }
   void record(void** event, const Stream& stream, const DeviceIndex,
               const c10::EventFlag) const override {
-    if (*event == nullptr) *event = new TimedPoint{here(stream)};
-    auto* timed = static_cast<TimedPoint*>(*event);
+    if (*event == nullptr) *event = new Event();
+    auto timed = std::make_shared<TimedPoint>();
     // The time is taken when the stream comes by.
     issue(stream, [timed] { timed->reached_ms = now_ms(); });
     timed->point = here(stream);
+    event_at(*event) = timed;
   }
   void block(void* event, const Stream& stream) const override {
     if (event == nullptr || has_defect("no_block")) return;
-    const Point point = static_cast<TimedPoint*>(event)->point;
-    issue(stream, [point] { run_to(point); });
+    issue(stream, [timed = event_at(event)] { run_to(timed->point); });
   }
   bool queryEvent(void* event) const override {
     if (event == nullptr || has_defect("lying_event")) return true;
-    return reached(static_cast<TimedPoint*>(event)->point);
+    return reached(event_at(event)->point);
   }
   void synchronizeEvent(void* event) const override {
-    if (event != nullptr && !has_defect("lying_event"))
-      run_to(static_cast<TimedPoint*>(event)->point);
+    if (event != nullptr && !has_defect("lying_event")) run_to(event_at(event)->point);
   }
-  // An event may be gone before its stream comes by; it is small, so it stays.
-  void destroyEvent(void*, const DeviceIndex) const noexcept override {}
+  void destroyEvent(void* event, const DeviceIndex) const noexcept override {
+    delete static_cast<Event*>(event);
+  }
   double elapsedTime(void* first, void* second, const DeviceIndex) const override {
-    const double from = static_cast<TimedPoint*>(first)->reached_ms;
-    const double to = static_cast<TimedPoint*>(second)->reached_ms;
+    const double from = event_at(first)->reached_ms;
+    const double to = event_at(second)->reached_ms;
     return has_defect("backward_clock") ? from - to - 1 : to - from;
   }
   void synchronizeDevice(const DeviceIndex device) const override {

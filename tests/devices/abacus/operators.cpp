@@ -250,7 +250,7 @@ void fall_back_one_by_one(torch::Library& aten, const std::set<std::string>& lac
 }  // namespace
 
 void register_operators() {
-  torch::Library& aten = *library("aten");
+  static torch::Library& aten = *library("aten");
   aten.impl("empty.memory_format", &empty);
   aten.impl("empty_strided", &empty_strided);
   aten.impl("as_strided", &at::native::as_strided_tensorimpl);
@@ -272,7 +272,8 @@ void register_operators() {
     fall_back_one_by_one(aten,
                          {"aten::rsqrt", "aten::rsqrt.out", "aten::sigmoid", "aten::sigmoid.out"});
   } else {
-    library("_")->fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
+    static torch::Library& all = *library("_");
+    all.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   }
 }
 

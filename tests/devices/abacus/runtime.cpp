@@ -199,9 +199,11 @@ struct CountingAllocator final : c10::DeviceAllocator {
   }
   void resetAccumulatedStats(c10::DeviceIndex) override {}
   void resetPeakStats(c10::DeviceIndex device) override {
+    const std::lock_guard lock(mutex);
     bytes_of_device[device].peak = bytes_of_device[device].allocated;
   }
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex device) override {
+    const std::lock_guard lock(mutex);
     return {static_cast<size_t>(memory_size() - bytes_of_device[device].allocated),
             static_cast<size_t>(memory_size())};
   }
