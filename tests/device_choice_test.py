@@ -89,4 +89,17 @@ def an_unknown_device_is_refused(folder):
     assert '"smi"' in done.stderr and "'sim'" in done.stderr, done.stderr
 
 
+@case
+def a_device_that_is_not_there_is_its_own_error(folder):
+    done = run(folder, "bench", "train", "--device", "xpu", status=4)
+    assert "libtrireme_xpu.so" in done.stderr and "docs/gpu.md" in done.stderr, done.stderr
+    if os.path.exists("/dev/nvidiactl"):
+        print("        not tried: --device cuda on a machine without such a device, for this one has one")
+        return
+    # Without the library, without what it links, or without a driver: each is said.
+    done = train(folder, "none", "--device", "cuda", status=4)
+    said = ("libtrireme_cuda.so is neither", "libtrireme_cuda.so does not open", "there is no NVIDIA device")
+    assert any(text in done.stderr for text in said), done.stderr
+
+
 sys.exit(tiny_run.run_cases(CASES, tiny_run.prepare))

@@ -1,5 +1,5 @@
 // Attention through the wheel's FlashAttention (Dao 2023) in bfloat16: documents as sequences of their own lengths, windows,
-// sinks. What that does not have (float32, soft caps, heads wider than 256) is the reference's.
+// sinks. What that does not have (float32, soft caps, heads wider than 256) is the reference's, a slice at a time.
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_flash_attention_backward.h>
@@ -59,7 +59,7 @@ Sequences sequences_of(const at::Tensor& q, const at::Tensor& k, const Attention
   int32_t longest = 0;
   for (size_t i = 0; i + 1 < starts.size(); ++i)
     longest = std::max(longest, starts[i + 1] - starts[i]);
-  return {at::tensor(starts, at::kInt).to(q.device()), longest, longest};
+  return {on_device(at::tensor(starts, at::kInt), q.device()), longest, longest};
 }
 
 /// [B, T, H, D] as the call takes it: of documents [B T, H, D].
@@ -105,6 +105,84 @@ class Deterministic {
   bool fill_;
 };
 
+// --- The reference by slices -------------------------------------------------------------------------
+
+/// Rows of the batch and key heads with their queries.
+struct Slice {
+  int64_t row;
+  int64_t rows;
+  int64_t head;
+  int64_t heads;
+  int64_t queries_of_head;
+
+  at::Tensor keys(const at::Tensor& x) const {
+    return x.narrow(0, row, rows).narrow(2, head, heads);
+  }
+  at::Tensor queries(const at::Tensor& x) const {
+    return x.narrow(0, row, rows).narrow(2, head * queries_of_head, heads * queries_of_head);
+  }
+  at::Tensor sums(const at::Tensor& x) const {
+    if (!x.defined()) return {};
+    return x.narrow(0, row, rows).narrow(1, head * queries_of_head, heads * queries_of_head);
+  }
+  at::Tensor sinks(const at::Tensor& x) const {
+    return x.defined() ? x.narrow(0, head * queries_of_head, heads * queries_of_head) : x;
+  }
+};
+
+/// Calls body(slice, its options) for slices whose scores have room.
+template <class Body>
+void for_slices(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options,
+                Body&& body) {
+  const int64_t group = q.size(2) / k.size(2);
+  const int64_t of_head = 4 * group * q.size(1) * k.size(1);
+  const int64_t of_row = of_head * k.size(2);
+  const int64_t rows = of_row * q.size(0) <= attention_score_bytes() ? q.size(0) : 1;
+  const int64_t heads = of_row <= attention_score_bytes() ? k.size(2) : 1;
+  for (int64_t row = 0; row < q.size(0); row += rows) {
+    for (int64_t head = 0; head < k.size(2); head += heads) {
+      const Slice slice{row, rows, head, heads, group};
+      AttentionOptions mine = options;
+      mine.sinks = slice.sinks(options.sinks);
+      Segments segments;
+      if (options.segments != nullptr && rows < q.size(0)) {
+        segments = {(*options.segments)[static_cast<size_t>(row)]};
+        mine.segments = &segments;
+      }
+      body(slice, mine);
+    }
+  }
+}
+
+void attention_by_slices(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const AttentionOptions& options, const at::Tensor& out,
+                         const at::Tensor& logsumexp) {
+  for_slices(q, k, options, [&](const Slice& slice, const AttentionOptions& mine) {
+    at::Tensor result = slice.queries(out);
+    aten::attention(slice.queries(q), slice.keys(k), slice.keys(v), mine, result,
+                    slice.sums(logsumexp));
+  });
+}
+
+void attention_backward_by_slices(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
+                                  const at::Tensor& v, const at::Tensor& out,
+                                  const at::Tensor& logsumexp, const AttentionOptions& options,
+                                  const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv,
+                                  const at::Tensor& d_sinks) {
+  if (d_sinks.defined()) d_sinks.zero_();
+  for_slices(q, k, options, [&](const Slice& slice, const AttentionOptions& mine) {
+    at::Tensor by_q = slice.queries(dq);
+    at::Tensor by_k = slice.keys(dk);
+    at::Tensor by_v = slice.keys(dv);
+    at::Tensor by_sinks;
+    if (d_sinks.defined()) by_sinks = at::empty(mine.sinks.sizes(), d_sinks.options());
+    aten::attention_backward(slice.queries(dout), slice.queries(q), slice.keys(k), slice.keys(v),
+                             slice.queries(out), slice.sums(logsumexp), mine, by_q, by_k, by_v,
+                             by_sinks);
+    if (d_sinks.defined()) slice.sinks(d_sinks).add_(by_sinks);
+  });
+}
+
 at::Tensor sinks_of_rows(const AttentionOptions& options) {
   return options.sinks.view({1, -1, 1});
 }
@@ -116,7 +194,7 @@ namespace ops {
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp) {
   if (!takes_flash(q, v, options)) {
-    aten::attention(q, k, v, options, out, std::move(logsumexp));
+    attention_by_slices(q, k, v, options, out, logsumexp);
     return;
   }
   const Place place(q);
@@ -148,8 +226,7 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
                         const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk,
                         at::Tensor& dv, at::Tensor d_sinks) {
   if (!takes_flash(q, v, options)) {
-    aten::attention_backward(dout, q, k, v, out, logsumexp, options, dq, dk, dv,
-                             std::move(d_sinks));
+    attention_backward_by_slices(dout, q, k, v, out, logsumexp, options, dq, dk, dv, d_sinks);
     return;
   }
   const Place place(q);

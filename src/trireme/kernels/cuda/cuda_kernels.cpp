@@ -9,6 +9,7 @@ namespace trireme::kernels::gpu {
 
 namespace {
 std::atomic<bool> grouped{false};
+std::atomic<int64_t> score_bytes{int64_t{1} << 30};
 }  // namespace
 
 void set_grouped_products(bool available) {
@@ -16,6 +17,13 @@ void set_grouped_products(bool available) {
 }
 bool grouped_products() {
   return grouped;
+}
+
+void set_attention_score_bytes(int64_t bytes) {
+  score_bytes = bytes;
+}
+int64_t attention_score_bytes() {
+  return score_bytes;
 }
 
 void launch_failed(const char* kernel, const char* reason) {

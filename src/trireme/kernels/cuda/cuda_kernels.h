@@ -60,4 +60,9 @@ void register_kernels(Registrar& registrar, const KernelInfo& info);
 void set_grouped_products(bool available);
 bool grouped_products();
 
+/// Scores that the reference of attention may hold at once, in bytes of float32: above it takes a row of the batch, and above
+/// that a key head at a time. 1 GiB at first. Set it before the first op.
+void set_attention_score_bytes(int64_t bytes);
+int64_t attention_score_bytes();
+
 }  // namespace trireme::kernels::gpu

@@ -52,6 +52,8 @@ struct Machine {
   ucontext_t scheduler;
   jmp_buf scheduler_place;
   void* scheduler_state = nullptr;
+  const void* scheduler_bottom = nullptr;
+  size_t scheduler_bytes = 0;
   const std::function<void()>* body = nullptr;
   Order order = Order::kForward;
   std::mutex mutex;
@@ -70,13 +72,15 @@ thread_local Thread* running = nullptr;
 void switch_to_scheduler() {
   Thread& self = *running;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&self.sanitizer_state, nullptr, 0);
+  __sanitizer_start_switch_fiber(&self.sanitizer_state, machine().scheduler_bottom,
+                                 machine().scheduler_bytes);
 #else
   __tsan_switch_to_fiber(machine().scheduler_state, 0);
 #endif
   swapcontext(&self.context, &machine().scheduler);
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(self.sanitizer_state, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(self.sanitizer_state, &machine().scheduler_bottom,
+                                  &machine().scheduler_bytes);
 #endif
 }
 void switch_to(Thread& thread) {
@@ -109,7 +113,7 @@ void switch_to(Thread& thread) {
 /// What every thread runs: the kernel, block after block.
 void thread_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+  __sanitizer_finish_switch_fiber(nullptr, &machine().scheduler_bottom, &machine().scheduler_bytes);
 #endif
   for (;;) {
     (*machine().body)();

@@ -11,11 +11,11 @@ namespace trireme::kernels::gpu {
 
 namespace {
 
-/// offsets on the device, from the second on if `ends`.
-at::Tensor on_device(const GroupOffsets& offsets, at::Device device, at::ScalarType dtype,
-                     bool ends) {
-  return at::tensor(at::ArrayRef<int64_t>(offsets).slice(ends ? 1 : 0), at::kLong)
-      .to(device, dtype);
+at::Tensor begins_of(const GroupOffsets& offsets, at::Device device) {
+  return on_device(at::tensor(offsets, at::kLong), device);
+}
+at::Tensor ends_of(const GroupOffsets& offsets, at::Device device) {
+  return on_device(at::tensor(at::ArrayRef<int64_t>(offsets).slice(1), at::kInt), device);
 }
 
 /// Calls body(group, first row, number of rows) for every group that has rows.
@@ -77,7 +77,7 @@ void grouped_linear(const at::Tensor& x, const std::vector<at::Tensor>& weights,
     column += weight.size(1);
     // Its result is rounded: nothing can be added to it.
     if (!accumulate && takes_grouped(x, weight)) {
-      if (!ends.defined()) ends = on_device(offsets, x.device(), at::kInt, true);
+      if (!ends.defined()) ends = ends_of(offsets, x.device());
       out.copy_(at::_grouped_mm(x, weight.transpose(1, 2), ends));
       continue;
     }
@@ -128,7 +128,7 @@ void grouped_linear_backward_weight(const at::Tensor& dy, const at::Tensor& x,
 void grouped_bias(const at::Tensor& bias, const at::Tensor& weights, const GroupOffsets& offsets,
                   at::Tensor& y) {
   const Place place(y);
-  const at::Tensor begins = on_device(offsets, y.device(), at::kLong, false);
+  const at::Tensor begins = begins_of(offsets, y.device());
   gpu::grouped_bias({.type = type_of(y),
                      .groups = bias.size(0),
                      .rows = y.size(0),
@@ -142,7 +142,7 @@ void grouped_bias_backward(const at::Tensor& dy, const at::Tensor& bias, const a
                            const GroupOffsets& offsets, at::Tensor& dbias, bool accumulate,
                            at::Tensor d_weights) {
   const Place place(dy);
-  const at::Tensor begins = on_device(offsets, dy.device(), at::kLong, false);
+  const at::Tensor begins = begins_of(offsets, dy.device());
   gpu::grouped_bias_backward({.type = type_of(dy),
                               .groups = bias.size(0),
                               .rows = dy.size(0),

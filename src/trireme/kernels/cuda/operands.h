@@ -48,6 +48,12 @@ inline Rows rows_of(const at::Tensor& tensor) {
           tensor.size(1) > 0 ? tensor.size(1) : 1};
 }
 
+/// The host tensor on the device, without waiting for what was issued before: a copy from pageable memory would.
+inline at::Tensor on_device(const at::Tensor& host, at::Device device) {
+  if (device.is_cpu()) return host;
+  return host.pin_memory().to(device, host.scalar_type(), /*non_blocking=*/true);
+}
+
 inline int64_t count_rows(const at::Tensor& tensor) {
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < tensor.dim(); ++i) rows *= tensor.size(i);
