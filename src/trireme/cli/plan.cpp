@@ -26,6 +26,7 @@ struct PlanArguments {
   double gemm_gflops = 0.0;
   double attention_gflops = 0.0;
   double bandwidth_gbs = 10.0;
+  double host_link_gbs = 10.0;
 };
 
 struct PlannedRun {
@@ -61,6 +62,7 @@ plan::DeviceRates rates_of(const PlanArguments& arguments, plan::Precision preci
   rates.attention_flops =
       (arguments.attention_gflops > 0 ? arguments.attention_gflops : gemm / 2) * 1e9;
   rates.memory_bytes = arguments.bandwidth_gbs * 1e9;
+  rates.host_link_bytes = arguments.host_link_gbs * 1e9;
   return rates;
 }
 
@@ -119,6 +121,8 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
                                "rate of attention; half of the products' if not given");
   simulate_command->add_option("--bandwidth-gbs", arguments->bandwidth_gbs,
                                "memory bandwidth in GB/s");
+  simulate_command->add_option("--host-link-gbs", arguments->host_link_gbs,
+                               "rate of copies to the host, and from it, in GB/s");
   simulate_command->callback([arguments, &options] { simulate(*arguments, options); });
 }
 

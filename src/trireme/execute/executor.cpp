@@ -11,10 +11,13 @@
 #include "trireme/base/error.h"
 #include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
+#include "trireme/device/out_of_memory.h"
 #include "trireme/execute/device_copies.h"
+#include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/step_timer.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
+#include "trireme/plan/simulate.h"
 
 namespace trireme::execute {
 namespace {
@@ -136,18 +139,13 @@ class Executor::Step {
       const device::Range range(device_,
                                 [&] { return plan::describe(model_.spec(), instruction); });
       plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
-      wait_for_queues(instruction);
-      timer.start(queue_of(instruction));
-      release(instruction);
-      device_.reset_peak_memory();
-      for (const int buffer : instruction.makes)
-        make(program_.buffers[static_cast<size_t>(buffer)]);
-      execute(instruction);
-      for (const int buffer : instruction.frees)
-        free(program_.buffers[static_cast<size_t>(buffer)]);
-      timer.stop(queue_of(instruction));
-      const auto id = static_cast<size_t>(instruction.id);
-      if (is_waited_for_[id] != 0) done_[id] = queue_of(instruction).record();
+      try {
+        run_one(instruction, timer);
+      } catch (const std::exception& error) {
+        const auto refusal = device::memory_refusal(error);
+        if (!refusal) throw;
+        fail_out_of_memory(instruction, *refusal);
+      }
       const device::MemoryStatistics memory = device_.memory();
       measurement.held_bytes_after = memory.allocated_bytes;
       measurement.peak_bytes = memory.peak_allocated_bytes;
@@ -163,6 +161,39 @@ class Executor::Step {
   }
 
  private:
+  void run_one(const plan::Instruction& instruction, StepTimer& timer) {
+    wait_for_queues(instruction);
+    device::Queue& queue = queue_of(instruction);
+    timer.start(queue);
+    release(instruction);
+    device_.reset_peak_memory();
+    for (const int buffer : instruction.makes) make(program_.buffers[static_cast<size_t>(buffer)]);
+    execute(instruction);
+    for (const int buffer : instruction.frees) free(program_.buffers[static_cast<size_t>(buffer)]);
+    timer.stop(queue);
+    const auto id = static_cast<size_t>(instruction.id);
+    if (is_waited_for_[id] != 0) done_[id] = queue.record();
+  }
+
+  /// What was held when memory ended, by what the program knows of it and what the allocator counts.
+  [[noreturn]] void fail_out_of_memory(const plan::Instruction& instruction,
+                                       const device::MemoryRefusal& refusal) {
+    const model::ModelSpec& spec = store_.spec();
+    const plan::HeldMemory held = plan::held_before(spec, program_, instruction.id);
+    // What the instruction held itself is gone by now.
+    const int64_t allocated =
+        refusal.held_bytes > 0 ? refusal.held_bytes : device_.memory().peak_allocated_bytes;
+    const int64_t workspace = std::max<int64_t>(allocated - held.total(), 0);
+    const int64_t planned = plan::simulate_in_issue_order(program_)
+                                .instructions[static_cast<size_t>(instruction.id)]
+                                .peak_bytes;
+    throw StepOutOfMemory(
+        fmt::format("out of memory at {}: {}; held: {}", plan::describe(spec, instruction),
+                    refusal.message, plan::describe(spec, held, workspace)),
+        instruction.id, held, workspace,
+        std::max<int64_t>(allocated + refusal.asked_bytes - planned, 0));
+  }
+
   struct MicroBatch {
     nn::BatchTensors batch;
     std::vector<at::Tensor> hidden;    ///< per part: its output

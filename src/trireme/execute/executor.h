@@ -76,7 +76,7 @@ class Executor {
   /// Runs one step. The program may differ from step to step (batch ramp-up); its micro-batch count
   /// and shape must be the input's. A loss or gradient norm that is not finite leaves parameters
   /// and optimizer untouched (`applied` false); what to do about it is the caller's policy. Throws
-  /// Error{kInternal} for a program that does not fit the model.
+  /// Error{kInternal} for a program that does not fit the model, StepOutOfMemory (out_of_memory.h) where memory ends.
   StepResult run_step(const plan::Program& program, const StepInput& input);
 
  private:

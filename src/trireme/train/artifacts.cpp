@@ -80,7 +80,7 @@ void add_timeline(const Preflight& p, const fs::path& path, Report& report) {
     const plan::Trace predicted = plan::predicted_trace(p.model.spec, program, simulation);
     for (const auto& [source, events] :
          {std::pair{"measured", &trace.events}, std::pair{"simulated", &predicted.events}}) {
-      for (const char* resource : {"compute", "host"}) {
+      for (const char* resource : {"compute", "host", "copy-out", "copy-in"}) {
         ReportLane lane{fmt::format("{} · {}", source, resource), {}};
         double busy_s = 0;
         for (const plan::TraceEvent& event : *events) {

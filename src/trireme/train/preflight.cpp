@@ -1,14 +1,19 @@
 #include "trireme/train/preflight.h"
 
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "trireme/checkpoint/storage.h"
 #include "trireme/device/device.h"
 #include "trireme/device/plugin/plugin.h"
+#include "trireme/kernels/registry.h"
 #include "trireme/model/flops.h"
+#include "trireme/plan/held_memory.h"
+#include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/run_folder.h"
 #include "trireme/train/train_state.h"
@@ -93,8 +98,32 @@ void inspect_out(Preflight& p) {
   }
 }
 
+/// Ops whose chosen kernel is not one whose workspace the planner knows.
+std::vector<std::string> unmodelled_kernels(const RunConfig& c) {
+  std::set<std::string> names;
+  const at::DeviceType device = device::get_device(c.device.name).torch_device().type();
+  for (const kernels::KernelRow& row : kernels::registry().rows(device)) {
+    if (!row.chosen.empty() && row.chosen != "cpu" && row.chosen != "sim")
+      names.insert(fmt::format("{} of {}", row.chosen, row.op));
+  }
+  return {names.begin(), names.end()};
+}
+
 void inspect_strategy(Preflight& p) {
   const RunConfig& c = p.run.config;
+  // Nothing would be relieved where the host's memory is the device's.
+  for (const auto& [key, asked] :
+       {std::pair{"memory.offload_activations",
+                  c.memory.offload_activations != std::vector<std::string>{"none"}},
+        std::pair{"memory.offload_optimizer", c.memory.offload_optimizer}}) {
+    if (asked && c.device.name == "cpu") {
+      add(p.problems, ErrorCode::kConfig,
+          fmt::format("{} moves what the device holds to the host's memory, and device.name = "
+                      "\"cpu\" has no other",
+                      key),
+          "leave it out, or set memory.recompute to hold less");
+    }
+  }
   const plan::Strategy strategy = strategy_of(c, p.model.spec, p.precision.precision);
   for (const std::string& reason : plan::validate(p.model.spec, strategy)) {
     add(p.problems, ErrorCode::kConfig, reason,
@@ -111,9 +140,18 @@ void inspect_strategy(Preflight& p) {
   }
   if (!p.problems.empty()) return;
   p.program = plan::build_program(p.model.spec, strategy);
-  const plan::Simulation simulation =
-      plan::simulate(p.program, std::vector<double>(p.program.instructions.size(), 1e-3));
+  // As the executor gives out memory.
+  const plan::Simulation simulation = plan::simulate_in_issue_order(p.program);
   p.peak_bytes = simulation.peak_bytes;
+  p.host_peak_bytes = simulation.host_peak_bytes;
+  if (simulation.peak_instruction >= 0) {
+    const plan::Instruction& peak =
+        p.program.instructions[static_cast<size_t>(simulation.peak_instruction)];
+    const plan::HeldMemory held = plan::held_before(p.model.spec, p.program, peak.id);
+    p.peak_text = fmt::format("at {}: {}", plan::describe(p.model.spec, peak),
+                              plan::describe(p.model.spec, held, p.peak_bytes - held.total()));
+  }
+  p.unmodelled_kernels = unmodelled_kernels(c);
   p.resident_bytes = p.program.resident_bytes;
   p.total_tokens = optim::sequences_before(ramp, c.schedule.steps) * c.data.seq_len;
   // Master weights and optimizer states in a checkpoint; one more of them while the next is written, and the export.
@@ -134,7 +172,8 @@ void inspect_strategy(Preflight& p) {
     add(p.problems, ErrorCode::kConfig,
         fmt::format("a step needs {} of memory{}; the device has {}", bytes(p.peak_bytes),
                     while_saving, bytes(p.device_memory_bytes)),
-        "lower batch.micro or data.seq_len, or set memory.recompute = \"full\"");
+        memory_advice(memory_options(c, p.model.spec, p.precision.precision, p.peak_bytes),
+                      p.device_memory_bytes - copy));
   }
   // What the run wrote before makes room for what comes.
   const int64_t written =
@@ -258,8 +297,17 @@ std::string describe(const Preflight& p) {
         c.schedule.steps, c.batch.sequences, p.program.strategy.micro_batches(), c.batch.lanes,
         p.program.instructions.size());
     text +=
-        fmt::format("memory     {} at the peak of a step, {} between steps; the machine has {}\n",
-                    bytes(p.peak_bytes), bytes(p.resident_bytes), bytes(p.device_memory_bytes));
+        fmt::format("memory     {} at the peak of a step, {} between steps; the {} has {}\n",
+                    bytes(p.peak_bytes), bytes(p.resident_bytes),
+                    c.device.name == "cpu" ? "machine" : "device", bytes(p.device_memory_bytes));
+    if (!p.peak_text.empty()) text += fmt::format("           {}\n", p.peak_text);
+    if (p.host_peak_bytes > 0)
+      text += fmt::format("           {} in the host's memory\n", bytes(p.host_peak_bytes));
+    if (!p.unmodelled_kernels.empty()) {
+      text += fmt::format(
+          "           a lower bound: what kernels hold while they run is not known of {}\n",
+          fmt::join(p.unmodelled_kernels, ", "));
+    }
     if (p.continues_after >= 0)
       text += fmt::format("continues  after step {} of {}\n", p.continues_after, c.schedule.steps);
     text += fmt::format("disk       {} in {}; {} are free\n", bytes(p.disk_bytes), c.out,
@@ -304,6 +352,8 @@ OrderedJson to_json(const Preflight& p) {
       {"continues_after", p.continues_after},
       {"problems", problems},
       {"resident_bytes", p.resident_bytes},
+      {"host_peak_bytes", p.host_peak_bytes},
+      {"peak_is_lower_bound", !p.unmodelled_kernels.empty()},
       {"disk_bytes", p.disk_bytes},
       {"free_disk_bytes", p.free_disk_bytes},
       {"device_memory_bytes", p.device_memory_bytes},

@@ -30,7 +30,11 @@ struct Preflight {
   double flops_per_token = 0.0;   ///< forward and backward
   int64_t peak_bytes = 0;         ///< predicted
   int64_t resident_bytes = 0;     ///< of them held between steps
-  int64_t disk_bytes = 0;         ///< largest that the run's folder will hold
+  int64_t host_peak_bytes = 0;    ///< most that is offloaded to the host
+  std::string peak_text;          ///< where the peak is, and what is held there by kind
+  /// Chosen kernels whose workspace is not known ("aten of attention"): peak_bytes is a lower bound then.
+  std::vector<std::string> unmodelled_kernels;
+  int64_t disk_bytes = 0;  ///< largest that the run's folder will hold
   int64_t free_disk_bytes = 0;
   int64_t device_memory_bytes = 0;
   int64_t total_tokens = 0;  ///< that the run will see

@@ -340,6 +340,9 @@ void check_whole(const RunFile& run) {
   TRIREME_USER_CHECK(c.batch.ramp_start <= c.batch.sequences, kConfig, "start lower",
                      "{}: batch.ramp_start = {} is more than batch.sequences = {}",
                      where("batch.ramp_start"), c.batch.ramp_start, c.batch.sequences);
+  TRIREME_USER_CHECK(
+      !c.memory.offload_activations.empty(), kConfig, "write offload_activations = \"none\"",
+      "{}: memory.offload_activations is an empty list", where("memory.offload_activations"));
   TRIREME_USER_CHECK(!c.memory.recompute.empty(), kConfig, "write recompute = \"none\"",
                      "{}: memory.recompute is an empty list", where("memory.recompute"));
 }

@@ -119,6 +119,8 @@ struct RunConfig {
 
   struct Memory {
     std::vector<std::string> recompute = {"none"};
+    std::vector<std::string> offload_activations = {"none"};
+    bool offload_optimizer = false;
     int64_t loss_chunk_rows = 0;
     bool delay_weight_gradients = false;
   } memory;

@@ -329,6 +329,18 @@ std::vector<SchemaEntry> make_schema() {
           "`none`, `selective`, `full`, or a list of parts to recompute: `layer.3.mlp`, `mlp`, "
           "`attention`, `layer.3`; with `:selective` after a name, only its element-wise results.",
           kNoEffect));
+  s.push_back(key("memory.offload_activations", REF(memory.offload_activations), any(),
+                  "`none`, `all`, or a list of parts (`layer.3.mlp`, `mlp`, `attention`, "
+                  "`experts`, `layer.3`) whose "
+                  "activations are in the host's memory between forward and backward (same bits). "
+                  "For a device with "
+                  "memory of its own; parts next to the loss stay where they are.",
+                  kNoEffect));
+  s.push_back(
+      key("memory.offload_optimizer", REF(memory.offload_optimizer), any(),
+          "Optimizer states are kept in the host's memory, and two parts' at a time on the device "
+          "(same bits). For a device with memory of its own.",
+          kNoEffect));
   s.push_back(key("memory.loss_chunk_rows", REF(memory.loss_chunk_rows), at_least(0),
                   "Rows of logits that exist at once; 0: chosen by the planner."));
   s.push_back(key("memory.delay_weight_gradients", REF(memory.delay_weight_gradients), any(),

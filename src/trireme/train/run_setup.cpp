@@ -147,7 +147,11 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.recompute = plan::recompute_from_names(spec, run.memory.recompute);
   strategy.delay_weight_gradients = run.memory.delay_weight_gradients;
   strategy.loss_chunk_rows = run.memory.loss_chunk_rows;
-  strategy.kernels = execute::kernel_workspace();
+  strategy.offload_activations = plan::offload_from_names(spec, run.memory.offload_activations);
+  strategy.offload_optimizer = run.memory.offload_optimizer;
+  // Plans need no device: of another than the CPU it only matters that it is one.
+  const at::Device device = run.device.name == "cpu" ? at::kCPU : at::kPrivateUse1;
+  strategy.kernels = execute::kernel_workspace(device);
   const optim::OptimizerConfig optimizer = optimizer_of(run);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
   strategy.optimizer_workspace_bytes.assign(spec.parts.size(), 0);
@@ -156,7 +160,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
         4 * optim::state_floats(optimizer, parameter) * parameter.numel();
     if (optimizer.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {
       int64_t& workspace = strategy.optimizer_workspace_bytes[static_cast<size_t>(parameter.part)];
-      workspace = std::max(workspace, optim::muon_workspace_bytes(parameter));
+      workspace = std::max(workspace, optim::muon_workspace_bytes(parameter, device));
     }
   }
   return strategy;

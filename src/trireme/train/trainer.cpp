@@ -19,7 +19,10 @@
 #include "trireme/device/device.h"
 #include "trireme/execute/executor.h"
 #include "trireme/execute/kernel_workspace.h"
+#include "trireme/execute/out_of_memory.h"
+#include "trireme/plan/simulate.h"
 #include "trireme/train/artifacts.h"
+#include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/run_folder.h"
 #include "trireme/train/step_benchmark.h"
@@ -64,7 +67,9 @@ class Run {
                p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
                at::kFloat, device::get_device(c_.device.name).torch_device()),
         model_(store_),
-        optimizer_(optim::make_optimizer(optimizer_of(c_), p_.model.spec, store_.device())),
+        optimizer_(optim::make_optimizer(
+            optimizer_of(c_), p_.model.spec, store_.device(),
+            c_.memory.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice)),
         executor_(model_, store_, *optimizer_),
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
@@ -91,6 +96,7 @@ class Run {
   void loop();
   const plan::Program& program_of(int64_t sequences);
   execute::StepResult step(data::Loader& loader, StepMetrics& metrics);
+  execute::StepResult run_step(const plan::Program& program, const execute::StepInput& input);
   void judge(const execute::StepResult& result, StepMetrics& metrics);
   std::optional<Validation> validate(int64_t sequences);
   void record(const StepMetrics& metrics);
@@ -175,6 +181,23 @@ const plan::Program& Run::program_of(int64_t sequences) {
   return found->second;
 }
 
+/// A step that runs out of memory is told with what would have made it fit.
+execute::StepResult Run::run_step(const plan::Program& program, const execute::StepInput& input) {
+  try {
+    return executor_.run_step(program, input);
+  } catch (const execute::StepOutOfMemory& error) {
+    progress_.clear();
+    const device::Device& device = device::get_device(c_.device.name);
+    const int64_t cap = device.memory().cap_bytes;
+    const int64_t available = cap > 0 ? cap : device.total_memory_bytes();
+    const int64_t beyond = error.missing_in_plan_bytes();
+    throw Error(ErrorCode::kDevice, fmt::format("step {}: {}", state_.step + 1, error.what()),
+                memory_advice(memory_options(c_, p_.model.spec, p_.precision.precision,
+                                             plan::simulate_in_issue_order(program).peak_bytes),
+                              available, beyond));
+  }
+}
+
 /// Fills in everything of `metrics` that the step itself tells.
 execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   const Clock& clock = steady_clock();
@@ -191,7 +214,7 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   if (!state_.expert_load.empty()) input.expert_load = &state_.expert_load;
   for (int64_t m = 0; m < program.strategy.micro_batches(); ++m)
     input.micro_batches.push_back(loader.next());
-  execute::StepResult result = executor_.run_step(program, input);
+  execute::StepResult result = run_step(program, input);
 
   state_.expert_load.clear();
   for (const auto& [layer, router] : result.routers) {

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "trireme/base/error.h"
+#include "trireme/device/out_of_memory.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define TRIREME_MALLOC_EACH_BLOCK 1
@@ -174,6 +175,15 @@ size_t AddressPool::free(void* address) {
   return bytes;
 }
 
+namespace {
+
+[[noreturn]] void refuse(const std::string& message, size_t asked, int64_t held) {
+  throw OutOfMemory(message, "use a smaller micro-batch or more recompute, or raise the cap",
+                    static_cast<int64_t>(asked), held);
+}
+
+}  // namespace
+
 CachingAllocator::CachingAllocator(size_t range_bytes)
     : small_(kSmallRange), large_(range_bytes > 0 ? range_bytes : 4 * physical_memory()) {}
 
@@ -193,8 +203,9 @@ void* CachingAllocator::allocate(size_t bytes) {
   }
   char* raw =
       static_cast<char*>(std::aligned_alloc(kAlignment, round_up(bytes + kHeader, kAlignment)));
-  TRIREME_USER_CHECK(raw != nullptr, kDevice, "use a smaller micro-batch or more recompute",
-                     "the system has no memory left for {} bytes", bytes);
+  if (raw == nullptr)
+    refuse(fmt::format("the system has no memory left for {} bytes", bytes), bytes,
+           statistics_.allocated_bytes);
   *reinterpret_cast<size_t*>(raw) = bytes;
   const std::lock_guard<std::mutex> lock(mutex_);
   ++statistics_.num_allocations;
@@ -228,9 +239,11 @@ void* CachingAllocator::allocate(size_t bytes) {
   check_cap(rounded);
   AddressPool& pool = rounded <= kSmallBytes ? small_ : large_;
   void* address = pool.allocate(rounded);
-  TRIREME_USER_CHECK(address != nullptr, kDevice, "use a smaller micro-batch or more recompute",
-                     "the system has no memory left for {} bytes ({} bytes are held)", bytes,
-                     statistics_.reserved_bytes);
+  if (address == nullptr) {
+    refuse(fmt::format("the system has no memory left for {} bytes ({} bytes are held)", bytes,
+                       statistics_.reserved_bytes),
+           bytes, statistics_.allocated_bytes);
+  }
   ++statistics_.num_allocations;
   statistics_.allocated_bytes += static_cast<int64_t>(rounded);
   statistics_.peak_allocated_bytes =
@@ -264,10 +277,10 @@ void CachingAllocator::set_cap(int64_t bytes) {
 
 void CachingAllocator::check_cap(size_t bytes) const {
   const MemoryStatistics& s = statistics_;
-  TRIREME_USER_CHECK(
-      s.cap_bytes == 0 || s.allocated_bytes + static_cast<int64_t>(bytes) <= s.cap_bytes, kDevice,
-      "use a smaller micro-batch or more recompute, or raise the cap",
-      "{} bytes were asked for, {} are held, the cap is {}", bytes, s.allocated_bytes, s.cap_bytes);
+  if (s.cap_bytes == 0 || s.allocated_bytes + static_cast<int64_t>(bytes) <= s.cap_bytes) return;
+  refuse(fmt::format("{} bytes were asked for, {} are held, the cap is {}", bytes,
+                     s.allocated_bytes, s.cap_bytes),
+         bytes, s.allocated_bytes);
 }
 
 void CachingAllocator::reset_peak() {

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "trireme/base/error.h"
+#include "trireme/device/out_of_memory.h"
 #include "trireme/device/sim/scheduler.h"
 
 namespace trireme::device::sim {
@@ -136,9 +137,11 @@ DeviceMemory::Uses DeviceMemory::all_uses(const WorkQueue& queue) const {
 }
 
 void DeviceMemory::fail_out_of_memory(size_t bytes, const char* why) const {
-  TORCH_CHECK_WITH(OutOfMemoryError, false, "sim:", device_, " is out of memory: ", bytes,
-                   " bytes were asked for, ", statistics_.allocated_bytes, " are held, the cap is ",
-                   cap_bytes_, why);
+  throw AcceleratorOutOfMemory(
+      {__func__, __FILE__, __LINE__},
+      fmt::format("sim:{} is out of memory: {} bytes were asked for, {} are held, the cap is {}{}",
+                  device_, bytes, statistics_.allocated_bytes, cap_bytes_, why),
+      static_cast<int64_t>(bytes), statistics_.allocated_bytes);
 }
 
 void* DeviceMemory::allocate(size_t bytes, WorkQueue& queue) {

@@ -1,0 +1,35 @@
+// What the device holds at a moment of a step, by kind.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "trireme/plan/program.h"
+
+namespace trireme::plan {
+
+/// Bytes on the device.
+struct HeldMemory {
+  int64_t weights = 0;           ///< float32, and bfloat16 copies
+  int64_t optimizer_states = 0;  ///< resident, or visiting for their part's step
+  int64_t tables = 0;            ///< of rotary embeddings
+  int64_t gradients = 0;         ///< of parameters
+  int64_t batches = 0;
+  /// By part: outputs, what is kept for backward, and the gradients of both.
+  std::map<int, int64_t> activations;
+  int64_t activation_bytes() const;
+  int64_t total() const;
+};
+
+/// When an instruction begins, what it releases not counted, what it makes not yet. In issue order, as the executor runs.
+HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int instruction);
+
+/// In words, with what the device holds beyond it ("workspace") where that is positive:
+/// "weights 1.0 GiB, ..., activations 3.1 GiB (attention 1.1 GiB in 12 parts, mlp 2.0 GiB in 12 parts), workspace 0.2 GiB".
+std::string describe(const model::ModelSpec& spec, const HeldMemory& held, int64_t beyond);
+
+/// "1.5 GiB".
+std::string memory_text(int64_t bytes);
+
+}  // namespace trireme::plan
