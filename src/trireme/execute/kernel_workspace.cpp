@@ -13,7 +13,7 @@ plan::KernelWorkspace kernel_workspace(at::Device device) {
   using kernels::cpu::FloatProduct;
   const kernels::cpu::ProductChoice choice = kernels::cpu::product_choice();
   plan::KernelWorkspace workspace;
-  workspace.in_device_memory = device.is_cpu();
+  workspace.in_device_memory = !device.is_privateuseone();
   workspace.threads = at::get_num_threads();
   workspace.float32 = choice.float32 == FloatProduct::kPanels ? plan::FloatProduct::kPanels
                                                               : plan::FloatProduct::kMkl;

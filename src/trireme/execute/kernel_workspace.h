@@ -9,8 +9,8 @@
 
 namespace trireme::execute {
 
-/// Threads and ways of multiplying bfloat16 as they are now. Of another device than the CPU: none, which is right of the
-/// kernels "sim", whose workspace is the host's.
+/// Threads and ways of multiplying bfloat16 as they are now. Of PrivateUse1, taken as sim's: none, for its kernels' workspace
+/// is the host's.
 plan::KernelWorkspace kernel_workspace(at::Device device = at::kCPU);
 
 /// How this machine and this torch multiply, in words: runs with another answer may differ in their last bits.

@@ -68,6 +68,7 @@ TrainingCase offloaded(TrainingCase one) {
 
 class OffloadStepTest : public ExecutorTest {
  protected:
+  OffloadStepTest() { device::get_device("sim"); }  // before its schedule and clock are set
   ~OffloadStepTest() override { device::sim::set_schedule(device::sim::Schedule::kLate); }
 };
 

@@ -305,7 +305,7 @@ std::string describe(const Preflight& p) {
       text += fmt::format("           {} in the host's memory\n", bytes(p.host_peak_bytes));
     if (!p.unmodelled_kernels.empty()) {
       text += fmt::format(
-          "           a lower bound: what kernels hold while they run is not known of {}\n",
+          "           an estimate: what kernels hold while they run is not known of {}\n",
           fmt::join(p.unmodelled_kernels, ", "));
     }
     if (p.continues_after >= 0)
@@ -353,7 +353,7 @@ OrderedJson to_json(const Preflight& p) {
       {"problems", problems},
       {"resident_bytes", p.resident_bytes},
       {"host_peak_bytes", p.host_peak_bytes},
-      {"peak_is_lower_bound", !p.unmodelled_kernels.empty()},
+      {"peak_is_estimate", !p.unmodelled_kernels.empty()},
       {"disk_bytes", p.disk_bytes},
       {"free_disk_bytes", p.free_disk_bytes},
       {"device_memory_bytes", p.device_memory_bytes},

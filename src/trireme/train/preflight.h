@@ -32,7 +32,7 @@ struct Preflight {
   int64_t resident_bytes = 0;     ///< of them held between steps
   int64_t host_peak_bytes = 0;    ///< most that is offloaded to the host
   std::string peak_text;          ///< where the peak is, and what is held there by kind
-  /// Chosen kernels whose workspace is not known ("aten of attention"): peak_bytes is a lower bound then.
+  /// Chosen kernels whose workspace is not known ("aten of attention"): peak_bytes is an estimate then.
   std::vector<std::string> unmodelled_kernels;
   int64_t disk_bytes = 0;  ///< largest that the run's folder will hold
   int64_t free_disk_bytes = 0;
