@@ -1,8 +1,7 @@
 // Training on the simulated accelerator: the same kernels do the arithmetic, so every bit is the processor's, whatever the
 // order in which its queues run what they may.
-#include <c10/util/Exception.h>
-
 #include "trireme/device/sim/sim.h"
+#include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/testing/trained_runs.h"
 
 namespace trireme::execute {
@@ -81,7 +80,7 @@ TEST_F(SimStepTest, MemoryThatEndsIsAnErrorAndComesBack) {
   device::Device& device = device::get_device("sim");
   const Case one = cases().front();
   device.set_memory_cap(device.memory().allocated_bytes + (int64_t{64} << 10));
-  EXPECT_THROW(train(one, device.torch_device()), c10::OutOfMemoryError);
+  EXPECT_THROW(train(one, device.torch_device()), StepOutOfMemory);
   device.set_memory_cap(0);
   expect_same_bits(train(one, device.torch_device()), train(one, at::kCPU));
 }

@@ -62,10 +62,10 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
 
 std::string memory_text(int64_t bytes) {
   constexpr std::pair<double, const char*> kUnits[] = {
-      {0x1p40, "TiB"}, {0x1p30, "GiB"}, {0x1p20, "MiB"}, {0x1p10, "KiB"}};
+      {1e12, "TB"}, {1e9, "GB"}, {1e6, "MB"}, {1e3, "kB"}};
   for (const auto& [unit, name] : kUnits) {
     if (static_cast<double>(bytes) >= unit)
-      return fmt::format("{:.2f} {}", static_cast<double>(bytes) / unit, name);
+      return fmt::format("{:.3g} {}", static_cast<double>(bytes) / unit, name);
   }
   return fmt::format("{} bytes", bytes);
 }

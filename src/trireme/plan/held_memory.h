@@ -26,10 +26,10 @@ struct HeldMemory {
 HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int instruction);
 
 /// In words, with what the device holds beyond it ("workspace") where that is positive:
-/// "weights 1.0 GiB, ..., activations 3.1 GiB (attention 1.1 GiB in 12 parts, mlp 2.0 GiB in 12 parts), workspace 0.2 GiB".
+/// "weights 1.1 GB, ..., activations 3.1 GB (attention 1.1 GB in 12 parts, mlp 2 GB in 12 parts), workspace 210 MB".
 std::string describe(const model::ModelSpec& spec, const HeldMemory& held, int64_t beyond);
 
-/// "1.5 GiB".
+/// "1.5 GB".
 std::string memory_text(int64_t bytes);
 
 }  // namespace trireme::plan

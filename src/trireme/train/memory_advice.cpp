@@ -47,7 +47,7 @@ std::vector<MemoryOption> memory_options(const RunConfig& run, const model::Mode
     return config;
   };
   for (const auto& [setting, all] : changes) consider(setting, changed(all));
-  // Last: what was begun with another micro-batch does not go on.
+  // Last: what was begun with another batch table does not go on.
   const auto& [most, everything] = changes.back();
   for (int64_t micro = run.batch.micro / 2; micro >= 1; micro /= 2) {
     if (run.batch.sequences % (micro * run.batch.lanes) != 0) continue;
@@ -57,6 +57,15 @@ std::vector<MemoryOption> memory_options(const RunConfig& run, const model::Mode
     config = changed(everything);
     config.batch.micro = micro;
     consider(fmt::format("batch.micro = {}, {}", micro, most), config);
+  }
+  // Of fewer lanes, fewer sums of gradients wait for one another.
+  for (int64_t lanes = run.batch.lanes / 2; lanes >= 1; lanes /= 2) {
+    RunConfig config = run;
+    config.batch.lanes = lanes;
+    consider(fmt::format("batch.lanes = {}", lanes), config);
+    config = changed(everything);
+    config.batch.lanes = lanes;
+    consider(fmt::format("batch.lanes = {}, {}", lanes, most), config);
   }
   return options;
 }
@@ -74,7 +83,7 @@ std::string memory_advice(const std::vector<MemoryOption>& options, int64_t avai
   if (shown > 0) return text;
   const auto least = std::ranges::min_element(options, {}, &MemoryOption::peak_bytes);
   if (least == options.end())
-    return "nothing in [memory] or batch.micro helps: lower data.seq_len or take a smaller model";
+    return "nothing in [memory] or [batch] helps: lower data.seq_len or take a smaller model";
   return fmt::format("even {} needs {}: lower data.seq_len or take a smaller model", least->setting,
                      plan::memory_text(least->peak_bytes + extra_bytes));
 }

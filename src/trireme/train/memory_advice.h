@@ -18,7 +18,7 @@ struct MemoryOption {
 };
 
 /// Settings that need less than the run's own `peak_bytes`, in the order in which to try them: those that leave the bits as
-/// they are before a smaller batch.micro, and of each the cheaper first. Offload only where the device has memory of its own.
+/// they are before a smaller batch.micro and fewer batch.lanes, and of each the cheaper first. Offload only where the device has memory of its own.
 std::vector<MemoryOption> memory_options(const RunConfig& run, const model::ModelSpec& spec,
                                          plan::Precision precision, int64_t peak_bytes);
 
