@@ -365,8 +365,9 @@ def mxfp4(folder, name, number):
                         ids, folder, source)
 
 
-def mtp(folder, name, number, layers):
-    """A model with as many layers as published ones, whose multi-token-prediction layer transformers passes over in silence."""
+def mtp(folder, name, number, layers, silent=True):
+    """With as many layers as published models, whose multi-token-prediction layer transformers passes over in silence; or with others
+    (`silent` false), where nothing is said only of what was exported without that layer."""
     config = model_cases.CASES[name]()
     # Lists of one entry a layer, where the config made them, are made anew.
     changed = {key: value for key, value in config.to_dict().items() if key not in ("layer_types", "mlp_layer_types")}
@@ -376,9 +377,10 @@ def mtp(folder, name, number, layers):
         model = model_cases.build("deep", seed + number).to(torch.bfloat16)
     finally:
         del model_cases.CASES["deep"]
-    source, ours, back = (os.path.join(folder, part) for part in ("source", "ours", "back"))
+    source, ours, back, plain = (os.path.join(folder, part) for part in ("source", "ours", "back", "plain"))
     model.save_pretrained(source)
     tensors = tensors_of(source)
+    main = set(tensors)
     last, extra = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
     width = config.hidden_size
     tensors |= {key.replace(last, extra): t.clone() for key, t in tensors.items() if key.startswith(last)}
@@ -390,10 +392,12 @@ def mtp(folder, name, number, layers):
     run("convert", "import", source, ours)
     run("convert", "export", ours, back)
     assert_same_files(source, back, ["config.json", "generation_config.json", "model.safetensors"])
+    run("convert", "export", "--without-mtp", ours, plain)
+    assert set(tensors_of(plain)) == main, set(tensors_of(plain)) ^ main
     ids = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(seed + number))
     with torch.no_grad():
-        got, want = (load(one, torch.bfloat16)(input_ids=ids, use_cache=False).logits for one in (back, source))
-    assert torch.equal(got, want), "logits differ"
+        got = [load(one, torch.bfloat16)(input_ids=ids, use_cache=False).logits for one in ((plain, back, source) if silent else (plain,))]
+    assert all(torch.equal(one, got[0]) for one in got), "logits differ"
     return f"{sum(key.startswith(extra) for key in tensors)} tensors beside {len(tensors)}"
 
 
@@ -422,9 +426,9 @@ for number, name in enumerate(["llama", "phi3", "qwen3", "mixtral", "qwen2_moe",
         check(f"{name} fp8", in_folder(fp8, name, number))
 if not only or "gpt_oss" in only:
     check("gpt_oss mxfp4", in_folder(mxfp4, "gpt_oss", 0))
-for number, (name, layers) in enumerate([("deepseek_v3", 61), ("glm4_moe", 46)]):
+for number, (name, layers, silent) in enumerate([("deepseek_v3", 61, True), ("glm4_moe", 46, True), ("deepseek_v3", 3, False)]):
     if not only or name in only:
-        check(f"{name} multi-token prediction", in_folder(mtp, name, number, layers))
+        check(f"{name} multi-token prediction in {layers} layers", in_folder(mtp, name, number, layers, silent))
 check("refusals", in_folder(refusals))
 print(f"{passed} passed, {failed} failed")
 sys.exit(failed != 0)

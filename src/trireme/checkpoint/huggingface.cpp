@@ -11,6 +11,7 @@
 #include "trireme/base/hash.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/fp8_export.h"
+#include "trireme/checkpoint/template_folder.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/tensor_stream.h"
 #include "trireme/checkpoint/weight_files.h"
@@ -30,7 +31,55 @@ constexpr std::array kTextNames = {"config.json",
                                    "added_tokens.json",
                                    "vocab.json",
                                    "merges.txt",
-                                   "chat_template.jinja"};
+                                   "chat_template.jinja",
+                                   "chat_template.json",
+                                   "tokenizer.model",
+                                   "tiktoken.model",
+                                   "spiece.model",
+                                   "sentencepiece.bpe.model",
+                                   "tekken.json"};
+
+/// The files above, and the templates beside the default one.
+std::map<std::string, std::string> read_texts(const fs::path& path) {
+  std::map<std::string, std::string> texts;
+  for (const char* name : kTextNames) {
+    if (fs::exists(path / name)) texts[name] = read_file(path / name);
+  }
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(path / kTemplateFolder, ignored)) {
+    if (entry.is_regular_file(ignored) && entry.path().extension() == ".jinja")
+      texts[std::string(kTemplateFolder) + "/" + entry.path().filename().string()] =
+          read_file(entry.path());
+  }
+  return texts;
+}
+
+/// What `path` holds beside a model's weights and texts; sorted.
+std::vector<std::string> other_files(const fs::path& path,
+                                     const std::map<std::string, StoredWeight>& weights,
+                                     const std::map<std::string, std::string>& texts) {
+  std::set<std::string> known = {kWeightsIndexName};
+  for (const auto& [name, weight] : weights) known.insert(weight.path().filename().string());
+  for (const auto& [name, text] : texts) known.insert(name);
+  std::vector<std::string> others;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(path, ignored)) {
+    const std::string name = entry.path().filename().string();
+    const bool folder = entry.is_directory(ignored);
+    if (!folder && !known.contains(name)) others.push_back(name);
+    if (!folder) continue;
+    if (name != kTemplateFolder) {
+      others.push_back(name + "/");
+      continue;
+    }
+    for (const auto& inner : fs::directory_iterator(entry.path(), ignored)) {
+      const std::string both = name + "/" + inner.path().filename().string();
+      if (!known.contains(both)) others.push_back(both);
+    }
+  }
+  std::ranges::sort(others);
+  return others;
+}
 
 /// Buffers that older files carry and that a model makes itself.
 bool carries_nothing(const std::string& name) {
@@ -268,15 +317,14 @@ HuggingFaceModel open_huggingface(const fs::path& path) {
   TRIREME_USER_CHECK(fs::exists(path / "config.json"), kData, "name a Hugging Face directory",
                      "{} has no config.json", path.string());
   HuggingFaceModel result;
-  for (const char* name : kTextNames) {
-    if (fs::exists(path / name)) result.texts[name] = read_file(path / name);
-  }
+  result.texts = read_texts(path);
   result.spec =
       model::spec_from_config(result.texts.at("config.json"), (path / "config.json").string());
   const bool powers_of_two = declares_powers_of_two(result.texts.at("config.json"));
   // What is opened is the model dequantised, and says so.
   result.texts["config.json"] = without_quantization(result.texts.at("config.json"));
   std::map<std::string, StoredWeight> found = open_weights(path, result.spec.quantization);
+  result.other_files = other_files(path, found, result.texts);
 
   result.form = form_of(result.spec, found);
   result.form.power_of_two_scales = powers_of_two;

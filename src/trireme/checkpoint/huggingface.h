@@ -22,7 +22,9 @@ struct HuggingFaceModel {
   model::ModelSpec spec;
   std::vector<TensorToWrite> parameters;  ///< dtype kF32
   std::map<std::string, std::string>
-      texts;  ///< config.json as found, generation_config.json, tokenizer.json ...
+      texts;  ///< by name: config.json, tokenizer.json ..., additional_chat_templates/x.jinja; byte by byte, tokenizer.model is no text
+  std::vector<std::string>
+      other_files;  ///< names of the directory that are neither weights nor among `texts`; folders end with '/'
   Dtype stored_dtype = Dtype::kF32;  ///< type of the first matrix in the files
   StoredForm form;
   std::vector<TensorToWrite>

@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <iterator>
 
+#include <fmt/ranges.h>
+
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/template_folder.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/weight_files.h"
+#include "trireme/model/mtp.h"
 
 namespace trireme::checkpoint {
 
@@ -23,6 +27,17 @@ Dtype imported_dtype(const Json& train) {
     if (name == dtype_name(dtype)) return dtype;
   }
   return Dtype::kF32;
+}
+
+/// The name of a text in a checkpoint, where there are no folders: "additional_chat_templates.x.jinja" of one in a folder.
+std::string file_name(std::string text_name) {
+  std::ranges::replace(text_name, '/', '.');
+  return text_name;
+}
+std::string text_name(std::string file_name) {
+  const std::string folder = kTemplateFolder;
+  if (file_name.starts_with(folder + ".")) file_name[folder.size()] = '/';
+  return file_name;
 }
 
 ModelSource from_huggingface(const fs::path& path) {
@@ -60,7 +75,8 @@ ModelSource from_checkpoint(const fs::path& path) {
                              [checkpoint, name] { checkpoint->release(name); }});
   }
   for (const FileEntry& file : checkpoint->manifest().files) {
-    if (!file.name.ends_with(".safetensors")) source.texts[file.name] = checkpoint->text(file.name);
+    if (!file.name.ends_with(".safetensors"))
+      source.texts[text_name(file.name)] = checkpoint->text(file.name);
   }
   TRIREME_USER_CHECK(source.texts.contains("config.json"), kData,
                      "write the checkpoint with trireme train or convert",
@@ -110,6 +126,20 @@ ModelSource open_model(const fs::path& path) {
       "name a folder with config.json and model.safetensors, a step-N/ folder, or a run's folder");
 }
 
+std::map<std::string, std::string> checkpoint_texts(
+    const std::map<std::string, std::string>& texts) {
+  std::map<std::string, std::string> files;
+  for (const auto& [name, text] : texts) files[file_name(name)] = text;
+  return files;
+}
+
+ModelSource without_mtp(ModelSource source) {
+  source.spec = model::without_mtp(source.spec);
+  source.texts["config.json"] = source.spec.config_json;
+  source.parameters.resize(source.spec.parameters.size());
+  return source;
+}
+
 Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bool replace,
                             const SaveOptions& options) {
   if (!replace) {
@@ -131,10 +161,14 @@ Manifest import_huggingface(const fs::path& huggingface, const fs::path& out, bo
         "export --fp8 makes new ones, and rounds the weights again",
         huggingface.string(), opened.new_scales_of);
   }
+  if (!opened.other_files.empty()) {
+    log::info("{}: not part of the model, and not kept: {}", huggingface.string(),
+              fmt::join(opened.other_files, ", "));
+  }
   CheckpointState state;
   state.train = {{kStoredDtypeKey, dtype_name(opened.stored_dtype)}};
   if (opened.form != StoredForm()) state.train[kFormKey] = form_to_json(opened.form);
-  state.texts = std::move(opened.texts);
+  state.texts = checkpoint_texts(opened.texts);
   std::vector<TensorToWrite> tensors = std::move(opened.parameters);
   std::ranges::move(opened.scales, std::back_inserter(tensors));
   return write_checkpoint(out, std::move(tensors), state, options);

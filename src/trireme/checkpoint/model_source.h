@@ -18,7 +18,7 @@ struct ModelSource {
       parameters;  ///< our names and layout, order of spec.parameters; make() gives the type that
                    ///< is stored, on the CPU
   std::map<std::string, std::string>
-      texts;        ///< "config.json", "tokenizer.json", "tokenizer_config.json" ... if there
+      texts;        ///< "config.json", "tokenizer.json" ... if there, as HuggingFaceModel::texts
   StoredForm form;  ///< of what was imported, as long as it was not trained on; where it says that
                     ///< modules of multi-token prediction are not stored, make() begins them anew
   std::vector<TensorToWrite>
@@ -33,6 +33,14 @@ struct ModelSource {
 /// Opens a MODEL argument. Checksums of a checkpoint's tensors are verified when they are made.
 /// Error{kData} if the path is neither, naming what is missing.
 ModelSource open_model(const std::filesystem::path& path);
+
+/// The model without its modules of multi-token prediction: spec, parameters, and a config.json that has none. As it is if it has none.
+ModelSource without_mtp(ModelSource source);
+
+/// Texts of a model as CheckpointState::texts has them, where names are plain: "additional_chat_templates.x.jinja" for one in that
+/// folder. open_model() turns them back.
+std::map<std::string, std::string> checkpoint_texts(
+    const std::map<std::string, std::string>& texts);
 
 /// Imports an HF directory as a checkpoint of ours at `out`. Error{kConfig} if `out` is there and
 /// not `replace`.

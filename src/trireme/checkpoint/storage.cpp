@@ -16,6 +16,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/template_folder.h"
 
 namespace trireme::checkpoint {
 
@@ -179,9 +180,13 @@ FolderTransaction::~FolderTransaction() {
 }
 
 void FolderTransaction::write_file(const std::string& name, std::string_view content) {
-  const auto file = storage_.create(temporary_ / name);
+  const fs::path path = temporary_ / name;
+  const bool inner = path.parent_path() != temporary_;
+  if (inner) storage_.make_folders(path.parent_path());
+  const auto file = storage_.create(path);
   file->write(std::as_bytes(std::span(content.data(), content.size())));
   file->sync_and_close();
+  if (inner) storage_.sync_folder(path.parent_path());
 }
 
 void FolderTransaction::commit() {
@@ -215,6 +220,20 @@ void FolderTransaction::commit() {
   storage_.remove_all(replaced);
 }
 
+namespace {
+
+/// A folder of templates alone.
+bool is_template_folder(const fs::directory_entry& folder) {
+  std::error_code error;
+  if (folder.path().filename() != kTemplateFolder || !folder.is_directory(error)) return false;
+  for (const auto& entry : fs::directory_iterator(folder.path(), error)) {
+    if (!entry.is_regular_file(error) || entry.path().extension() != ".jinja") return false;
+  }
+  return !error;
+}
+
+}  // namespace
+
 bool is_model_folder(const fs::path& path) {
   static const std::set<std::string> kinds = {".safetensors", ".json", ".jinja", ".model",
                                               ".toml",        ".md",   ".txt"};
@@ -225,6 +244,7 @@ bool is_model_folder(const fs::path& path) {
     empty = false;
     const std::string name = entry.path().filename().string();
     has_config = has_config || name == "config.json" || name == "manifest.json";
+    if (is_template_folder(entry)) continue;
     if (!entry.is_regular_file(error) || !kinds.contains(entry.path().extension().string()))
       return false;
   }

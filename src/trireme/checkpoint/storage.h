@@ -51,7 +51,7 @@ class FolderTransaction {
   FolderTransaction(const FolderTransaction&) = delete;
   FolderTransaction& operator=(const FolderTransaction&) = delete;
   const std::filesystem::path& folder() const { return temporary_; }  ///< write here
-  /// Writes and syncs a small file.
+  /// Writes and syncs a small file; of "folder/name" the folder, too.
   void write_file(const std::string& name, std::string_view content);
   /// Syncs the folder, renames it over `final_path` (what was there is replaced in one step and
   /// then deleted), syncs the parent. Blocking.

@@ -18,6 +18,7 @@ struct ConvertOptions {
   std::string dtype = "auto";
   bool force = false;
   bool fp8 = false;
+  bool without_mtp = false;
   double shard_gb = 5.0;
 };
 
@@ -41,7 +42,8 @@ void run_import(const ConvertOptions& convert, const GlobalOptions& options) {
 void run_export(const ConvertOptions& convert, const GlobalOptions& options) {
   // Scales are kept until they are written: malloc would take them from the holes of weights, and memory would grow by every one.
   device::install_cpu_allocator();
-  const auto source = checkpoint::open_model(convert.from);
+  auto source = checkpoint::open_model(convert.from);
+  if (convert.without_mtp) source = checkpoint::without_mtp(std::move(source));
   checkpoint::ExportOptions export_options;
   export_options.dtype = convert.dtype == "auto"       ? source.stored_dtype
                          : convert.dtype == "bfloat16" ? checkpoint::Dtype::kBf16
@@ -90,6 +92,9 @@ void add_convert(CLI::App& app, GlobalOptions& options) {
   output->add_flag("--fp8", convert->fp8,
                    "linear weights of the blocks as fp8 in blocks of 128 x 128 with scales, as "
                    "DeepSeek-V3 publishes them; --dtype is of the others");
+  output->add_flag("--without-mtp", convert->without_mtp,
+                   "leave the layers of multi-token prediction out, which transformers does not "
+                   "know");
   output->add_option("--shard-gb", convert->shard_gb,
                      "cut the weights into files of this many GB and an index");
   output->add_flag("--force", convert->force, "replace what is there");

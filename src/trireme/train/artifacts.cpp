@@ -5,6 +5,7 @@
 
 #include "trireme/base/file.h"
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/template_folder.h"
 #include "trireme/device/machine.h"
 #include "trireme/plan/trace.h"
 #include "trireme/train/progress.h"
@@ -29,9 +30,14 @@ std::map<std::string, std::string> model_texts(const RunModel& model) {
     if (!tokenizer.empty() &&
         data::parse_tokenizer(tokenizer, model.initial->path.string())->to_json() ==
             model.tokenizer->to_json()) {
-      for (const char* name : {"tokenizer_config.json", "special_tokens_map.json",
-                               "added_tokens.json", "chat_template.jinja"})
+      for (const char* name :
+           {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+            "chat_template.jinja", "chat_template.json", "tokenizer.model", "tiktoken.model",
+            "spiece.model", "sentencepiece.bpe.model", "tekken.json"})
         keep(name);
+      for (const auto& [name, text] : model.initial->texts) {
+        if (name.starts_with(std::string(checkpoint::kTemplateFolder) + "/")) texts[name] = text;
+      }
     }
   }
   if (model.chat != nullptr) texts["chat_template.jinja"] = model.chat->source();

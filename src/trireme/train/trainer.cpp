@@ -371,7 +371,7 @@ void Run::save() {
   checkpoint::CheckpointState state;
   state.step = state_.step;
   state.train = to_json(state_);
-  state.texts = model_texts(p_.model);
+  state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
   state.texts["run.toml"] = effective_toml(p_.run);
   writer_.save(state_tensors(store_, *optimizer_), std::move(state));
   saved_step_ = state_.step;
