@@ -133,53 +133,60 @@ void add_thread(Machine& m) {
   m.threads.push_back(std::move(thread));
 }
 
-/// Lets those go on that all wait at the same barrier. False if nobody can.
-bool release(Machine& m, unsigned threads) {
-  bool any = false;
-  unsigned at_block = 0;
-  unsigned live = 0;
-  for (unsigned first = 0; first < threads; first += kLanes) {
-    unsigned at_warp = 0;
-    unsigned live_lanes = 0;
-    const unsigned end = std::min(first + kLanes, threads);
-    for (unsigned i = first; i < end; ++i) {
-      const State state = m.threads[i]->state;
-      if (state != State::kDone) ++live_lanes;
-      if (state == State::kAtWarp) ++at_warp;
-      if (state == State::kAtBlock) ++at_block;
-    }
-    live += live_lanes;
-    // A lane that is gone cannot be asked for its value: all that began must be there.
-    if (at_warp == 0 || at_warp != end - first) continue;
-    for (unsigned i = first; i < end; ++i) m.threads[i]->state = State::kReady;
-    any = true;
+/// Lets the lanes of a warp go on that all wait for each other; a lane that is gone cannot be asked for its value. False if
+/// they do not.
+bool release_warp(Machine& m, unsigned first, unsigned end) {
+  for (unsigned i = first; i < end; ++i) {
+    if (m.threads[i]->state != State::kAtWarp) return false;
   }
-  if (at_block > 0 && at_block == live) {
-    for (unsigned i = 0; i < threads; ++i) {
-      if (m.threads[i]->state == State::kAtBlock) m.threads[i]->state = State::kReady;
-    }
-    any = true;
+  for (unsigned i = first; i < end; ++i) m.threads[i]->state = State::kReady;
+  return true;
+}
+
+/// Lets the threads of the block go on that are not done, if all of them wait at its barrier.
+bool release_block(Machine& m, unsigned threads) {
+  for (unsigned i = 0; i < threads; ++i) {
+    const State state = m.threads[i]->state;
+    if (state != State::kAtBlock && state != State::kDone) return false;
   }
-  return any;
+  for (unsigned i = 0; i < threads; ++i) {
+    if (m.threads[i]->state == State::kAtBlock) m.threads[i]->state = State::kReady;
+  }
+  return true;
+}
+
+/// The n-th of `count`, in the order that is set.
+unsigned nth(const Machine& m, unsigned n, unsigned count) {
+  return m.order == Order::kForward ? n : count - 1 - n;
+}
+
+/// Runs a warp as far as it comes by itself: so that one that needs no barrier gets ahead of the others.
+void run_warp(Machine& m, unsigned first, unsigned end) {
+  do {
+    for (unsigned n = 0; n < end - first; ++n) {
+      const unsigned i = first + nth(m, n, end - first);
+      if (m.threads[i]->state != State::kReady) continue;
+      thread_index = {i};
+      running = m.threads[i].get();
+      switch_to(*running);
+    }
+  } while (release_warp(m, first, end));
 }
 
 void run_block(Machine& m, unsigned threads) {
   for (unsigned i = 0; i < threads; ++i) m.threads[i]->state = State::kReady;
   std::fill(m.turn.begin(), m.turn.end(), 0);
   std::fill(m.shared.begin(), m.shared.end(), std::numeric_limits<double>::quiet_NaN());
+  const unsigned warps = (threads + kLanes - 1) / kLanes;
   for (;;) {
-    bool live = false;
-    for (unsigned n = 0; n < threads; ++n) {
-      const unsigned i = m.order == Order::kForward ? n : threads - 1 - n;
-      if (m.threads[i]->state == State::kReady) {
-        thread_index = {i};
-        running = m.threads[i].get();
-        switch_to(*running);
-      }
-      live = live || m.threads[i]->state != State::kDone;
+    for (unsigned n = 0; n < warps; ++n) {
+      const unsigned first = nth(m, n, warps) * kLanes;
+      run_warp(m, first, std::min(first + kLanes, threads));
     }
+    bool live = false;
+    for (unsigned i = 0; i < threads; ++i) live = live || m.threads[i]->state != State::kDone;
     if (!live) return;
-    if (!release(m, threads)) {
+    if (!release_block(m, threads)) {
       m.threads.clear();  // their stacks are in the middle of a kernel
       throw std::logic_error("a barrier is not reached by all threads of the block or warp");
     }

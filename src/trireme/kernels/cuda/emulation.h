@@ -1,8 +1,8 @@
 // The device as a program of the host, for tests: the .cu files of this folder, compiled as C++, run block after block,
 // with a stack for each thread of a block, so that barriers, shuffles and shared memory do what they do on a device.
 //
-// A device may run threads in any order between two barriers. So that a missing barrier shows, the order is given: forward
-// or backward. Shared memory of a block begins as NaN. A barrier that not all threads of the block (or lanes of the warp)
+// A device may run threads in any order between two barriers. So that a missing barrier shows, a warp runs until it needs the
+// others, and the order of warps and of their lanes is given: forward or backward. Shared memory of a block begins as NaN. A barrier that not all threads of the block (or lanes of the warp)
 // reach is std::logic_error. One launch at a time; a launch blocks until it is done.
 #pragma once
 

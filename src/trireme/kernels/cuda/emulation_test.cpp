@@ -60,6 +60,29 @@ TEST(EmulationOrderTest, AMissingBarrierShowsInTheOrder) {
   EXPECT_NE(forward, reversed_twice(false));
 }
 
+/// Two sums over the block through the same scratch, without a barrier between the first's reading and the second's writing.
+__global__ void hasty_sums(const float* x, float* first, bool with_barrier) {
+  __shared__ float scratch[kBlock / kWarp];
+  for (int round = 0; round < 2; ++round) {
+    const float sum = warp_reduce(x[threadIdx.x] * static_cast<float>(1 + round), Sum{});
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = sum;
+    __syncthreads();
+    float total = 0.0F;
+    for (int i = 0; i < kBlock / kWarp; ++i) total += scratch[i];
+    if (round == 0) first[threadIdx.x] = total;
+    if (with_barrier) __syncthreads();
+  }
+}
+
+TEST_P(EmulationTest, AWarpThatRunsAheadShowsScratchThatIsUsedTooSoon) {
+  const std::vector<float> x(kBlock, 1.0F);
+  std::vector<float> first(kBlock);
+  launch("hasty_sums", &hasty_sums, 1, kBlock, 0, nullptr, x.data(), first.data(), true);
+  EXPECT_EQ(std::count(first.begin(), first.end(), 256.0F), kBlock);
+  launch("hasty_sums", &hasty_sums, 1, kBlock, 0, nullptr, x.data(), first.data(), false);
+  EXPECT_LT(std::count(first.begin(), first.end(), 256.0F), kBlock);
+}
+
 /// Sums of squares by teams of a warp and of the block.
 __global__ void team_sums(const float* x, float* of_warp, float* of_block, int64_t* largest) {
   __shared__ float scratch[kBlock / kWarp];
