@@ -181,17 +181,20 @@ std::vector<TrialRun> trial_runs() {
           trial(false, Precision::kBf16, OptimizerKind::kMuon)};
 }
 
-TrialRun trial_of(const RunFile& run) {
-  const model::ModelSpec spec = spec_of(run);
-  choose_kernels(run.config);
-  const plan::Precision precision = choose_precision(run.config.precision.recipe).precision;
+TrialRun trial_of(const RunConfig& run, const model::ModelSpec& spec, plan::Precision precision) {
   TrialRun trial{fmt::format("{}, {}", spec.family, plan::to_string(precision)), spec,
-                 strategy_of(run.config, spec, precision), optimizer_of(run.config)};
+                 strategy_of(run, spec, precision), optimizer_of(run)};
   trial.strategy.sequences = 1;
   trial.strategy.micro = 1;
   trial.strategy.lanes = 1;
-  trial.strategy.seq_len = std::min(kLongestSurvey, run.config.data.seq_len);
+  trial.strategy.seq_len = std::min(kLongestSurvey, run.data.seq_len);
   return trial;
+}
+
+TrialRun trial_of(const RunFile& run) {
+  const model::ModelSpec spec = spec_of(run);
+  choose_kernels(run.config);
+  return trial_of(run.config, spec, choose_precision(run.config.precision.recipe).precision);
 }
 
 std::vector<TrialStep> run_trial(const TrialRun& run, at::Device device, int64_t steps,

@@ -24,8 +24,9 @@ struct TrialRun {
 /// A dense model and one with experts, of some ten thousand parameters.
 std::vector<TrialRun> trial_runs();
 
-/// A run file's own model, precision, optimizer and recomputation, one short micro-batch a step. Its kernels are chosen.
-/// Error as for the run itself.
+/// A run's own model, optimizer and recomputation, one short micro-batch a step.
+TrialRun trial_of(const RunConfig& run, const model::ModelSpec& spec, plan::Precision precision);
+/// The same of a run file, whose kernels are chosen. Error as for the run itself.
 TrialRun trial_of(const RunFile& run);
 
 struct TrialStep {

@@ -13,6 +13,7 @@
 #include "trireme/kernels/registry.h"
 #include "trireme/model/flops.h"
 #include "trireme/plan/held_memory.h"
+#include "trireme/train/device_trial.h"
 #include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/run_folder.h"
@@ -218,6 +219,23 @@ void inspect_data(Preflight& p) {
   attempt(p.problems, [&] { p.baselines = read_baselines(c); });
 }
 
+/// A device without a fallback to the CPU must have every operator that a step calls: a short one is tried, which holds less
+/// than the run's own. All that are missing are named at once, and not each by the step that it ends.
+void inspect_operators(Preflight& p) {
+  const device::Plugin* plugin = device::loaded_plugin();
+  if (plugin == nullptr || plugin->contract.falls_back) return;
+  device::Device& device = device::get_device(p.run.config.device.name);
+  const TrialSurvey survey =
+      survey_trial(trial_of(p.run.config, p.model.spec, p.precision.precision), device);
+  const std::vector<std::string> missing = survey.missing();
+  if (missing.empty()) return;
+  add(p.problems, ErrorCode::kDevice,
+      fmt::format("device.name = \"{}\" has no kernel of {}, which a step of this run calls",
+                  p.run.config.device.name, fmt::join(missing, ", ")),
+      "its library adds kernels, or a fallback to the CPU; `trireme doctor --device` lists what it "
+      "has");
+}
+
 }  // namespace
 
 Preflight inspect_run(const RunFile& run, const std::string& precision) {
@@ -259,6 +277,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
     inspect_samples(p);
   }
   if (p.model.tokenizer != nullptr) inspect_data(p);
+  if (p.problems.empty()) attempt(p.problems, [&] { inspect_operators(p); });
   return p;
 }
 

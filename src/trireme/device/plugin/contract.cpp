@@ -130,6 +130,7 @@ class Check {
     }
     const bool fallback = c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(
         c10::DispatchKey::PrivateUse1);
+    contract_.falls_back = fallback;
     if (fallback) {
       kept("fallback", "operators without a kernel of the device run on the CPU");
     } else {

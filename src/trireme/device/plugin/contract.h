@@ -27,7 +27,8 @@ struct Contract {
   std::vector<ContractLine> lines;
   AcceleratorSupport support;
   int num_devices = 0;
-  bool kept() const;  ///< no line is broken
+  bool falls_back = false;  ///< operators without a kernel of the device run on the CPU
+  bool kept() const;        ///< no line is broken
 };
 
 /// Asks PyTorch's registries about the back end in its PrivateUse1 place, which has a name. Allocates one element on the

@@ -274,10 +274,8 @@ const Plugin& load_plugin(const std::string& name, const std::string& path) {
   plugin = load(type, find_libraries(type, path));
   const std::vector<std::string> notes = plugin->notes();
   if (!notes.empty()) {
-    log::info(
-        "{} leaves out {} things that PyTorch lets it leave out; `trireme doctor --device {}` "
-        "lists them",
-        plugin->path.string(), notes.size(), plugin->name);
+    log::info("{} leaves out {} of what PyTorch makes optional: `trireme doctor --device {}`",
+              plugin->path.string(), notes.size(), plugin->name);
   }
   for (const std::string& note : notes) log::verbose("plug-in {}: {}", plugin->name, note);
   return *plugin;
