@@ -34,7 +34,7 @@ build: setup ## the program, build/trireme
 bench: build ## time the matrix products and kernels of this machine, and training against PyTorch
 	@scripts/bench
 
-parity: setup ## compare with PyTorch, transformers, tokenizers, TensorBoard and a browser (.deps/peers, chromium)
+parity: setup ## compare with PyTorch, transformers, tokenizers, TensorBoard, lm-evaluation-harness and a browser (.deps, chromium)
 	@scripts/build release trireme model_probe tokenizer_probe chat_probe
 	@scripts/setup peers report
 	@scripts/parity

@@ -163,7 +163,8 @@ def eval_tasks(folder):
     require(got, "tasks")
     assert {task["name"] for task in got["tasks"]} == {"fox", "row"}
     for task in got["tasks"]:
-        require(task, "name", "acc", "acc_norm", "count")
+        require(task, "name", "acc", "acc_norm", "acc_bytes", "count", "contexts_cut")
+        assert task["contexts_cut"] == 0
         rows = [i for i, question in enumerate(questions) if question[0] == task["name"]]
         assert task["count"] == len(rows)
         near(task["acc"], sum(best[i] == answers[i] for i in rows) / len(rows))

@@ -1,24 +1,35 @@
 #!/usr/bin/env python3
-"""`trireme eval --tasks` against lm-evaluation-harness's definition of acc, acc_norm and acc_bytes, question by question.
+"""`trireme eval --tasks` against lm-evaluation-harness itself (scripts/setup peers installs it), question by question.
 
-The definition is written out here on transformers. Where the package lm_eval can be imported, its own model class scores the
-same questions, too. The last line is "N passed, M failed".
+The harness's own task class and evaluator score the file's questions with its own model class on transformers, and say which are right by
+`acc`, `acc_norm` and `acc_bytes`. Beside it the definition is written out here; the two must agree on every score. Fails where the harness is
+not installed. The last line is "N passed, M failed".
 """
 
 import json
+import logging
+import os
 import pathlib
 import random
 import subprocess
 import sys
 import tempfile
 
-import torch
-from huggingface_hub.utils import disable_progress_bars
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+os.environ["TQDM_DISABLE"] = "1"  # before the harness is imported
+
+import torch  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from huggingface_hub.utils import disable_progress_bars  # noqa: E402
+from lm_eval import evaluator  # noqa: E402
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.api.task import ConfigurableTask  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOKENIZERS = ROOT / "tests/goldens/tokenizers"
 CONTEXT = 48
+MEASURES = ("acc", "acc_norm", "acc_bytes")
 # Tokenizers with and without a beginning-of-text token, byte-level and on characters.
 FAMILIES = {"qwen2": {"eos_token": "<|endoftext|>"}, "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
             "llama2": {"bos_token": "<s>", "eos_token": "</s>"}, "gemma": {"bos_token": "<bos>", "eos_token": "<eos>"},
@@ -76,57 +87,72 @@ def best(values):
     return max(range(len(values)), key=lambda i: (values[i], -i))
 
 
+def harness_scores(harness, question):
+    """The log-likelihood of every choice."""
+    requests = [Instance("loglikelihood", {}, (question["context"], question["delimiter"] + choice), i)
+                for i, choice in enumerate(question["choices"])]
+    return [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+
+
+def harness_verdicts(harness, asked):
+    """(acc, acc_norm, acc_bytes) of every question by its name, from the harness's evaluator and its class for tasks that a configuration describes."""
+    tasks = {}
+    for delimiter in sorted({question["delimiter"] for question in asked}):
+        docs = [question for question in asked if question["delimiter"] == delimiter]
+        name = f"delimiter {delimiter!r}"
+        tasks[name] = ConfigurableTask(config={
+            "task": name, "custom_dataset": lambda docs=docs, **_: {"test": Dataset.from_list(docs)}, "test_split": "test", "num_fewshot": 0,
+            "output_type": "multiple_choice", "target_delimiter": delimiter, "doc_to_text": lambda doc: doc["context"],
+            "doc_to_choice": lambda doc: doc["choices"], "doc_to_target": lambda doc: doc["answer"],
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in MEASURES]})
+    samples = evaluator.evaluate(harness, tasks, bootstrap_iters=0, log_samples=True)["samples"]
+    return {sample["doc"]["task"]: tuple(sample[measure] for measure in MEASURES) for task in samples.values() for sample in task}
+
+
+def verdicts(folder, family):
+    """Yields (question, whether it passes, what is wrong); at last whether the questions tell the measures apart."""
+    model, tokenizer = make_model(folder, family)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=CONTEXT, device="cpu")
+    asked, defined = [], {}
+    for question in questions(tokenizer, 60):
+        pairs = [encode(tokenizer, question["context"], question["delimiter"] + c) for c in question["choices"]]
+        if None in pairs or any(len(rest) > CONTEXT for _, rest in pairs):
+            continue
+        scores = [score(model, *pair) for pair in pairs]
+        theirs = harness_scores(harness, question)
+        yield question, max(abs(a - b) for a, b in zip(scores, theirs)) < 1e-3, f"scores: harness {theirs}, here {scores}"
+        lengths = [len(c) for c in question["choices"]], [len(c.encode()) for c in question["choices"]]
+        picks = [best(theirs)] + [best([s / n for s, n in zip(theirs, ns)]) for ns in lengths]
+        question["answer"] = picks[random.Random(len(asked)).randrange(3)]
+        defined[question["task"]] = tuple(float(pick == question["answer"]) for pick in picks)
+        asked.append(question)
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(q) + "\n" for q in asked))
+    out = subprocess.run([ROOT / "build/trireme", "eval", folder, "--tasks", folder / "tasks.jsonl", "--json"],
+                         capture_output=True, text=True, check=False)
+    if out.returncode:
+        yield family, False, out.stderr
+        return
+    got = {t["name"]: tuple(t[measure] for measure in MEASURES) for t in json.loads(out.stdout)["tasks"]}
+    theirs = harness_verdicts(harness, asked)
+    for question in asked:
+        name = question["task"]
+        yield question, got.get(name) == theirs[name] == defined[name], f"got {got.get(name)}, harness {theirs[name]}, here {defined[name]}"
+    differ = sum(len(set(w)) > 1 for w in defined.values())
+    print(f"{family}: {len(asked)} questions, {differ} on which the three measures differ")
+    yield family, len(asked) > 40 and differ > 5, "too few questions"
+
+
 def main():
     disable_progress_bars()
     passed = failed = 0
-    try:
-        from lm_eval.api.instance import Instance
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
-        HFLM = None
-    print("with lm_eval's own scores" if HFLM else "lm_eval is not installed: its definition alone")
+    logging.disable(logging.WARNING)
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            model, tokenizer = make_model(folder, family)
-            harness = HFLM(pretrained=model, tokenizer=tokenizer, max_length=CONTEXT, device="cpu") if HFLM else None
-            asked, wanted = [], {}
-            for question in questions(tokenizer, 60):
-                pairs = [encode(tokenizer, question["context"], question["delimiter"] + c) for c in question["choices"]]
-                if None in pairs or any(len(rest) > CONTEXT for _, rest in pairs):
-                    continue
-                scores = [score(model, *pair) for pair in pairs]
-                if harness:
-                    requests = [Instance("loglikelihood", {}, (question["context"], question["delimiter"] + c), i)
-                                for i, c in enumerate(question["choices"])]
-                    theirs = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
-                    if max(abs(a - b) for a, b in zip(scores, theirs)) > 1e-3:
-                        failed += 1
-                        print(f"FAILED {family} {question}: harness {theirs}, here {scores}")
-                    scores = theirs
-                lengths = [len(c) for c in question["choices"]], [len(c.encode()) for c in question["choices"]]
-                picks = [best(scores)] + [best([s / n for s, n in zip(scores, ns)]) for ns in lengths]
-                question["answer"] = picks[random.Random(len(asked)).randrange(3)]
-                wanted[question["task"]] = tuple(float(pick == question["answer"]) for pick in picks)
-                asked.append(question)
-            (folder / "tasks.jsonl").write_text("".join(json.dumps(q) + "\n" for q in asked))
-            out = subprocess.run([ROOT / "build/trireme", "eval", folder, "--tasks", folder / "tasks.jsonl", "--json"],
-                                 capture_output=True, text=True, check=False)
-            if out.returncode:
-                print(f"FAILED {family}: {out.stderr}")
-                failed += 1
-                continue
-            got = {t["name"]: (t["acc"], t["acc_norm"], t["acc_bytes"]) for t in json.loads(out.stdout)["tasks"]}
-            for question in asked:
-                if got.get(question["task"]) == wanted[question["task"]]:
-                    passed += 1
-                else:
-                    failed += 1
-                    print(f"FAILED {family} {question}: got {got.get(question['task'])}, wanted {wanted[question['task']]}")
-            differ = sum(len(set(w)) > 1 for w in wanted.values())
-            print(f"{family}: {len(asked)} questions, {differ} on which the three measures differ")
-            passed += len(asked) > 40 and differ > 5
-            failed += not (len(asked) > 40 and differ > 5)
+            for what, good, problem in verdicts(pathlib.Path(name), family):
+                passed += good
+                failed += not good
+                if not good:
+                    print(f"FAILED {family} {what}: {problem}")
     print(f"{passed} passed, {failed} failed")
     sys.exit(failed > 0)
 

@@ -92,10 +92,17 @@ void run_eval(const EvalArguments& arguments, const GlobalOptions& options) {
                       {"acc", task.acc},
                       {"acc_norm", task.acc_norm},
                       {"acc_bytes", task.acc_bytes},
-                      {"count", task.count}});
+                      {"count", task.count},
+                      {"contexts_cut", task.contexts_cut}});
       if (!options.json) {
         fmt::print("{}: acc {:.4f}, acc_norm {:.4f} over {}\n", task.name, task.acc, task.acc_norm,
                    task.count);
+      }
+      if (task.contexts_cut > 0) {
+        log::warning(
+            "{}: the contexts of {} of {} questions were cut at the beginning: with a choice they "
+            "are longer than the model's context of {} tokens",
+            task.name, task.contexts_cut, task.count, loaded.model->spec().max_positions);
       }
     }
     if (options.json) print_json({{"tasks", list}});
@@ -145,7 +152,7 @@ void add_eval(CLI::App& app, GlobalOptions& options) {
                       "text, .jsonl[.gz|.zst] or .bin/.idx prefixes; globs work");
   command->add_option("--ids", arguments->ids, "a file with one JSON array of token ids a line");
   command->add_option("--tasks", arguments->tasks,
-                      "a JSON-lines file of multiple-choice questions");
+                      "a JSON-lines file of multiple-choice questions (docs/formats/tasks.md)");
   command->add_option("--precision", arguments->precision, "fp32 or bf16")->capture_default_str();
   add_device_options(*command, arguments->device);
   command->add_option("--tokenizer", arguments->tokenizer, "in place of the model's own");

@@ -10,6 +10,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/json.h"
+#include "trireme/base/suggest.h"
 #include "trireme/data/jinja/builtins.h"
 #include "trireme/data/tokenizer_unicode.h"
 #include "trireme/execute/executor.h"
@@ -131,6 +132,12 @@ std::vector<std::vector<int32_t>> parse_id_lines(std::string_view text, const st
   return sequences;
 }
 
+namespace {
+
+const std::vector<std::string> kTaskKeys = {"task", "context", "choices", "answer", "delimiter"};
+
+}  // namespace
+
 std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string& origin) {
   std::vector<TaskItem> items;
   for_each_line(text, [&](int64_t number, std::string_view line) {
@@ -142,8 +149,13 @@ std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string&
     for (const char* key : {"context", "choices", "answer"}) {
       TRIREME_USER_CHECK(json.contains(key), kData, shape, "{}: key \"{}\" is missing", where, key);
     }
+    for (const auto& [key, value] : json.items()) {
+      TRIREME_USER_CHECK(std::ranges::find(kTaskKeys, key) != kTaskKeys.end(), kData,
+                         suggestion(key, kTaskKeys), "{}: there is no key \"{}\"", where, key);
+    }
     TaskItem item;
     item.task = "task";
+    item.line = number;
     TRIREME_USER_CHECK(json["context"].is_string(), kData, shape, "{}: \"context\" is not text",
                        where);
     item.context = json["context"].get<std::string>();
@@ -216,13 +228,20 @@ std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& 
   std::map<std::string, TaskResult> results;
   for (const TaskItem& item : items) {
     std::vector<double> scores, by_character, by_byte;
+    bool is_cut = false;
     for (const std::string& choice : item.choices) {
       ContinuationIds text = encode_continuation(tokenizer, item.context, item.delimiter + choice);
       TRIREME_USER_CHECK(text.ids.size() > text.first, kData,
                          "end the context before a space, and begin the choice with it",
-                         "task \"{}\": the choice \"{}\" adds no token to its context", item.task,
-                         choice);
+                         "line {}, task \"{}\": the choice \"{}\" adds no token to its context",
+                         item.line, item.task, choice);
+      const size_t length = text.ids.size() - text.first;
+      TRIREME_USER_CHECK(length < limit, kData, "shorten it, or leave the question out",
+                         "line {}, task \"{}\": the choice \"{}\" has {} tokens, the model's "
+                         "context is {}",
+                         item.line, item.task, choice, length, limit - 1);
       const size_t excess = text.ids.size() - std::min(text.ids.size(), limit);
+      is_cut = is_cut || excess > 0;
       text.ids.erase(text.ids.begin(), text.ids.begin() + static_cast<ptrdiff_t>(excess));
       text.first -= std::min(text.first, excess);
       const std::vector<float> losses = sequence_losses(model, {text.ids})[0];
@@ -237,6 +256,7 @@ std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& 
     const auto answer = static_cast<size_t>(item.answer);
     result.name = item.task;
     result.count += 1;
+    result.contexts_cut += is_cut ? 1 : 0;
     result.acc += best_of(scores) == answer;
     result.acc_norm += best_of(by_character) == answer;
     result.acc_bytes += best_of(by_byte) == answer;

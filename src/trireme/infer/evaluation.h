@@ -47,10 +47,11 @@ struct TaskItem {
   std::vector<std::string> choices;
   std::string delimiter;  ///< between context and choice; does not count as the choice's
   int64_t answer = 0;
+  int64_t line = 0;  ///< of the file, from 1
 };
 
 /// JSON lines with keys `task` (optional), `context`, `choices`, `answer` (index), `delimiter`
-/// (optional). Error{kData} naming the line.
+/// (optional): docs/formats/tasks.md. Error{kData} naming the line; of a key that is none of these, also the key that is nearest.
 std::vector<TaskItem> parse_task_lines(std::string_view text, const std::string& origin);
 
 /// Ids of a context and what continues it: ids[first .. ] are the continuation.
@@ -73,8 +74,10 @@ struct TaskResult {
   double acc_norm = 0.0;
   double acc_bytes = 0.0;
   int64_t count = 0;
+  int64_t contexts_cut = 0;  ///< questions whose context lost its beginning for at least one choice
 };
-/// Contexts that are too long lose their beginning. Error{kData} naming the choice that adds no token.
+/// A context that with its choice is longer than the model's loses its beginning. Error{kData} naming the line and the choice that adds no
+/// token, or by itself is longer.
 std::vector<TaskResult> evaluate_tasks(nn::Model& model, const data::Tokenizer& tokenizer,
                                        const std::vector<TaskItem>& items);
 

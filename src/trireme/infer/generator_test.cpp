@@ -262,6 +262,53 @@ TEST(EvaluationTest, ReadsTaskLinesAndNamesWhatIsWrong) {
   }
 }
 
+TEST(EvaluationTest, NamesAnUnknownKeyOfATaskAndTheNearest) {
+  try {
+    parse_task_lines(
+        "\n"
+        R"({"contxt": "a", "context": "a", "choices": ["b"], "answer": 0})",
+        "f");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_EQ(std::string(error.what()), "f:2: there is no key \"contxt\"");
+    EXPECT_NE(error.hint().find("context"), std::string::npos) << error.hint();
+  }
+}
+
+TEST(EvaluationTest, CutsContextsAndRefusesChoicesThatAreLongerThanTheModels) {
+  model::ModelSpec spec = model::spec_from_config(
+      R"({"model_type": "llama", "vocab_size": 260, "hidden_size": 16, "intermediate_size": 16,
+      "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8})",
+      "test");
+  nn::ParameterStore store(spec);
+  store.initialize(7);
+  nn::Model model(store);
+  const auto bytes = data::make_byte_tokenizer();
+  // A token is a byte. Eight positions see all but the last of nine.
+  const auto item = [](const std::string& task, const std::string& context, size_t length) {
+    TaskItem result{task, context, {"x", std::string(length, 'y')}, "", 0};
+    result.line = 12;
+    return result;
+  };
+  const auto results = evaluate_tasks(model, *bytes,
+                                      {item("cut", "12345", 4), item("cut", "12345", 5),
+                                       item("cut", "12345", 8), item("whole", "123456", 3)});
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(results[0].contexts_cut, 2);
+  EXPECT_EQ(results[0].count, 3);
+  EXPECT_EQ(results[1].contexts_cut, 0);
+  try {
+    evaluate_tasks(model, *bytes, {item("t", "1", 9)});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_EQ(
+        std::string(error.what()),
+        "line 12, task \"t\": the choice \"yyyyyyyyy\" has 9 tokens, the model's context is 8");
+  }
+}
+
 // As lm_eval 0.4's TemplateLM._encode_pair() and loglikelihood() split them; tests/parity/tasks.py asks the package itself.
 TEST(EvaluationTest, SplitsContextAndContinuationAsTheHarnessDoes) {
   const auto bytes = data::make_byte_tokenizer();
