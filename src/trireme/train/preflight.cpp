@@ -261,6 +261,11 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
       p.run.origins["loss.mtp_weight"] = {Origin::Kind::kDerived,
                                           "model.init has no tensors of these layers"};
     }
+    if (const auto balance = balance_of(run.config, p.model.spec);
+        balance && !is_written(run, "moe.aux_loss")) {
+      p.run.origins["moe.aux_loss"] = {
+          Origin::Kind::kDerived, fmt::format("{}, from {}", balance->aux_loss, balance->from)};
+    }
     p.mtp_parameters = p.model.spec.num_mtp_parameters();
     p.parameters = p.model.spec.num_parameters() - p.mtp_parameters;
     p.active_parameters = p.model.spec.num_active_parameters();
@@ -308,6 +313,13 @@ std::string describe(const Preflight& p) {
       text += fmt::format("           multi-token prediction: {}{}\n",
                           mtp_text(p.model.spec.num_mtp_layers, p.mtp_parameters), from);
     }
+  }
+  if (const auto balance = balance_of(c, p.model.spec)) {
+    text +=
+        balance->aux_loss > 0.0
+            ? fmt::format("experts    balancing loss over {}, coefficient {} from {}\n",
+                          balance->over, balance->aux_loss, balance->from)
+            : fmt::format("experts    no balancing loss: coefficient 0 from {}\n", balance->from);
   }
   if (!p.program.instructions.empty()) {
     text += fmt::format(
@@ -386,6 +398,11 @@ OrderedJson to_json(const Preflight& p) {
     json["multi_token_prediction"] = {{"modules", p.model.spec.num_mtp_layers},
                                       {"parameters", p.mtp_parameters},
                                       {"stored", p.model.initial && p.model.initial->form.mtp}};
+  }
+  json["balancing_loss"] = nullptr;
+  if (const auto balance = balance_of(p.run.config, p.model.spec)) {
+    json["balancing_loss"] = {
+        {"coefficient", balance->aux_loss}, {"from", balance->from}, {"over", balance->over}};
   }
   for (const auto& [name, dataset] :
        {std::pair{"train", p.data.train}, std::pair{"valid", p.data.valid}}) {

@@ -4,6 +4,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
+#include "trireme/base/json.h"
 #include "trireme/base/log.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/product_rate.h"
@@ -63,6 +64,29 @@ void apply_mtp_weight(const RunFile& run, RunModel& model) {
   model.initial->parameters.resize(model.initial->spec.parameters.size());
 }
 
+const model::MoeSpec* first_experts(const model::ModelSpec& spec) {
+  const auto layer =
+      std::ranges::find_if(spec.layers, [](const auto& l) { return l.moe.has_value(); });
+  return layer == spec.layers.end() ? nullptr : &*layer->moe;
+}
+
+/// A balancing loss that nobody wrote, in the training of a model that has been trained. transformers adds one only where the config says
+/// output_router_logits, which published models do not.
+void warn_of_balance(const RunFile& run, const RunModel& model) {
+  const model::MoeSpec* experts = first_experts(model.spec);
+  if (experts == nullptr || !model.initial || experts->aux_in_loss || experts->aux_loss <= 0.0)
+    return;
+  if (is_written(run, "moe.balance") || is_written(run, "moe.aux_loss")) return;
+  const BalanceChoice balance = *balance_of(run.config, model.spec);
+  log::warning_once(
+      "balance " + model.initial->path.string(),
+      fmt::format("a balancing loss of the experts is added to the loss, with the coefficient {} "
+                  "from {}; transformers would add none to this model, as its config does not say "
+                  "output_router_logits = true. moe.balance = \"none\" leaves it out; "
+                  "moe.aux_loss = {} keeps it without this warning",
+                  balance.aux_loss, balance.from, balance.aux_loss));
+}
+
 /// What [moe] says, in every layer with experts.
 void apply_moe_options(const RunConfig& run, model::ModelSpec& spec) {
   const RunConfig::Moe& options = run.moe;
@@ -103,6 +127,7 @@ RunModel open_run_model(const RunFile& file) {
   }
   apply_mtp_weight(file, result);
   apply_moe_options(run, result.spec);
+  warn_of_balance(file, result);
   if (result.initial) {
     // The same tensors, whatever the config says beside them.
     const auto& theirs = result.initial->spec.parameters;
@@ -121,6 +146,28 @@ RunModel open_run_model(const RunFile& file) {
 
 model::ModelSpec spec_of(const RunFile& run) {
   return open_run_model(run).spec;
+}
+
+std::optional<BalanceChoice> balance_of(const RunConfig& run, const model::ModelSpec& model) {
+  const model::MoeSpec* experts = first_experts(model);
+  if (experts == nullptr) return std::nullopt;
+  BalanceChoice choice;
+  choice.aux_loss = experts->aux_loss;
+  choice.over = experts->global_aux     ? "the global batch"
+                : experts->sequence_aux ? "each sequence"
+                                        : "each micro-batch";
+  if (run.moe.balance == "none") {
+    choice.from = "moe.balance";
+  } else if (run.moe.aux_loss >= 0.0) {
+    choice.from = "moe.aux_loss";
+  } else {
+    choice.from = "the default of " + model.family;
+    const Json config = parse_json(model.config_json, "config.json", ErrorCode::kConfig);
+    for (const char* key : {"router_aux_loss_coef", "aux_loss_alpha"}) {
+      if (config.contains(key)) choice.from = fmt::format("config.json ({})", key);
+    }
+  }
+  return choice;
 }
 
 void choose_kernels(const RunConfig& run) {

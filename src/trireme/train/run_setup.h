@@ -35,6 +35,15 @@ RunModel open_run_model(const RunFile& run);
 /// The model alone, for `plan explain`.
 model::ModelSpec spec_of(const RunFile& run);
 
+/// The balancing loss that experts are trained with.
+struct BalanceChoice {
+  double aux_loss = 0.0;  ///< its coefficient
+  std::string from;       ///< "config.json (router_aux_loss_coef)", "moe.aux_loss" ...
+  std::string over;       ///< "each micro-batch", "each sequence", "the global batch"
+};
+/// Of `model` as open_run_model() gives it; nothing for a model without experts.
+std::optional<BalanceChoice> balance_of(const RunConfig& run, const model::ModelSpec& model);
+
 /// What [kernels] says: loads the libraries and chooses the kernels, for the rest of the process. Error{kConfig} naming
 /// the key.
 void choose_kernels(const RunConfig& run);
