@@ -88,6 +88,7 @@ std::string describe(const model::ModelSpec& spec, const HeldMemory& held, int64
       ++count;
     }
     std::vector<std::string> parts;
+    parts.reserve(by_kind.size());
     for (const auto& [kind, sum] : by_kind) {
       parts.push_back(fmt::format("{} {}{}", model::to_string(kind), memory_text(sum.first),
                                   sum.second == 1 ? "" : fmt::format(" in {} parts", sum.second)));
