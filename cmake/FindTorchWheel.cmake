@@ -34,7 +34,8 @@ set_target_properties(TorchWheel::torch PROPERTIES
   INTERFACE_LINK_LIBRARIES TorchWheel::c10
   INTERFACE_INCLUDE_DIRECTORIES "${_torch_root}/include"
   # The wheel ships the headers of its own fmt; they stand before the system's and have no library to link.
-  INTERFACE_COMPILE_DEFINITIONS "USE_DISTRIBUTED;USE_C10D_GLOO;USE_RPC;FMT_HEADER_ONLY=1")
+  # NDEBUG as the wheel was built: without it some of its classes have other members.
+  INTERFACE_COMPILE_DEFINITIONS "USE_DISTRIBUTED;USE_C10D_GLOO;USE_RPC;FMT_HEADER_ONLY=1;$<$<NOT:$<CONFIG:Release>>:NDEBUG>")
 # The wheel's own OpenMP runtime comes first, so that our parallel loops and ATen's share one pool.
 file(GLOB _torch_gomp "${_torch_root}/lib/libgomp*.so*" "${_torch_root}/../torch.libs/libgomp*.so*")
 if(_torch_gomp)
