@@ -17,14 +17,8 @@ def case(function):
     return function
 
 
-def run(folder, *arguments, status=0, **environment):
-    done = tiny_run.run(folder, *arguments, env=environment)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}: {done.stdout[-2000:]}{done.stderr}"
-    return done
-
-
 def train(folder, out, *more, status=0, **environment):
-    return run(folder, "train", "run.toml", "--set", f"out={out}", *more, status=status, **environment)
+    return tiny_run.checked(folder, "train", "run.toml", "--set", f"out={out}", *more, status=status, **environment)
 
 
 def losses(folder, name):
@@ -33,7 +27,7 @@ def losses(folder, name):
 
 
 def digest(folder, name):
-    return json.loads(run(folder, "checkpoint", "digest", name, "--json").stdout)["digest"]
+    return json.loads(tiny_run.checked(folder, "checkpoint", "digest", name, "--json").stdout)["digest"]
 
 
 @case
@@ -63,10 +57,10 @@ def a_run_goes_on_on_another_device(folder):
 @case
 def generates_and_evaluates(folder):
     train(folder, "trained")
-    texts = [run(folder, "generate", "trained", "--prompt", "a", "--greedy", "--max-new-tokens", "8", "--device", device).stdout
+    texts = [tiny_run.checked(folder, "generate", "trained", "--prompt", "a", "--greedy", "--max-new-tokens", "8", "--device", device).stdout
              for device in ("cpu", "sim")]
     assert texts[0] == texts[1] and texts[0], texts
-    figures = [json.loads(run(folder, "eval", "trained", "--data", "valid.txt", "--json", "--device", device).stdout)
+    figures = [json.loads(tiny_run.checked(folder, "eval", "trained", "--data", "valid.txt", "--json", "--device", device).stdout)
                for device in ("cpu", "sim")]
     assert figures[0] == figures[1], figures
 
@@ -77,7 +71,7 @@ def memory_that_ends_is_said(folder):
     assert "memory" in done.stderr and "the device has" in done.stderr, done.stderr
     # What no plan foresees is the device's error, and no defect.
     train(folder, "model")
-    done = run(folder, "generate", "model", "--prompt", "a", "--device", "sim", status=4, TRIREME_SIM_MEMORY_BYTES="20000")
+    done = tiny_run.checked(folder, "generate", "model", "--prompt", "a", "--device", "sim", status=4, TRIREME_SIM_MEMORY_BYTES="20000")
     assert "out of memory" in done.stderr and "defect" not in done.stderr, done.stderr
 
 
@@ -91,7 +85,7 @@ def an_unknown_device_is_refused(folder):
 
 @case
 def a_device_that_is_not_there_is_its_own_error(folder):
-    done = run(folder, "bench", "train", "--device", "xpu", status=4)
+    done = tiny_run.checked(folder, "bench", "train", "--device", "xpu", status=4)
     assert "libtrireme_xpu.so" in done.stderr and "docs/gpu.md" in done.stderr, done.stderr
     if os.path.exists("/dev/nvidiactl"):
         print("        not tried: --device cuda on a machine without such a device, for this one has one")

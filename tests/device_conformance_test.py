@@ -23,9 +23,7 @@ def case(function):
 
 
 def conformance(folder, *arguments, status=0, defect=""):
-    done = tiny_run.run(folder, "bench", "conformance", *arguments, "--json", env={"ABACUS_DEFECT": defect})
-    assert done.returncode == status, f"{arguments} {defect}: status {done.returncode}: {done.stdout[-3000:]}{done.stderr}"
-    return json.loads(done.stdout)
+    return json.loads(tiny_run.checked(folder, "bench", "conformance", *arguments, "--json", status=status, ABACUS_DEFECT=defect).stdout)
 
 
 def every_behaviour(folder, *device, **options):

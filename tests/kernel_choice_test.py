@@ -20,20 +20,14 @@ def case(function):
     return function
 
 
-def run(folder, *arguments, status=0):
-    done = tiny_run.run(folder, *arguments)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}: {done.stdout[-2000:]}{done.stderr}"
-    return done
-
-
 def document(folder, *arguments, status=0):
-    return json.loads(run(folder, *arguments, "--json", status=status).stdout)
+    return json.loads(tiny_run.checked(folder, *arguments, "--json", status=status).stdout)
 
 
 def train(folder, name, kernels="", status=0, *more):
     with open(os.path.join(folder, f"{name}.toml"), "w", encoding="utf-8") as file:
         file.write(tiny_run.RUN.replace('out = "run"', f'out = "{name}"') + "\n[kernels]\n" + kernels + "\n")
-    return run(folder, "train", f"{name}.toml", *more, status=status)
+    return tiny_run.checked(folder, "train", f"{name}.toml", *more, status=status)
 
 
 def losses(folder, name):
@@ -50,7 +44,7 @@ def doctor_lists_every_op(folder):
         assert [(c["name"], c["priority"]) for c in row["candidates"]] == [("cpu", 100), ("aten", 0)], row
     for row in document(folder, "doctor", "--kernels", "--device", "sim")["kernels"]:
         assert row["device"] == "sim" and row["chosen"] == "sim", row
-    table = run(folder, "doctor", "--kernels").stdout
+    table = tiny_run.checked(folder, "doctor", "--kernels").stdout
     assert any(line.split()[:4] == ["rms_norm", "cpu", "bfloat16", "cpu"] for line in table.splitlines()), table
 
 
@@ -76,7 +70,7 @@ def a_wrong_kernel_is_found(folder):
     got = document(folder, *arguments, status=4)
     result, = got["results"]
     assert not got["ok"] and result["failed"] == len(result["problems"]) > 0, result
-    done = run(folder, *arguments, status=4)
+    done = tiny_run.checked(folder, *arguments, status=4)
     assert "trials break the contract" in done.stderr and "the reference" in done.stdout, done.stdout
 
 
@@ -88,8 +82,8 @@ def conformance_of_the_simulated_device(folder):
 
 @case
 def conformance_knows_names(folder):
-    assert "did you mean 'rms_norm'?" in run(folder, "bench", "conformance", "--op", "rmsnorm", status=2).stderr
-    done = run(folder, "bench", "conformance", "--op", "rms_norm", "--kernel", "cpy", status=2)
+    assert "did you mean 'rms_norm'?" in tiny_run.checked(folder, "bench", "conformance", "--op", "rmsnorm", status=2).stderr
+    done = tiny_run.checked(folder, "bench", "conformance", "--op", "rms_norm", "--kernel", "cpy", status=2)
     assert "rms_norm has no kernel 'cpy'" in done.stderr, done.stderr
 
 
@@ -105,7 +99,7 @@ def a_run_uses_it(folder):
         text = file.read()
     assert 'use = { "rms_norm" = "my_rms_norm" }' in text, text
     # The effective file is a run file.
-    run(folder, "train", "ours/run.toml", "--dry-run")
+    tiny_run.checked(folder, "train", "ours/run.toml", "--dry-run")
 
 
 @case

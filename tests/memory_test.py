@@ -26,15 +26,9 @@ def case(function):
     return function
 
 
-def run(folder, *arguments, status=0, **environment):
-    done = tiny_run.run(folder, *arguments, env=environment)
-    assert done.returncode == status, f"{arguments}: status {done.returncode}: {done.stdout[-2000:]}{done.stderr}"
-    return done
-
-
 def train(folder, out, settings, *more, status=0, **environment):
     sets = [part for key, value in {**BASE, "out": out, **settings}.items() for part in ("--set", f"{key}={value}")]
-    return run(folder, "train", "run.toml", *sets, *more, status=status, **environment)
+    return tiny_run.checked(folder, "train", "run.toml", *sets, *more, status=status, **environment)
 
 
 def predicted(folder, settings, **environment):
@@ -47,7 +41,7 @@ def metrics(folder, out):
 
 
 def digest(folder, out):
-    return json.loads(run(folder, "checkpoint", "digest", out, "--json").stdout)["digest"]
+    return json.loads(tiny_run.checked(folder, "checkpoint", "digest", out, "--json").stdout)["digest"]
 
 
 @case
@@ -137,10 +131,10 @@ def the_processor_has_nowhere_to_offload_to(folder):
 def the_plan_shows_it(folder):
     sets = [part for key, value in {**BASE, "device.name": "sim", "memory.offload_activations": "all"}.items()
             for part in ("--set", f"{key}={value}")]
-    text = run(folder, "plan", "explain", "run.toml", *sets).stdout
+    text = tiny_run.checked(folder, "plan", "explain", "run.toml", *sets).stdout
     assert "offload layer.0.mlp" in text and "copy-out" in text and "copy-in" in text, text
     assert "offloaded to the host" in text, text
-    figures = json.loads(run(folder, "plan", "simulate", "run.toml", *sets, "--json").stdout)
+    figures = json.loads(tiny_run.checked(folder, "plan", "simulate", "run.toml", *sets, "--json").stdout)
     assert figures["copy_s"] > 0 and figures["host_peak_bytes"] > 0, figures
 
 

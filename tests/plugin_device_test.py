@@ -23,9 +23,7 @@ def case(function):
 
 
 def run(folder, *arguments, status=0, defect="", **environment):
-    done = tiny_run.run(folder, *arguments, env={"ABACUS_DEFECT": defect, **environment})
-    assert done.returncode == status, f"{arguments} {defect}: status {done.returncode}: {done.stdout[-3000:]}{done.stderr}"
-    return done
+    return tiny_run.checked(folder, *arguments, status=status, ABACUS_DEFECT=defect, **environment)
 
 
 def train(folder, out, *more, **options):

@@ -56,6 +56,13 @@ def run(folder, *arguments, **options):
                           capture_output=True, text=True, timeout=300, **options)
 
 
+def checked(folder, *arguments, status=0, **environment):
+    """The same, where any other exit status is a failure of the case."""
+    done = run(folder, *arguments, env=environment)
+    assert done.returncode == status, f"{arguments} {environment}: status {done.returncode}: {done.stdout[-3000:]}{done.stderr}"
+    return done
+
+
 def write_files(folder):
     """Everything that the run needs but its tokenizer."""
     for name, text in {"config.json": json.dumps(CONFIG), "run.toml": RUN, "text.txt": TEXT, "valid.txt": VALID}.items():

@@ -49,23 +49,22 @@ std::vector<MemoryOption> memory_options(const RunConfig& run, const model::Mode
   for (const auto& [setting, all] : changes) consider(setting, changed(all));
   // Last: what was begun with another batch table does not go on.
   const auto& [most, everything] = changes.back();
+  const auto consider_batch = [&, &most = most, &everything = everything](
+                                  const std::string& setting, const Change& change) {
+    consider(setting, changed({change}));
+    std::vector<Change> all = everything;
+    all.push_back(change);
+    consider(fmt::format("{}, {}", setting, most), changed(all));
+  };
   for (int64_t micro = run.batch.micro / 2; micro >= 1; micro /= 2) {
     if (run.batch.sequences % (micro * run.batch.lanes) != 0) continue;
-    RunConfig config = run;
-    config.batch.micro = micro;
-    consider(fmt::format("batch.micro = {}", micro), config);
-    config = changed(everything);
-    config.batch.micro = micro;
-    consider(fmt::format("batch.micro = {}, {}", micro, most), config);
+    consider_batch(fmt::format("batch.micro = {}", micro),
+                   [micro](RunConfig& c) { c.batch.micro = micro; });
   }
   // Of fewer lanes, fewer sums of gradients wait for one another.
   for (int64_t lanes = run.batch.lanes / 2; lanes >= 1; lanes /= 2) {
-    RunConfig config = run;
-    config.batch.lanes = lanes;
-    consider(fmt::format("batch.lanes = {}", lanes), config);
-    config = changed(everything);
-    config.batch.lanes = lanes;
-    consider(fmt::format("batch.lanes = {}, {}", lanes, most), config);
+    consider_batch(fmt::format("batch.lanes = {}", lanes),
+                   [lanes](RunConfig& c) { c.batch.lanes = lanes; });
   }
   return options;
 }

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "trireme/base/error.h"
+#include "trireme/device/operators/for_each_tensor.h"
 
 namespace trireme::device {
 namespace {
@@ -52,19 +53,6 @@ Where where_of(const c10::OperatorName& name, c10::DeviceType device, bool has_f
 bool has_fallback(c10::DeviceType device) {
   return device != c10::DeviceType::CPU &&
          c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(key_of(device));
-}
-
-template <class Visit>
-void for_each_tensor(const c10::IValue& value, const Visit& visit) {
-  if (value.isTensor()) {
-    visit(value.toTensor());
-  } else if (value.isTensorList()) {
-    for (const at::Tensor& tensor : value.toTensorVector()) visit(tensor);
-  } else if (value.isOptionalTensorList()) {
-    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-      if (tensor.has_value()) visit(*tensor);
-    }
-  }
 }
 
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {

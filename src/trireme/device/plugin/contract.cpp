@@ -170,7 +170,7 @@ class Check {
                counting->getDeviceStats(0);
              });
     optional("memory size",
-             "getMemoryInfo() is not implemented: whether a run fits is not checked before it "
+             "the allocator has no getMemoryInfo(): whether a run fits is not checked before it "
              "starts",
              support.memory_size, [counting] {
                TORCH_CHECK(counting != nullptr);
@@ -188,10 +188,10 @@ class Check {
     const at::PrivateUse1HooksInterface& hooks = at::detail::getPrivateUse1Hooks();
     AcceleratorSupport& support = contract_.support;
     optional("random numbers",
-             "getDefaultGenerator() is not implemented: what draws on the device is refused",
+             "the hooks have no getDefaultGenerator(): what draws on the device is refused",
              support.generator, [&hooks] { hooks.getDefaultGenerator(0).current_seed(); });
     optional("pinned memory",
-             "getPinnedMemoryAllocator() is not implemented: copies from and to the host wait",
+             "the hooks have no getPinnedMemoryAllocator(): copies from and to the host wait",
              support.pinned_memory, [&hooks] {
                TORCH_CHECK(hooks.getPinnedMemoryAllocator() != nullptr);
                const at::Tensor pinned = at::empty({1}, at::TensorOptions().pinned_memory(true));
@@ -219,12 +219,12 @@ class Check {
         !complaint_of([&] { guard.getStreamFromGlobalPool(device).synchronize(); });
     optional("new streams",
              support.pool_streams
-                 ? "getNewStream() is not implemented: streams are those of the pool"
-                 : "neither getNewStream() nor getStreamFromGlobalPool() is implemented: one queue "
+                 ? "the guard has no getNewStream(): streams are those of the pool"
+                 : "the guard has neither getNewStream() nor getStreamFromGlobalPool(): one queue "
                    "for everything",
              support.new_streams, [&] { guard.getNewStream(device).synchronize(); });
     optional("synchronize device",
-             "synchronizeDevice() is not implemented: the streams that were used are waited for",
+             "the guard has no synchronizeDevice(): the streams that were used are waited for",
              support.synchronize_device, [&] { guard.synchronizeDevice(0); });
   }
 
@@ -234,7 +234,7 @@ class Check {
     AcceleratorSupport& support = contract_.support;
     const bool events =
         optional("events",
-                 "record(), block(), queryEvent() or synchronizeEvent() is not implemented: "
+                 "the guard lacks record(), block(), queryEvent() or synchronizeEvent(): "
                  "recording an event waits for its queue",
                  support.events, [&] {
                    c10::Event event(kType);
@@ -247,7 +247,7 @@ class Check {
       support.event_times = false;
       return;
     }
-    optional("event times", "elapsedTime() is not implemented: events read the host's clock",
+    optional("event times", "the guard has no elapsedTime(): events read the host's clock",
              support.event_times, [&] {
                c10::Event first(kType, c10::EventFlag::BACKEND_DEFAULT);
                c10::Event second(kType, c10::EventFlag::BACKEND_DEFAULT);
@@ -260,7 +260,7 @@ class Check {
 
   void types() {
     optional("data types",
-             "getDeviceCapability() is not implemented: a type is there if a tensor of it is made",
+             "the guard has no getDeviceCapability(): a type is there if a tensor of it is made",
              contract_.support.dtypes,
              [] { c10::impl::getDeviceGuardImpl(kType)->getDeviceCapability({kType, 0}); });
   }

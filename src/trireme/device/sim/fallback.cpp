@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "trireme/base/error.h"
+#include "trireme/device/operators/for_each_tensor.h"
 #include "trireme/device/sim/runtime.h"
 
 namespace trireme::device::sim {
@@ -96,19 +97,6 @@ class CpuCall {
   }
 
  private:
-  template <typename Visit>
-  static void for_each_tensor(const IValue& value, Visit visit) {
-    if (value.isTensor()) {
-      visit(value.toTensor());
-    } else if (value.isTensorList()) {
-      for (const at::Tensor& tensor : value.toTensorVector()) visit(tensor);
-    } else if (value.isOptionalTensorList()) {
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-        if (tensor.has_value()) visit(*tensor);
-      }
-    }
-  }
-
   c10::Device find_device() const {
     std::optional<c10::Device> found;
     for (const IValue& value : arguments_) {
