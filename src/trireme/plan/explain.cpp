@@ -77,7 +77,7 @@ std::string strategy_text(const model::ModelSpec& spec, const Program& program) 
 
 std::string memory_text(const model::ModelSpec& spec, const Program& program,
                         const Simulation& simulation) {
-  const ResidentBytes resident = resident_bytes(spec, program.strategy);
+  const ResidentBytes resident = resident_bytes(spec, program.strategy, program);
   std::string text = "memory held between steps\n";
   const auto line = [&](const char* name, int64_t bytes) {
     if (bytes > 0) text += fmt::format("  {:<28}{:>12}\n", name, mebibytes(bytes));

@@ -314,15 +314,26 @@ int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strat
   return water.above(sizes.hidden);
 }
 
-ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
+                             const Program& program) {
   ResidentBytes bytes;
+  const bool copies = strategy.precision == Precision::kBf16;
+  const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();
   const int64_t parameters = spec.num_parameters();
-  bytes.master_weights = 4 * parameters;
-  bytes.compute_weights = strategy.precision == Precision::kBf16 ? 2 * parameters : 0;
-  bytes.optimizer_states = 8 * parameters;
-  if (!strategy.optimizer_state_bytes.empty()) {
-    bytes.optimizer_states = 0;
-    for (const int64_t state : strategy.optimizer_state_bytes) bytes.optimizer_states += state;
+  bytes.compute_weights = copies ? 2 * parameters : 0;
+  if (!shares) bytes.master_weights = 4 * parameters;
+  for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
+    const auto at = static_cast<size_t>(part);
+    int64_t all = optimizer_state_bytes(spec, strategy, part);
+    if (shares) {
+      const std::vector<int64_t>& bounds = program.slices[at];
+      const auto slice = static_cast<size_t>(program.slice);
+      const int64_t mine = bounds[slice + 1] - bounds[slice];
+      // Without a compute copy the masters are what products read.
+      bytes.master_weights += 4 * (copies ? mine : bounds.back());
+      if (strategy.optimizer_state_bytes.empty()) all = 8 * mine;
+    }
+    bytes.optimizer_states += all;
   }
   if (strategy.offload_optimizer) std::swap(bytes.optimizer_states, bytes.host_optimizer_states);
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half

@@ -1,7 +1,8 @@
 #include "trireme/plan/simulate.h"
 
 #include <algorithm>
-#include <array>
+#include <map>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/plan/intervals.h"
@@ -11,7 +12,6 @@ namespace trireme::plan {
 
 namespace {
 
-constexpr int kNumResources = 4;
 
 // Start or end of an instruction, in the order in which memory changes hands.
 struct MemoryEvent {
@@ -111,8 +111,7 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
   Simulation result;
   result.instructions.resize(count);
   std::vector<int> cause(count, -1);  // what an instruction waited for last
-  std::array<int, kNumResources> last_in_queue;
-  last_in_queue.fill(-1);
+  std::map<std::pair<Resource, int>, int> last_in_queue;  // by resource and group
   int last = -1;
   for (const Instruction& instruction : program.instructions) {
     const auto at = static_cast<size_t>(instruction.id);
@@ -128,7 +127,8 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
         cause[at] = other;
       }
     };
-    int& queue = last_in_queue[static_cast<size_t>(instruction.resource)];
+    int& queue =
+        last_in_queue.try_emplace({instruction.resource, instruction.group}, -1).first->second;
     for (const int dependency : instruction.depends_on) wait_for(dependency);
     wait_for(queue);
     queue = instruction.id;
@@ -173,6 +173,13 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
       durations.push_back(rates.instruction_s +
                           static_cast<double>(sum_bytes(program, instruction.moves)) /
                               rates.host_link_bytes);
+      continue;
+    }
+    if (instruction.resource == Resource::kCommunication) {
+      durations.push_back(rates.instruction_s +
+                          static_cast<double>(sum_bytes(program, instruction.makes) +
+                                              sum_bytes(program, instruction.uses)) /
+                              rates.network_bytes);
       continue;
     }
     double attention = 0.0;
