@@ -28,15 +28,11 @@ bool names_schedule_file(const std::string& name);
 /// In the order of ScheduleKind, without kText.
 std::vector<std::string> schedule_names();
 
-<<<<<<< HEAD
 enum class ContextKind {
   kRing,
   kGather,
   kUlysses
 };  ///< how context parallel ranks share keys and values
-=======
-enum class ContextKind { kRing, kGather, kUlysses };  ///< how context parallel ranks share keys and values
->>>>>>> d3ac1f2ec1544d2097fcfe5d331eae1485afec88
 const char* to_string(ContextKind kind);
 ContextKind context_kind_from_name(const std::string& name);  ///< as schedule_from_name()
 
@@ -50,14 +46,9 @@ Reduction reduction_from_name(const std::string& name);  ///< as schedule_from_n
 /// Sizes count ranks; world = dp x tp x pp x cp.
 struct Parallel {
   int64_t dp = 1;
-<<<<<<< HEAD
   int64_t zero = 0;  ///< ZeRO stage, 0 to 3
   int64_t shard =
       0;  ///< data parallel ranks among which ZeRO shards, replicas across (hybrid); 0: all
-=======
-  int64_t zero = 0;   ///< ZeRO stage, 0 to 3
-  int64_t shard = 0;  ///< data parallel ranks among which ZeRO shards, replicas across (hybrid); 0: all
->>>>>>> d3ac1f2ec1544d2097fcfe5d331eae1485afec88
   int64_t tp = 1;
   int64_t pp = 1;
   ScheduleKind schedule = ScheduleKind::k1F1B;
