@@ -64,8 +64,7 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
       program.groups.push_back(group);
   }
   world_group_ = group_index(program, world);
-  if (owners_ > 1)
-    owner_group_ = group_index(program, mesh.group(cluster::Dimension::kData, rank));
+  if (owners_ > 1) owner_group_ = group_index(program, mesh.group(cluster::Dimension::kData, rank));
 }
 
 int GradientSums::count_targets() {
@@ -115,8 +114,7 @@ void GradientSums::lane_done(int part, int64_t lane) {
 // Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups meet, if the rank has both.
 void GradientSums::combine_lanes(int part, int64_t lane) {
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
-  for (const cluster::LaneNode& left :
-       cluster::carries(writer_.program().lanes.front(), lane)) {
+  for (const cluster::LaneNode& left : cluster::carries(writer_.program().lanes.front(), lane)) {
     const int64_t right = left.first + left.size;
     Instruction& instruction = writer_.begin(OpKind::kCombineLanes, part, kNone, left.first);
     instruction.right_lane = right;

@@ -37,7 +37,7 @@ class GradientSums {
     std::vector<int> sources;  ///< accumulators that the transfer reads until it is waited for
     int pieces;                ///< the buffer
     std::vector<Piece> nodes;
-    bool last;                 ///< of the part
+    bool last;  ///< of the part
   };
 
   void combine_lanes(int part, int64_t lane);
@@ -53,11 +53,13 @@ class GradientSums {
   const Strategy& strategy_;
   const int num_parts_;
   std::vector<char> has_parameters_;
-  std::vector<std::vector<int>> accumulators_;  ///< [part][lane]: buffer of the lane, then of its group
-  int owners_ = 1;                              ///< ranks that share states
+  std::vector<std::vector<int>>
+      accumulators_;  ///< [part][lane]: buffer of the lane, then of its group
+  int owners_ = 1;    ///< ranks that share states
   int world_group_ = -1;
   int owner_group_ = -1;
-  std::vector<std::map<int64_t, int>> slices_;  ///< [part]: by first lane of a node, its sum's buffer
+  std::vector<std::map<int64_t, int>>
+      slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending
   std::deque<Sent> sent_;
   std::vector<int> order_;  ///< parts as they are done in a lane

@@ -119,7 +119,8 @@ TEST(GradientSumsTest, EveryOwnerHasTheSumOfTheOneTreeWhateverTheRanks) {
             const auto finished = owned_by(program, sent);
             EXPECT_EQ(finished.size(), spec.parts.size());
             for (const auto& [part, text] : finished)
-              EXPECT_EQ(text, tree(0, lanes)) << lanes << " lanes, " << dp << " ranks, part " << part;
+              EXPECT_EQ(text, tree(0, lanes))
+                  << lanes << " lanes, " << dp << " ranks, part " << part;
           }
         }
       }
@@ -134,7 +135,8 @@ TEST(GradientSumsTest, RanksIssueTheSameTransfersOfAGroupInTheSameOrder) {
       std::vector<std::string> transfers;
       for (int rank = 0; rank < dp; ++rank) {
         std::string all;
-        for (const Instruction& i : build_program(spec, over_ranks(dp, zero, 8), rank).instructions) {
+        for (const Instruction& i :
+             build_program(spec, over_ranks(dp, zero, 8), rank).instructions) {
           if (i.resource != Resource::kCommunication) continue;
           all += fmt::format("{} {} {} {};", to_string(i.kind), i.part, i.group, i.pieces.size());
         }
@@ -173,7 +175,8 @@ TEST(GradientSumsTest, ARankSendsEveryOtherOwnersSliceOnce) {
         const auto& bounds = program.slices[static_cast<size_t>(instruction.part)];
         for (const Piece& piece : instruction.pieces) {
           if (piece.from == rank)
-            elements += bounds.back() - (bounds[static_cast<size_t>(rank) + 1] - bounds[static_cast<size_t>(rank)]);
+            elements += bounds.back() -
+                        (bounds[static_cast<size_t>(rank) + 1] - bounds[static_cast<size_t>(rank)]);
         }
       }
       int64_t mine = 0;
@@ -264,7 +267,8 @@ TEST(ShardsTest, BlocksNeverStraddleWhatMayBeCut) {
         int64_t blocks = 0;
         for (size_t i = 0; i + 1 < bounds.size(); ++i) {
           EXPECT_LE(bounds[i], bounds[i + 1]);
-          const BlockRange mine = blocks_of(ranges, bounds[i], bounds[i + 1]);  // throws if inside a block
+          const BlockRange mine =
+              blocks_of(ranges, bounds[i], bounds[i + 1]);  // throws if inside a block
           EXPECT_EQ(mine.first, blocks);
           blocks = mine.last;
         }
@@ -300,7 +304,8 @@ TEST(ShardsTest, TheSumOfSquaresDoesNotDependOnTheCut) {
         const BlockRange blocks{first, last};
         const auto mine = squares_nodes(blocks, count);
         nodes.insert(nodes.end(), mine.begin(), mine.end());
-        const auto of_mine = sums_of_nodes(mine, blocks, {sums.begin() + first, sums.begin() + last});
+        const auto of_mine =
+            sums_of_nodes(mine, blocks, {sums.begin() + first, sums.begin() + last});
         of_nodes.insert(of_nodes.end(), of_mine.begin(), of_mine.end());
         first = last;
       }

@@ -7,6 +7,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/plan/part_memory.h"
+#include "trireme/plan/shards.h"
 
 namespace trireme::plan {
 
@@ -314,6 +315,25 @@ int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strat
   return water.above(sizes.hidden);
 }
 
+namespace {
+
+/// States of elements [first, last) of a part.
+int64_t state_bytes_of(const model::ModelSpec& spec, const Strategy& strategy, int part,
+                       int64_t first, int64_t last) {
+  int64_t bytes = 0;
+  int64_t begin = 0;
+  for (size_t i = 0; i < spec.parameters.size(); ++i) {
+    if (spec.parameters[i].part != part) continue;
+    const int64_t end = begin + spec.parameters[i].numel();
+    const int64_t floats = strategy.state_floats.empty() ? 2 : strategy.state_floats[i];
+    bytes += 4 * floats * std::max<int64_t>(std::min(end, last) - std::max(begin, first), 0);
+    begin = end;
+  }
+  return bytes;
+}
+
+}  // namespace
+
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program) {
   ResidentBytes bytes;
@@ -329,9 +349,8 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
       const std::vector<int64_t>& bounds = program.slices[at];
       const auto slice = static_cast<size_t>(program.slice);
       const int64_t mine = bounds[slice + 1] - bounds[slice];
-      // Without a compute copy the masters are what products read.
-      bytes.master_weights += 4 * (copies ? mine : bounds.back());
-      if (strategy.optimizer_state_bytes.empty()) all = 8 * mine;
+      bytes.master_weights += 4 * (shares_masters(spec, strategy, part) ? mine : bounds.back());
+      all = state_bytes_of(spec, strategy, part, bounds[slice], bounds[slice + 1]);
     }
     bytes.optimizer_states += all;
   }

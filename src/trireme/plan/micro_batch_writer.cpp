@@ -109,8 +109,8 @@ MicroBatch MicroBatchWriter::begin(int64_t index) const {
   return micro;
 }
 
-void MicroBatchWriter::make_for(MicroBatch& micro, std::vector<int>& slot, int part, BufferKind kind,
-              int64_t bytes) {
+void MicroBatchWriter::make_for(MicroBatch& micro, std::vector<int>& slot, int part,
+                                BufferKind kind, int64_t bytes) {
   slot[static_cast<size_t>(part)] = writer_.new_buffer(kind, part, micro.index, kNone, bytes);
   writer_.make(slot[static_cast<size_t>(part)]);
 }
@@ -132,8 +132,7 @@ void MicroBatchWriter::forward(MicroBatch& micro, int part) {
   instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].forward_workspace;
   read_inputs(micro, part);
   read_residual(micro, part);
-  make_for(micro, micro.hidden, part, BufferKind::kHidden,
-           hidden_bytes(spec_, strategy_, part));
+  make_for(micro, micro.hidden, part, BufferKind::kHidden, hidden_bytes(spec_, strategy_, part));
   if (part > 0 && recompute(part) != Recompute::kFull) make_saved(micro, part);
 }
 
@@ -147,8 +146,7 @@ void MicroBatchWriter::recompute_forward(MicroBatch& micro, int part) {
   if (kind(part) == model::PartKind::kCombine && has_shared_expert(part))
     writer_.read(micro.hidden[static_cast<size_t>(router_of(part))]);
   // Issued when the gradient is there: no earlier, or its memory would be held for nothing.
-  writer_.depend(
-      writer_.last_write(micro.hidden_gradient[static_cast<size_t>(part)]));
+  writer_.depend(writer_.last_write(micro.hidden_gradient[static_cast<size_t>(part)]));
   make_saved(micro, part);
 }
 

@@ -37,10 +37,13 @@ struct Strategy {
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
+  /// Floats of optimizer state per element, by parameter: what a slice of a part has; empty: two.
+  std::vector<int64_t> state_floats;
   /// What the optimizer step of each part holds beside its buffers (Muon's products); empty: nothing.
   std::vector<int64_t> optimizer_workspace_bytes;
-  Parallel parallel;        ///< over which ranks
-  bool whole_matrices = false;  ///< the optimizer updates matrices at once: slices do not cut them (part_slices())
+  Parallel parallel;  ///< over which ranks
+  bool whole_matrices =
+      false;  ///< the optimizer updates matrices at once: slices do not cut them (part_slices())
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
@@ -55,15 +58,15 @@ enum class OpKind {
   kBackwardWeight,  ///< gradients of a part's parameters, added to the lane's accumulator
   kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the
                     ///< right
-  kCountTargets,  ///< how many targets all ranks' micro-batches have
+  kCountTargets,    ///< how many targets all ranks' micro-batches have
   /// Slices of a part's partial sums go to the ranks that own them: see Instruction::pieces
   kReduceGradients,
-  kCombinePieces,    ///< the owner adds them to its slice, as the tree of lanes says
-  kGatherGradients,  ///< owners' slices become a part's whole gradient again
-  kSumSquares,       ///< of the blocks of all slices that this rank owns
-  kReduceFigures,    ///< losses of lanes, sums of squares and routers' statistics of all ranks
-  kGradNorm,         ///< global norm over all parts, in fixed order
-  kOptimizerStep,   ///< of a part's parameters
+  kCombinePieces,     ///< the owner adds them to its slice, as the tree of lanes says
+  kGatherGradients,   ///< owners' slices become a part's whole gradient again
+  kSumSquares,        ///< of the blocks of all slices that this rank owns
+  kReduceFigures,     ///< losses of lanes, sums of squares and routers' statistics of all ranks
+  kGradNorm,          ///< global norm over all parts, in fixed order
+  kOptimizerStep,     ///< of a part's parameters
   kGatherParameters,  ///< owners' new weights of a part become whole everywhere
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
   kReload,   ///< makes room for buffers of a part on the device and copies them back

@@ -4,7 +4,8 @@
 
 namespace trireme::plan {
 
-int ProgramWriter::new_buffer(BufferKind kind, int part, int64_t micro_batch, int64_t lane, int64_t bytes) {
+int ProgramWriter::new_buffer(BufferKind kind, int part, int64_t micro_batch, int64_t lane,
+                              int64_t bytes) {
   const int id = static_cast<int>(program_.buffers.size());
   program_.buffers.push_back({id, kind, part, micro_batch, lane, bytes, kNone, kNone});
   access_.emplace_back();

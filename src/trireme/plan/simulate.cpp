@@ -12,7 +12,6 @@ namespace trireme::plan {
 
 namespace {
 
-
 // Start or end of an instruction, in the order in which memory changes hands.
 struct MemoryEvent {
   double time_s = 0.0;
@@ -110,7 +109,7 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
                 count);
   Simulation result;
   result.instructions.resize(count);
-  std::vector<int> cause(count, -1);  // what an instruction waited for last
+  std::vector<int> cause(count, -1);                      // what an instruction waited for last
   std::map<std::pair<Resource, int>, int> last_in_queue;  // by resource and group
   int last = -1;
   for (const Instruction& instruction : program.instructions) {

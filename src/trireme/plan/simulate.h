@@ -54,7 +54,7 @@ struct DeviceRates {
   double memory_bytes = 1e10;     ///< bytes a second read or written
   double host_link_bytes =
       1e10;  ///< bytes a second to the host, and as many from it at the same time
-  double network_bytes = 1e10;    ///< bytes a second between ranks
+  double network_bytes = 1e10;   ///< bytes a second between ranks
   double instruction_s = 20e-6;  ///< cost of an instruction that does nothing
 };
 
