@@ -52,8 +52,8 @@ struct Parallel {
   int64_t tp = 1;
   int64_t pp = 1;
   ScheduleKind schedule = ScheduleKind::k1F1B;
-  std::string schedule_file;  ///< kText: its name, for messages
-  std::string schedule_text;  ///< kText: its content
+  std::string schedule_file = {};  ///< kText: its name, for messages
+  std::string schedule_text = {};  ///< kText: its content
   int64_t chunks = 1;         ///< pipeline stages a rank
   int64_t cp = 1;
   ContextKind cp_kind = ContextKind::kRing;

@@ -5,6 +5,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/plan/offload.h"
 #include "trireme/plan/program.h"
+#include "trireme/plan/validate_parallel.h"
 
 namespace trireme::plan {
 
@@ -182,16 +183,6 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
                     strategy.sequences, strategy.micro, strategy.lanes, unit,
                     (strategy.sequences / unit + 1) * unit));
   }
-  const Parallel& parallel = strategy.parallel;
-  if (parallel.dp < 1 || parallel.dp > strategy.lanes) {
-    reject(
-        fmt::format("parallel.dp = {}: every rank needs a lane of its own, and batch.lanes = {}; "
-                    "use 1 to {} ranks or "
-                    "more lanes",
-                    parallel.dp, strategy.lanes, strategy.lanes));
-  }
-  if (parallel.zero < 0 || parallel.zero > 3)
-    reject(fmt::format("parallel.zero = {}: ZeRO has stages 0 to 3", parallel.zero));
   if (strategy.seq_len > spec.max_positions) {
     reject(
         fmt::format("data.seq_len = {} exceeds the model's {} positions: shorten it or raise "
@@ -215,6 +206,10 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
       strategy.optimizer_state_bytes.size() != spec.parts.size()) {
     reject(fmt::format("optimizer_state_bytes has {} entries for {} parts: give one per part",
                        strategy.optimizer_state_bytes.size(), spec.parts.size()));
+  }
+  if (power_of_two) {
+    for (ParallelProblem& problem : validate_parallel(spec, strategy))
+      reject(std::move(problem.reason));
   }
   return reasons;
 }
