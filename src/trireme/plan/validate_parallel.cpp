@@ -21,7 +21,7 @@ enum class Key { kDp, kZero, kShard, kTp, kPp, kSchedule, kChunks, kCp, kContext
 struct Size {
   Key key;
   const char* name;
-  int64_t Parallel::*value;
+  int64_t Parallel::* value;
   int64_t least;
 };
 constexpr std::array<Size, 9> kSizes = {{{Key::kDp, "dp", &Parallel::dp, 1},
@@ -169,10 +169,10 @@ class Rules {
     if (p.schedule == ScheduleKind::kText) {
       check_text(p, found);
     } else if (fixed > 0 && p.chunks != fixed) {
-      found.push_back({Key::kChunks, fmt::format("parallel.schedule = \"{}\" has {} on every "
-                                                 "rank, not parallel.chunks = {}",
-                                                 name, fixed == 1 ? "one stage" : "two stages",
-                                                 p.chunks)});
+      found.push_back(
+          {Key::kChunks, fmt::format("parallel.schedule = \"{}\" has {} on every "
+                                     "rank, not parallel.chunks = {}",
+                                     name, fixed == 1 ? "one stage" : "two stages", p.chunks)});
     } else if (fixed == 0 && p.chunks < 2) {
       found.push_back({Key::kChunks, fmt::format("parallel.schedule = \"{}\" needs two stages on "
                                                  "every rank or more, not parallel.chunks = {}",
@@ -219,10 +219,10 @@ class Rules {
     // Zigzag: a rank has a piece from the front and one from the back, for an even load under the causal mask.
     const int64_t pieces = p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp;
     if (strategy_.seq_len % pieces != 0)
-      found.push_back({Key::kCp, fmt::format("parallel.cp = {} ({}) cuts a sequence into {} "
-                                             "pieces, which does not divide data.seq_len = {}",
-                                             p.cp, to_string(p.cp_kind), pieces,
-                                             strategy_.seq_len)});
+      found.push_back(
+          {Key::kCp, fmt::format("parallel.cp = {} ({}) cuts a sequence into {} "
+                                 "pieces, which does not divide data.seq_len = {}",
+                                 p.cp, to_string(p.cp_kind), pieces, strategy_.seq_len)});
     if (p.cp_kind != ContextKind::kUlysses) return;
     const int64_t ranks = p.cp * p.tp;
     for (const int64_t heads : numbers_.heads) {
@@ -246,8 +246,7 @@ class Rules {
     if (numbers_.experts.empty()) {
       for (const Key key : {Key::kEp, Key::kEtp}) {
         if (p.*size_of(key)->value > 1)
-          found.push_back(
-              {key, fmt::format("{}: the model has no experts", setting(key, p))});
+          found.push_back({key, fmt::format("{}: the model has no experts", setting(key, p))});
       }
       return;
     }
