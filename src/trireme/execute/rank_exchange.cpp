@@ -9,6 +9,7 @@
 #include "trireme/cluster/lane_tree.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/plan/figures.h"
+#include "trireme/plan/shards.h"
 
 namespace trireme::execute {
 
@@ -75,7 +76,7 @@ void RankExchange::wait(int instruction, device::Queue& queue) {
   under_way_.erase(found);
   const plan::Instruction& done = program_->instructions[static_cast<size_t>(instruction)];
   // What everybody needs in float32 came as such.
-  if (done.kind == plan::OpKind::kGatherParameters && store_.has_whole_master(done.part))
+  if (done.kind == plan::OpKind::kGatherParameters && !shares_masters(done.part))
     store_.refresh_compute(done.part);
 }
 
@@ -176,11 +177,15 @@ void RankExchange::gather_gradients(const plan::Instruction& instruction, const 
                       slice(instruction.part), device_.compute_queue()));
 }
 
+bool RankExchange::shares_masters(int part) const {
+  return plan::shares_masters(store_.spec(), program_->strategy, part);
+}
+
 void RankExchange::gather_parameters(const plan::Instruction& instruction) {
   const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
-  const at::Tensor& whole = store_.has_whole_master(instruction.part)
-                                ? store_.part_master(instruction.part)
-                                : store_.part_compute(instruction.part);
+  const at::Tensor& whole = shares_masters(instruction.part)
+                                ? store_.part_compute(instruction.part)
+                                : store_.part_master(instruction.part);
   const auto mine = static_cast<size_t>(program_->slice);
   issued(instruction,
          group(instruction)

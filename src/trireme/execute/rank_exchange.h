@@ -55,6 +55,7 @@ class RankExchange {
   using Sum = std::pair<cluster::LaneNode, at::Tensor>;
 
   comm::Group& group(const plan::Instruction& instruction);
+  bool shares_masters(int part) const;
   void issued(const plan::Instruction& instruction, comm::Group::Pending work);
 
   comm::World& world_;

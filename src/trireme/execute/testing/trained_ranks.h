@@ -1,6 +1,7 @@
 // A few steps of training over ranks that are threads, put together as one rank would have it. Header only, for tests.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -93,7 +94,11 @@ inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Dev
     trained.weights.push_back(
         join(each([&](const RankTrained& r) { return r.masters[part]; }),
              shared && !(whole && all.back().master_ranges[part].count() == compute.numel())));
-    EXPECT_TRUE(at::equal(compute, trained.weights.back().to(compute.scalar_type())));
+    // A selection bias moves in float32 and is read so.
+    if (std::ranges::none_of(one.spec.parameters, [&](const model::ParameterSpec& parameter) {
+          return parameter.part == static_cast<int>(part) && !parameter.trainable;
+        }))
+      EXPECT_TRUE(at::equal(compute, trained.weights.back().to(compute.scalar_type())));
     states.emplace_back();
     for (size_t i = 0; i < 2; ++i)
       states.back().push_back(
