@@ -183,9 +183,8 @@ bool RankExchange::shares_masters(int part) const {
 
 void RankExchange::gather_parameters(const plan::Instruction& instruction) {
   const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
-  const at::Tensor& whole = shares_masters(instruction.part)
-                                ? store_.part_compute(instruction.part)
-                                : store_.part_master(instruction.part);
+  const at::Tensor& whole = shares_masters(instruction.part) ? store_.part_compute(instruction.part)
+                                                             : store_.part_master(instruction.part);
   const auto mine = static_cast<size_t>(program_->slice);
   issued(instruction,
          group(instruction)

@@ -362,8 +362,9 @@ TEST(OptimizerSlices, SlicesSideBySideAreTheWholePart) {
     const auto whole = make_optimizer(config, spec);
     std::vector<std::unique_ptr<Optimizer>> slices;
     for (size_t i = 0; i < 3; ++i) {
-      slices.push_back(make_optimizer(config, spec, at::kCPU, StatePlace::kDevice,
-                                      {{cuts[0][i], cuts[0][i + 1]}, {cuts[1][i], cuts[1][i + 1]}}));
+      slices.push_back(
+          make_optimizer(config, spec, at::kCPU, StatePlace::kDevice,
+                         {{cuts[0][i], cuts[0][i + 1]}, {cuts[1][i], cuts[1][i + 1]}}));
     }
     Generator generator(4);
     std::vector<at::Tensor> weights;

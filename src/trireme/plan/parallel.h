@@ -54,7 +54,7 @@ struct Parallel {
   ScheduleKind schedule = ScheduleKind::k1F1B;
   std::string schedule_file = {};  ///< kText: its name, for messages
   std::string schedule_text = {};  ///< kText: its content
-  int64_t chunks = 1;         ///< pipeline stages a rank
+  int64_t chunks = 1;              ///< pipeline stages a rank
   int64_t cp = 1;
   ContextKind cp_kind = ContextKind::kRing;
   int64_t ep = 1;

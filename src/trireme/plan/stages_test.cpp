@@ -106,7 +106,8 @@ TEST(Stages, CutBetweenLayersOnly) {
   EXPECT_THAT(stage_units(llama(3, 40)), ElementsAre(0, 1, 3, 5, 7, 8));
   // Modules of multi-token prediction stay with the head.
   EXPECT_THAT(stage_units(model::with_mtp(llama(2, 40), 1, 0.3)),
-              ElementsAre(0, 1, 3, 5, static_cast<int>(model::with_mtp(llama(2, 40), 1, 0.3).parts.size())));
+              ElementsAre(0, 1, 3, 5,
+                          static_cast<int>(model::with_mtp(llama(2, 40), 1, 0.3).parts.size())));
   const std::vector<double> costs = unit_flops(llama(3, 40), 8);
   EXPECT_EQ(costs.size(), 5);
   EXPECT_EQ(costs.front(), 0.0);  // a look-up

@@ -21,7 +21,7 @@ enum class Key { kDp, kZero, kShard, kTp, kPp, kSchedule, kChunks, kCp, kContext
 struct Size {
   Key key;
   const char* name;
-  int64_t Parallel::*value;
+  int64_t Parallel::* value;
   int64_t least;
 };
 constexpr std::array<Size, 9> kSizes = {{{Key::kDp, "dp", &Parallel::dp, 1},
@@ -169,15 +169,31 @@ class Rules {
     if (p.schedule == ScheduleKind::kText) {
       check_text(p, found);
     } else if (fixed > 0 && p.chunks != fixed) {
-      found.push_back({Key::kChunks, fmt::format("parallel.schedule = \"{}\" has {} on every "
-                                                 "rank, not parallel.chunks = {}",
-                                                 name, fixed == 1 ? "one stage" : "two stages",
-                                                 p.chunks)});
+      found.push_back(
+          {Key::kChunks, fmt::format("parallel.schedule = \"{}\" has {} on every "
+                                     "rank, not parallel.chunks = {}",
+                                     name, fixed == 1 ? "one stage" : "two stages", p.chunks)});
     } else if (fixed == 0 && p.chunks < 2) {
       found.push_back({Key::kChunks, fmt::format("parallel.schedule = \"{}\" needs two stages on "
                                                  "every rank or more, not parallel.chunks = {}",
                                                  name, p.chunks)});
     }
+    // Its gradients would come from two stages.
+    if (spec_.tied_embeddings)
+      found.push_back(
+          {Key::kPp, fmt::format("parallel.pp = {}: the model's head multiplies with its "
+                                 "embedding, which is on another stage",
+                                 p.pp)});
+    if (spec_.num_mtp_layers > 0)
+      found.push_back({Key::kPp, fmt::format("parallel.pp = {}: multi-token prediction reads the "
+                                             "embedding, which is on another stage",
+                                             p.pp)});
+    // Else the ranks that share parameters would end their stages in different orders.
+    if (p.chunks > 1 && p.dp <= strategy_.lanes && strategy_.lanes % p.dp != 0)
+      found.push_back({Key::kDp, fmt::format("parallel.dp = {} does not divide batch.lanes = {}, "
+                                             "which several stages a rank (parallel.chunks = {}) "
+                                             "need",
+                                             p.dp, strategy_.lanes, p.chunks)});
     if (p.stages() > numbers_.units)
       found.push_back(
           {p.chunks > 2 ? Key::kChunks : Key::kPp,
@@ -219,10 +235,10 @@ class Rules {
     // Zigzag: a rank has a piece from the front and one from the back, for an even load under the causal mask.
     const int64_t pieces = p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp;
     if (strategy_.seq_len % pieces != 0)
-      found.push_back({Key::kCp, fmt::format("parallel.cp = {} ({}) cuts a sequence into {} "
-                                             "pieces, which does not divide data.seq_len = {}",
-                                             p.cp, to_string(p.cp_kind), pieces,
-                                             strategy_.seq_len)});
+      found.push_back(
+          {Key::kCp, fmt::format("parallel.cp = {} ({}) cuts a sequence into {} "
+                                 "pieces, which does not divide data.seq_len = {}",
+                                 p.cp, to_string(p.cp_kind), pieces, strategy_.seq_len)});
     if (p.cp_kind != ContextKind::kUlysses) return;
     const int64_t ranks = p.cp * p.tp;
     for (const int64_t heads : numbers_.heads) {
@@ -246,8 +262,7 @@ class Rules {
     if (numbers_.experts.empty()) {
       for (const Key key : {Key::kEp, Key::kEtp}) {
         if (p.*size_of(key)->value > 1)
-          found.push_back(
-              {key, fmt::format("{}: the model has no experts", setting(key, p))});
+          found.push_back({key, fmt::format("{}: the model has no experts", setting(key, p))});
       }
       return;
     }

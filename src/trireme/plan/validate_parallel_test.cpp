@@ -64,14 +64,25 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
   EXPECT_EQ(reason_of(llama, {.pp = 9}),
             "parallel.pp = 9 x parallel.chunks = 1 are 9 stages; the model can be cut into 8: "
             "embedding, 6 layers, head: use parallel.pp = 8");
-  EXPECT_EQ(reason_of(llama, {.pp = 2, .schedule = ScheduleKind::kZeroBubbleV}),
-            "parallel.schedule = \"zbv\" has two stages on every rank, not parallel.chunks = 1: use "
-            "parallel.chunks = 2");
+  EXPECT_EQ(
+      reason_of(llama, {.pp = 2, .schedule = ScheduleKind::kZeroBubbleV}),
+      "parallel.schedule = \"zbv\" has two stages on every rank, not parallel.chunks = 1: use "
+      "parallel.chunks = 2");
   EXPECT_THAT(reason_of(llama, {.pp = 2, .schedule = ScheduleKind::kInterleaved}),
               HasSubstr("needs two stages on every rank or more, not parallel.chunks = 1: use "
                         "parallel.chunks = 2"));
-  EXPECT_EQ(reason_of(llama, {.chunks = 2}),
-            "parallel.chunks = 2: with parallel.pp = 1 there are no stages: use parallel.chunks = 1");
+  model::ModelSpec tied = llama;
+  tied.tied_embeddings = true;
+  EXPECT_EQ(reason_of(tied, {.pp = 2}),
+            "parallel.pp = 2: the model's head multiplies with its embedding, which is on another "
+            "stage: use parallel.pp = 1");
+  EXPECT_EQ(
+      reason_of(llama, {.dp = 3, .pp = 2, .schedule = ScheduleKind::kZeroBubbleV, .chunks = 2}),
+      "parallel.dp = 3 does not divide batch.lanes = 16, which several stages a rank "
+      "(parallel.chunks = 2) need: use parallel.dp = 2 or 4");
+  EXPECT_EQ(
+      reason_of(llama, {.chunks = 2}),
+      "parallel.chunks = 2: with parallel.pp = 1 there are no stages: use parallel.chunks = 1");
   EXPECT_EQ(reason_of(llama, {.cp = 5}),
             "parallel.cp = 5 (ring) cuts a sequence into 10 pieces, which does not divide "
             "data.seq_len = 48: use parallel.cp = 4 or 6");
@@ -92,7 +103,6 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
 }
 
 TEST(ValidateParallel, ChangesSeveralThingsWhereOneWillNotDo) {
-
   const std::vector<ParallelProblem> problems =
       validate_parallel(dense(), strategy_of({.tp = 3, .ep = 3}));
   ASSERT_THAT(problems, SizeIs(3));  // heads, key and value heads, experts
@@ -129,19 +139,20 @@ bool allowed(const model::ModelSpec& spec, const Strategy& s) {
   const Parallel& p = s.parallel;
   bool good = p.dp <= s.lanes && p.zero <= 3;
   if (p.shard > 0) good = good && p.zero > 0 && p.dp % p.shard == 0;
-  const bool v = p.schedule == ScheduleKind::kZeroBubbleV ||
-                 p.schedule == ScheduleKind::kVHalf || p.schedule == ScheduleKind::kDualPipeV;
+  const bool v = p.schedule == ScheduleKind::kZeroBubbleV || p.schedule == ScheduleKind::kVHalf ||
+                 p.schedule == ScheduleKind::kDualPipeV;
   if (p.pp == 1) {
     good = good && p.chunks == 1;
   } else {
     const int64_t most = spec.num_main_layers() + 2;
+    good = good && !spec.tied_embeddings && (p.chunks == 1 || s.lanes % p.dp == 0);
     good = good && p.pp * p.chunks <= most;
-    good = good && (p.schedule == ScheduleKind::kInterleaved ? p.chunks >= 2 : p.chunks == (v ? 2 : 1));
+    good = good &&
+           (p.schedule == ScheduleKind::kInterleaved ? p.chunks >= 2 : p.chunks == (v ? 2 : 1));
   }
   const auto even = [](int64_t a, int64_t b) { return a % b == 0 || b % a == 0; };
   bool any_experts = false;
-  if (p.cp > 1)
-    good = good && s.seq_len % (p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp) == 0;
+  if (p.cp > 1) good = good && s.seq_len % (p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp) == 0;
   good = good && spec.vocab_size % p.tp == 0 && (s.micro * s.seq_len / p.cp) % p.tp == 0;
   for (const model::LayerSpec& layer : spec.layers) {
     const int64_t kv = layer.attention.latent ? 0 : layer.attention.num_kv_heads;
@@ -167,8 +178,7 @@ TEST(ValidateParallel, EveryCombinationToSixtyFourRanksIsValidOrHasAReasonAndAWa
   };
   int valid = 0;
   int refused = 0;
-  for (const model::ModelSpec& spec :
-       {dense(), experts("qwen3_moe"), experts("deepseek_v3")}) {
+  for (const model::ModelSpec& spec : {dense(), experts("qwen3_moe"), experts("deepseek_v3")}) {
     for (int64_t dp = 1; dp <= 64; ++dp) {
       for (int64_t tp = 1; dp * tp <= 64; ++tp) {
         for (int64_t pp = 1; dp * tp * pp <= 64; ++pp) {
