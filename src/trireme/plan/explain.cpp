@@ -172,6 +172,11 @@ OrderedJson instruction_json(const model::ModelSpec& spec, const Instruction& in
   if (instruction.micro_batch >= 0) json["micro_batch"] = instruction.micro_batch;
   if (instruction.lane >= 0) json["lane"] = instruction.lane;
   if (instruction.right_lane >= 0) json["right_lane"] = instruction.right_lane;
+  if (instruction.group >= 0) json["group"] = instruction.group;
+  if (instruction.peer >= 0) {
+    json["peer"] = instruction.peer;
+    json["of_gradient"] = instruction.of_gradient;
+  }
   json["depends_on"] = instruction.depends_on;
   json["makes"] = instruction.makes;
   json["uses"] = instruction.uses;

@@ -45,9 +45,10 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
       slices_(spec.parts.size()),
       held_(spec.parts.size()) {
   has_parameters_.assign(spec.parts.size(), 0);
-  for (const model::ParameterSpec& parameter : spec.parameters)
-    has_parameters_[static_cast<size_t>(parameter.part)] = 1;
   Program& program = writer_.program();
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (program.has(parameter.part)) has_parameters_[static_cast<size_t>(parameter.part)] = 1;
+  }
   program.rank = rank;
   const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
   owners_ = mesh.group_size(cluster::Dimension::kData);
@@ -59,12 +60,17 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   std::vector<int> world(static_cast<size_t>(mesh.size()));
   std::iota(world.begin(), world.end(), 0);
   program.groups.push_back(world);
-  for (const std::vector<int>& group : mesh.groups(cluster::Dimension::kData)) {
-    if (group.size() > 1 && std::ranges::find(program.groups, group) == program.groups.end())
-      program.groups.push_back(group);
+  for (const cluster::Dimension dimension :
+       {cluster::Dimension::kData, cluster::Dimension::kPipeline}) {
+    for (const std::vector<int>& group : mesh.groups(dimension)) {
+      if (group.size() > 1 && std::ranges::find(program.groups, group) == program.groups.end())
+        program.groups.push_back(group);
+    }
   }
   world_group_ = group_index(program, world);
   if (owners_ > 1) owner_group_ = group_index(program, mesh.group(cluster::Dimension::kData, rank));
+  if (mesh.shape().pp > 1)
+    pipeline_group_ = group_index(program, mesh.group(cluster::Dimension::kPipeline, rank));
 }
 
 int GradientSums::count_targets() {
@@ -228,6 +234,10 @@ void GradientSums::finish_step() {
   }
   writer_.begin(OpKind::kGradNorm, kNone, kNone, kNone);
   writer_.depend(figures);
+  for (const auto& [transfer, buffer] : at_end_) {
+    writer_.read(buffer);
+    writer_.depend(transfer);
+  }
   const int norm = writer_.current();
   for (int part = 0; part < num_parts_ && world_group_ < 0; ++part) {
     if (has_parameters(part)) writer_.read(finished_gradient(part));

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "trireme/cluster/mesh.h"
@@ -11,12 +12,14 @@
 namespace trireme::plan {
 
 /// Writes what adds up lanes' gradients and what follows from them. docs/reduction.md says why the sum does not depend on the
-/// ranks. Ownership: borrows the spec and the writer, whose program has its strategy.
+/// ranks. Only of parts that the rank has. Ownership: borrows the spec and the writer, whose program has its strategy.
 class GradientSums {
  public:
   GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, int rank);
 
   bool has_parameters(int part) const { return has_parameters_[static_cast<size_t>(part)] != 0; }
+  /// Index of the pipeline's ranks in Program::groups; -1: no pipeline.
+  int pipeline_group() const { return pipeline_group_; }
   bool over_ranks() const { return owners_ > 1; }
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
@@ -25,6 +28,8 @@ class GradientSums {
   void accumulate(int64_t lane, int part);
   /// The part's gradients of the lane are complete: adds and sends what can be.
   void lane_done(int part, int64_t lane);
+  /// The norm waits for a transfer, and keeps the buffer that it reads until then.
+  void wait_at_end(int transfer, int buffer) { at_end_.push_back({transfer, buffer}); }
   /// After the last lane: norm, optimizer steps, commit.
   void finish_step();
 
@@ -58,11 +63,13 @@ class GradientSums {
   int owners_ = 1;    ///< ranks that share states
   int world_group_ = -1;
   int owner_group_ = -1;
+  int pipeline_group_ = -1;
   std::vector<std::map<int64_t, int>>
       slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending
   std::deque<Sent> sent_;
-  std::vector<int> order_;  ///< parts as they are done in a lane
+  std::vector<std::pair<int, int>> at_end_;  ///< transfers and their buffers
+  std::vector<int> order_;                   ///< parts as they are done in a lane
 };
 
 }  // namespace trireme::plan

@@ -339,11 +339,15 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
   ResidentBytes bytes;
   const bool copies = strategy.precision == Precision::kBf16;
   const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();
-  const int64_t parameters = spec.num_parameters();
+  int64_t parameters = 0;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (program.has(parameter.part)) parameters += parameter.numel();
+  }
   bytes.compute_weights = copies ? 2 * parameters : 0;
   if (!shares) bytes.master_weights = 4 * parameters;
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
     const auto at = static_cast<size_t>(part);
+    if (!program.has(part)) continue;
     int64_t all = optimizer_state_bytes(spec, strategy, part);
     if (shares) {
       const std::vector<int64_t>& bounds = program.slices[at];
@@ -358,7 +362,10 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
   std::vector<model::RotarySpec> tables;
-  for (const model::LayerSpec& layer : spec.layers) {
+  for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
+    const int number = spec.parts[static_cast<size_t>(part)].layer;
+    if (number < 0 || !program.has(part)) continue;
+    const model::LayerSpec& layer = spec.layers[static_cast<size_t>(number)];
     if (!layer.attention.rotary) continue;
     const model::RotarySpec& rotary = *layer.attention.rotary;
     if (std::ranges::find(tables, rotary) != tables.end()) continue;

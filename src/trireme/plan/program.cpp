@@ -6,6 +6,7 @@
 #include "trireme/plan/memory.h"
 #include "trireme/plan/micro_batch_writer.h"
 #include "trireme/plan/offload.h"
+#include "trireme/plan/pipeline_writer.h"
 #include "trireme/plan/program_writer.h"
 
 namespace trireme::plan {
@@ -44,6 +45,10 @@ const char* to_string(OpKind kind) {
       return "optimizer-step";
     case OpKind::kGatherParameters:
       return "gather-parameters";
+    case OpKind::kSend:
+      return "send";
+    case OpKind::kReceive:
+      return "receive";
     case OpKind::kOffload:
       return "offload";
     case OpKind::kReload:
@@ -101,32 +106,23 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;
+  const cluster::Mesh mesh(mesh_shape(strategy.parallel));
+  const cluster::Coordinates where = mesh.coordinates(rank);
+  const auto lanes = lanes_of(strategy, where.dp, strategy.parallel.dp);
+  PipelineLayout layout = pipeline_layout(
+      spec, strategy, static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane());
+  program.has_part = layout.parts_of(where.pp);
   GradientSums sums(spec, writer, rank);
   MicroBatchWriter micro_batches(spec, writer, sums);
   const ResidentBytes resident = resident_bytes(spec, program.strategy, program);
   program.resident_bytes = resident.total();
   program.host_resident_bytes = resident.host_optimizer_states;
 
-  const int last_part = static_cast<int>(spec.parts.size()) - 1;
-  const std::vector<int64_t> order = program.micro_batches();
-  micro_batches.load(order.front());
+  micro_batches.load(program.micro_batches().front());
   micro_batches.count_first(sums.count_targets());
-  for (size_t i = 0; i < order.size(); ++i) {
-    // The host runs one micro-batch ahead.
-    if (i + 1 < order.size()) micro_batches.load(order[i + 1]);
-    MicroBatch micro = micro_batches.begin(order[i]);
-    for (int part = 0; part < last_part; ++part) micro_batches.forward(micro, part);
-    for (int part = last_part; part >= 1; --part) {
-      micro_batches.backward_input(micro, part);
-      if (!spec.is_head(part) && sums.has_parameters(part) && !micro_batches.delays(part))
-        micro_batches.backward_weight(micro, part);
-    }
-    for (int part = last_part; part >= 1; --part) {
-      if (sums.has_parameters(part) && micro_batches.delays(part))
-        micro_batches.backward_weight(micro, part);
-    }
-    micro_batches.backward_weight(micro, 0);
-  }
+  PipelineWriter(spec, std::move(layout), where.pp, sums.pipeline_group(), writer, micro_batches,
+                 sums)
+      .write();
   sums.finish_step();
   writer.free_after_last_use();
   insert_offload(spec, program);
@@ -150,6 +146,7 @@ std::string describe(const model::ModelSpec& spec, const Instruction& instructio
   } else if (instruction.micro_batch >= 0) {
     text += fmt::format(" micro-batch {} (lane {})", instruction.micro_batch, instruction.lane);
   }
+  if (instruction.of_gradient) text += ", gradient";
   return text;
 }
 

@@ -68,6 +68,8 @@ enum class OpKind {
   kGradNorm,          ///< global norm over all parts, in fixed order
   kOptimizerStep,     ///< of a part's parameters
   kGatherParameters,  ///< owners' new weights of a part become whole everywhere
+  kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
+  kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
   kReload,   ///< makes room for buffers of a part on the device and copies them back
   kCommit    ///< the step is done: counters, metrics
@@ -145,6 +147,9 @@ struct Instruction {
   int64_t workspace_bytes = 0;  ///< extra memory held only while it runs
   double flops = 0.0;
   int group = -1;  ///< kCommunication: index in Program::groups
+  int peer = -1;   ///< kSend, kReceive: the other rank's place in the group
+  bool of_gradient =
+      false;  ///< kSend, kReceive: of the part's output's gradient, not of its output
   /// kReduceGradients, and the kCombinePieces after it: in ascending order of lanes. A rank sends its own in this order.
   std::vector<Piece> pieces;
 };
@@ -154,6 +159,8 @@ struct Program {
   std::vector<Instruction> instructions;
   std::vector<Buffer> buffers;
   int rank = 0;
+  std::vector<char> has_part;  ///< by part: whether this rank computes it; empty: all
+  bool has(int part) const { return has_part.empty() || has_part[static_cast<size_t>(part)] != 0; }
   std::vector<int64_t> lanes;  ///< of this rank, in the order in which it computes them
   /// Members of each group that talks, ascending; the same list on every rank, of the whole world first.
   std::vector<std::vector<int>> groups;

@@ -134,7 +134,6 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     auto& timing = result.instructions[at];
     timing.start_s = start;
     timing.end_s = start + durations_s[at];
-    if (instruction.resource == Resource::kCompute) result.compute_busy_s += durations_s[at];
     if (last < 0 || timing.end_s >= result.step_s) last = instruction.id;
     result.step_s = std::max(result.step_s, timing.end_s);
   }
@@ -142,9 +141,19 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     result.critical_path.push_back(id);
   }
   std::reverse(result.critical_path.begin(), result.critical_path.end());
-  run_copies(program, result);
-  run_memory(program, result);
+  derive_figures(program, result);
   return result;
+}
+
+void derive_figures(const Program& program, Simulation& simulation) {
+  simulation.compute_busy_s = 0.0;
+  for (const Instruction& instruction : program.instructions) {
+    if (instruction.resource != Resource::kCompute) continue;
+    const auto& timing = simulation.instructions[static_cast<size_t>(instruction.id)];
+    simulation.compute_busy_s += timing.end_s - timing.start_s;
+  }
+  run_copies(program, simulation);
+  run_memory(program, simulation);
 }
 
 Simulation simulate_in_issue_order(const Program& program) {

@@ -178,6 +178,22 @@ class Rules {
                                                  "every rank or more, not parallel.chunks = {}",
                                                  name, p.chunks)});
     }
+    // Its gradients would come from two stages.
+    if (spec_.tied_embeddings)
+      found.push_back(
+          {Key::kPp, fmt::format("parallel.pp = {}: the model's head multiplies with its "
+                                 "embedding, which is on another stage",
+                                 p.pp)});
+    if (spec_.num_mtp_layers > 0)
+      found.push_back({Key::kPp, fmt::format("parallel.pp = {}: multi-token prediction reads the "
+                                             "embedding, which is on another stage",
+                                             p.pp)});
+    // Else the ranks that share parameters would end their stages in different orders.
+    if (p.chunks > 1 && p.dp <= strategy_.lanes && strategy_.lanes % p.dp != 0)
+      found.push_back({Key::kDp, fmt::format("parallel.dp = {} does not divide batch.lanes = {}, "
+                                             "which several stages a rank (parallel.chunks = {}) "
+                                             "need",
+                                             p.dp, strategy_.lanes, p.chunks)});
     if (p.stages() > numbers_.units)
       found.push_back(
           {p.chunks > 2 ? Key::kChunks : Key::kPp,

@@ -71,6 +71,15 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
   EXPECT_THAT(reason_of(llama, {.pp = 2, .schedule = ScheduleKind::kInterleaved}),
               HasSubstr("needs two stages on every rank or more, not parallel.chunks = 1: use "
                         "parallel.chunks = 2"));
+  model::ModelSpec tied = llama;
+  tied.tied_embeddings = true;
+  EXPECT_EQ(reason_of(tied, {.pp = 2}),
+            "parallel.pp = 2: the model's head multiplies with its embedding, which is on another "
+            "stage: use parallel.pp = 1");
+  EXPECT_EQ(
+      reason_of(llama, {.dp = 3, .pp = 2, .schedule = ScheduleKind::kZeroBubbleV, .chunks = 2}),
+      "parallel.dp = 3 does not divide batch.lanes = 16, which several stages a rank "
+      "(parallel.chunks = 2) need: use parallel.dp = 2 or 4");
   EXPECT_EQ(
       reason_of(llama, {.chunks = 2}),
       "parallel.chunks = 2: with parallel.pp = 1 there are no stages: use parallel.chunks = 1");
@@ -94,10 +103,9 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
 }
 
 TEST(ValidateParallel, ChangesSeveralThingsWhereOneWillNotDo) {
-  // Experts' ranks do not fit, whatever their number, unless tensor parallelism changes too.
   const std::vector<ParallelProblem> problems =
       validate_parallel(dense(), strategy_of({.tp = 3, .ep = 3}));
-  ASSERT_THAT(problems, SizeIs(2));
+  ASSERT_THAT(problems, SizeIs(3));  // heads, key and value heads, experts
   EXPECT_THAT(problems[0].reason, HasSubstr("use parallel.tp = 2 with parallel.ep = 1"));
   EXPECT_THAT(validate_parallel(dense(), strategy_of(problems[0].instead)), IsEmpty());
 }
@@ -137,6 +145,7 @@ bool allowed(const model::ModelSpec& spec, const Strategy& s) {
     good = good && p.chunks == 1;
   } else {
     const int64_t most = spec.num_main_layers() + 2;
+    good = good && !spec.tied_embeddings && (p.chunks == 1 || s.lanes % p.dp == 0);
     good = good && p.pp * p.chunks <= most;
     good = good &&
            (p.schedule == ScheduleKind::kInterleaved ? p.chunks >= 2 : p.chunks == (v ? 2 : 1));
