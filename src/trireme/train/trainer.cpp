@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <span>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/file.h"
@@ -151,10 +152,13 @@ void Run::agree_on_run() const {
   for (const plan::Instruction& one : plan::build_program(p_.model.spec, strategy, 0).instructions)
     program += plan::describe(p_.model.spec, one) + "\n";
   const std::vector<std::string> keys = differing_keys(RunConfig{}, c_);
+  const auto digest = [](const std::string& text) {
+    return hash_text(xxh3(std::as_bytes(std::span(text))));
+  };
   comm::agree(world_, {{"code", options_.version},
-                       {"model", hash_text(p_.model.spec.config_json)},
-                       {"program", hash_text(program)},
-                       {"run file", hash_text(fmt::format("{}", fmt::join(keys, "\n")))},
+                       {"model", digest(p_.model.spec.config_json)},
+                       {"program", digest(program)},
+                       {"run file", digest(fmt::format("{}", fmt::join(keys, "\n")))},
                        {"data", state_.data},
                        {"arithmetic", state_.arithmetic}});
 }
