@@ -20,6 +20,7 @@ struct TrainArguments {
   std::string plugin;
   bool dry_run = false;
   bool print_schema = false;
+  int threads_as_ranks = 1;  // trireme launch --threads
 };
 
 std::vector<train::ReportSample> sample(nn::Model& model, const data::Tokenizer& tokenizer,
@@ -82,6 +83,9 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   TRIREME_USER_CHECK(!arguments.run_file.empty(), kConfig, "examples/ has run files to start from",
                      "no run file is given: trireme train RUN.toml");
   refuse_several_ranks();
+  TRIREME_USER_CHECK(
+      arguments.threads_as_ranks == 1, kConfig, "leave --threads out; one rank uses all cores",
+      "--threads {}: training on several ranks is not covered yet", arguments.threads_as_ranks);
   std::vector<std::string> sets = arguments.sets;
   if (!arguments.device.empty()) sets.push_back("device.name=" + arguments.device);
   if (!arguments.plugin.empty()) sets.push_back("device.plugin=" + arguments.plugin);
@@ -144,6 +148,10 @@ void add_train(CLI::App& app, GlobalOptions& options) {
       "print the effective run, its plan, what it needs and what would fail; train nothing");
   command->add_flag("--print-schema", arguments->print_schema,
                     "print docs/run_file.md: every key, its default and meaning");
+  // Of `trireme launch --threads` alone: an empty group is in no help.
+  command->add_option("--ranks-as-threads", arguments->threads_as_ranks)
+      ->check(CLI::Range(1, 4096))
+      ->group("");
   add_global_options(*command, options,
                      "trireme train run.toml --set schedule.steps=500 --set optim.lr=1e-3");
   command->callback([arguments, &options] { run_train(*arguments, options); });
