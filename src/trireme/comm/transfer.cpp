@@ -58,7 +58,7 @@ void check_same_group(const std::vector<std::string>& lists, int rank) {
                   list, other, lists[other]);
 }
 
-std::string host_name() {
+std::string this_host() {
   std::array<char, 256> name{};
   if (gethostname(name.data(), name.size() - 1) != 0) return "unknown host";
   return name.data();
