@@ -57,5 +57,22 @@ TEST(ManyRanksTest, RecomputeDelayAndSeveralMicroBatchesALaneChangeNothing) {
   }
 }
 
+TEST(ManyRanksTest, RanksOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
+  TrainingCase one{"experts", tiny_moe("balanced"), strategy_for(4, 4, 2, 12), {}};
+  for (const auto precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+    one.strategy.precision = precision;
+    one.strategy.parallel = {};
+    const Trained want = train(one, at::kCPU);
+    std::vector<at::Device> devices;
+    for (const char* name : {"sim:0", "sim:1", "sim:2"})
+      devices.push_back(device::get_device(name).torch_device());
+    one.strategy.parallel.dp = 3;
+    for (const int64_t zero : {0, 1, 2}) {
+      one.strategy.parallel.zero = zero;
+      expect_same_bits(train_on_ranks(one, devices), want);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme::execute

@@ -545,6 +545,15 @@ TrainResult train_along(const RunFile& run, const TrainOptions& options) {
   return training.run();
 }
 
+/// Ranks of a machine take its accelerators in turn, if the run file names their kind alone.
+RunFile on_own_device(const RunFile& run, const comm::World* world) {
+  RunFile own = run;
+  std::string& name = own.config.device.name;
+  if (world != nullptr && world->size() > 1 && name != "cpu" && name.find(':') == std::string::npos)
+    name += fmt::format(":{}", world->rank_on_host());
+  return own;
+}
+
 void check_ranks(const RunFile& run, const comm::World* world) {
   const int64_t wanted = parallel_of(run.config).world();
   const int64_t here = world == nullptr ? 1 : world->size();
@@ -559,7 +568,8 @@ void check_ranks(const RunFile& run, const comm::World* world) {
 
 }  // namespace
 
-TrainResult train(const RunFile& run, const TrainOptions& options) {
+TrainResult train(const RunFile& file, const TrainOptions& options) {
+  const RunFile run = on_own_device(file, options.world);
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
   check_ranks(run, options.world);

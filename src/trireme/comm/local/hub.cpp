@@ -272,10 +272,8 @@ void Hub::start_sum(const MeetingRef& meeting, size_t owner) {
   const int64_t bytes = request.to_bytes[owner];
   if (bytes == 0) return;
   const bool to_all = request.kind == TransferKind::kAllReduce;
-  // Each waits for the sum, if it gets it, from now on.
-  for (size_t r = 0; r < size; ++r) {
-    if (to_all || r == owner) ++meeting->sides[r]->parts;
-  }
+  // Each waits for the sum from now on: its piece is read until then, or it gets it.
+  for (const SideRef& side : meeting->sides) ++side->parts;
   auto to_come = std::make_shared<int>(static_cast<int>(size) - 1);
   auto arrived_s = std::make_shared<double>(0.0);
   const auto add = [this, meeting, owner, bytes, to_all, arrived_s] {
@@ -295,7 +293,9 @@ void Hub::start_sum(const MeetingRef& meeting, size_t owner) {
     sum.ready_s = *arrived_s;
     sum.next = [this, meeting, owner, to_all](const Move& done) {
       if (to_all) send_sum(meeting, owner, done.end_s);
-      part_done(meeting->sides[owner], -1.0, -1.0);
+      for (const SideRef& side : meeting->sides) {
+        if (!to_all || side == meeting->sides[owner]) part_done(side, -1.0, -1.0);
+      }
     };
     issue(*meeting, std::move(sum));
   };

@@ -83,6 +83,7 @@ inline at::Tensor given(const Drawn& drawn, int rank, int64_t elements) {
 /// A transfer of this rank that was issued, and what has to be in `out` in the end.
 struct Issued {
   Group::Pending work;
+  at::Tensor in;  ///< what may change once it was waited for; undefined: nothing
   at::Tensor out;
   at::Tensor expected;
   int64_t sent_bytes = 0;  ///< as theory has it
@@ -146,8 +147,8 @@ inline bool issue(const Drawn& drawn, Group& group, device::Device& device, Issu
       issued->out = at::empty({issued->expected.numel()}, there);
       const std::vector<int64_t>& row = drawn.counts[mine];
       issued->sent_bytes = (total(row) - row[mine]) * element;
-      issued->work =
-          group.all_to_all(issued->out, out_counts, put(given(drawn, me, total(row))), row, queue);
+      issued->in = put(given(drawn, me, total(row)));
+      issued->work = group.all_to_all(issued->out, out_counts, issued->in, row, queue);
       return true;
     }
     case Drawn::Kind::kAllGather: {
@@ -163,6 +164,8 @@ inline bool issue(const Drawn& drawn, Group& group, device::Device& device, Issu
             issued->out.narrow(0, total({counts.begin(), counts.begin() + me}), counts[mine]);
         place.copy_(in);
         in = place;
+      } else {
+        issued->in = in;
       }
       issued->sent_bytes = (size - 1) * counts[mine] * element;
       issued->work = group.all_gather(issued->out, counts, in, queue);
@@ -190,6 +193,7 @@ inline bool issue(const Drawn& drawn, Group& group, device::Device& device, Issu
         issued->expected = sum.narrow(0, before, counts[mine]).clone();
         issued->out = at::empty({counts[mine]}, there);
         issued->sent_bytes = (elements - counts[mine]) * element;
+        issued->in = in;
         issued->work = group.reduce_scatter(issued->out, in, counts, queue);
       } else {
         issued->name = "all_reduce";
@@ -234,6 +238,7 @@ inline void check_transfers(World& world, device::Device& device, uint64_t seed,
                std::mt19937_64(seed + static_cast<uint64_t>(world.rank())));
   for (Issued& each : issued) {
     each.work->wait(device.compute_queue());
+    if (each.in.defined()) each.in.zero_();
     EXPECT_TRUE(same_bits(each.out.cpu(), each.expected))
         << each.name << " on rank " << world.rank() << ", seed " << seed;
     device.synchronize();
