@@ -5,6 +5,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/model/flops.h"
+#include "trireme/plan/explain_layout.h"
 #include "trireme/plan/memory.h"
 
 namespace trireme::plan {
@@ -112,6 +113,8 @@ std::string instruction_line(const model::ModelSpec& spec, const Instruction& in
 std::string explain(const model::ModelSpec& spec, const Program& program, bool all) {
   const Simulation simulation = simulate_in_issue_order(program);
   std::string text = strategy_text(spec, program) + "\n";
+  const std::string layout = explain_layout(spec, program.strategy);
+  if (!layout.empty()) text += layout + "\n";
   text += model::flops_formula(spec, program.strategy.seq_len, recomputed_parts(program)) + "\n";
   text += memory_text(spec, program, simulation) + "\n";
   text += fmt::format("{:>6}  {:<8}{:<54}{:>9}{:>14}{:>14}  {}\n", "id", "queue", "instruction",
@@ -224,16 +227,18 @@ OrderedJson explain_json(const model::ModelSpec& spec, const Program& program) {
   }
   OrderedJson buffers = OrderedJson::array();
   for (const Buffer& buffer : program.buffers) buffers.push_back(buffer_json(spec, buffer));
-  return {{"family", spec.family},
-          {"parameters", spec.num_parameters()},
-          {"strategy", strategy_json(program.strategy)},
-          {"flops_per_token", flops_json(spec, program)},
-          {"resident_bytes", program.resident_bytes},
-          {"peak_bytes", simulation.peak_bytes},
-          {"host_peak_bytes", simulation.host_peak_bytes},
-          {"peak_instruction", simulation.peak_instruction},
-          {"instructions", std::move(instructions)},
-          {"buffers", std::move(buffers)}};
+  OrderedJson json = {{"family", spec.family},
+                      {"parameters", spec.num_parameters()},
+                      {"strategy", strategy_json(program.strategy)},
+                      {"flops_per_token", flops_json(spec, program)},
+                      {"resident_bytes", program.resident_bytes},
+                      {"peak_bytes", simulation.peak_bytes},
+                      {"host_peak_bytes", simulation.host_peak_bytes},
+                      {"peak_instruction", simulation.peak_instruction},
+                      {"instructions", std::move(instructions)},
+                      {"buffers", std::move(buffers)}};
+  if (program.strategy.parallel.world() > 1) json["layout"] = layout_json(spec, program.strategy);
+  return json;
 }
 
 OrderedJson simulation_json(const model::ModelSpec& spec, const Program& program,
