@@ -157,7 +157,7 @@ void add_launch(CLI::App& app, GlobalOptions& options) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("COMMAND", arguments->command, "after --: train and its arguments")
-      ->expected(0, -1);
+      ->expected(1, -1);  // with 0, CLI11 gives what follows -- to the program
   add_global_options(*command, options, "trireme launch --nproc 2 -- train run.toml");
   command->callback([arguments, &options] { run_launch(*arguments, options); });
 }
