@@ -3,13 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <exception>
+#include <atomic>
 #include <string>
 #include <utility>
 
 #include "trireme/comm/gloo/gloo_world.h"
 #include "trireme/comm/rendezvous.h"
 #include "trireme/comm/rendezvous/torch_store.h"
+#include "trireme/comm/serial_thread.h"
 
 namespace trireme::comm {
 
@@ -18,14 +19,13 @@ namespace {
 /// All ranks are started together; who is not there by then will not come.
 constexpr double kLongestMeetingS = 120.0;
 
-/// A world over TCP, and the rendezvous that tells it who is gone. Destroyed well it says goodbye; by an error, why.
+/// A world over TCP, and the rendezvous that tells it who is gone. It says goodbye when it ends, unless it was aborted.
 class ProcessWorld final : public World {
  public:
   /// `address`: of this machine, for ranks of others.
   ProcessWorld(std::shared_ptr<Rendezvous> rendezvous, const std::string& address, double timeout_s)
       : rendezvous_(std::move(rendezvous)),
-        timeout_s_(timeout_s),
-        exceptions_(std::uncaught_exceptions()) {
+        timeout_s_(timeout_s) {
     GlooOptions options;
     options.timeout_s = timeout_s;
     for (int rank = 0; rank < rendezvous_->size(); ++rank) {
@@ -33,15 +33,18 @@ class ProcessWorld final : public World {
     }
     world_ = make_gloo_world(as_torch_store(rendezvous_, timeout_s), rendezvous_->rank(),
                              rendezvous_->size(), options);
-    rendezvous_->on_peer_lost([this](const PeerLoss& loss) { world_->abort(describe(loss)); });
+    // From a thread of its own: an abort asks the rendezvous, which waits for the end of this call.
+    rendezvous_->on_peer_lost([this](const PeerLoss& loss) {
+      aborted_ = true;
+      news_.push([this, reason = describe(loss)] { world_->abort(reason); });
+    });
   }
 
   ~ProcessWorld() override {
     rendezvous_->on_peer_lost({});
-    // Others wait for this rank: they are told at once that it ends.
-    if (std::uncaught_exceptions() > exceptions_) world_->abort("it ended with an error");
+    news_.close();
     world_.reset();
-    rendezvous_->leave(timeout_s_);
+    rendezvous_->leave(aborted_ ? 0.0 : timeout_s_);
   }
 
   int rank() const override { return world_->rank(); }
@@ -57,6 +60,7 @@ class ProcessWorld final : public World {
   }
   void barrier() override { world_->barrier(); }
   void abort(const std::string& reason) override {
+    aborted_ = true;
     rendezvous_->abort(reason);
     world_->abort(reason);
   }
@@ -64,8 +68,9 @@ class ProcessWorld final : public World {
  private:
   std::shared_ptr<Rendezvous> rendezvous_;
   double timeout_s_;
-  int exceptions_;
+  std::atomic<bool> aborted_ = false;
   std::unique_ptr<World> world_;
+  SerialThread news_{"comm-news"};
 };
 
 }  // namespace
