@@ -93,6 +93,10 @@ def train(folder):
     return folder
 
 
+class Skipped(Exception):
+    """A case that this machine cannot run, and why."""
+
+
 def run_cases(cases, prepare):
     """Runs the functions that the command line names, else all, on what prepare() makes of a new folder, which they share.
     Prints a line each and `N passed, N failed`; returns the exit status."""
@@ -107,6 +111,8 @@ def run_cases(cases, prepare):
                 function(folder)
                 passed += 1
                 print(f"ok      {function.__name__}", flush=True)
+            except Skipped as reason:
+                print(f"skipped {function.__name__}: {reason}", flush=True)
             except (AssertionError, LookupError, ValueError, OSError, subprocess.SubprocessError):
                 failed += 1
                 print(f"FAILED  {function.__name__}\n{traceback.format_exc()}", flush=True)

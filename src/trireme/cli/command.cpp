@@ -146,6 +146,9 @@ int run(int argc, char** argv) {
     return 0;
   } catch (const CLI::Success& success) {  // --help, --version
     return app.exit(success);
+  } catch (const CLI::RuntimeError& ended) {  // a command that has a status of its own
+    std::fflush(stdout);
+    return ended.get_exit_code();
   } catch (const CLI::ParseError& error) {
     const Complaint complaint =
         explain(app, std::span(argv, static_cast<size_t>(argc)).subspan(1), error);

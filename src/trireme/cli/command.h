@@ -37,6 +37,7 @@ void add_device_options(CLI::App& command, DeviceArguments& arguments);
 device::Device& open_device(const DeviceArguments& arguments);
 
 void add_train(CLI::App& app, GlobalOptions& options);
+void add_launch(CLI::App& app, GlobalOptions& options);
 void add_plan(CLI::App& app, GlobalOptions& options);
 void add_eval(CLI::App& app, GlobalOptions& options);
 void add_generate(CLI::App& app, GlobalOptions& options);

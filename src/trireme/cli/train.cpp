@@ -1,9 +1,9 @@
-#include <cstdlib>
 #include <memory>
 
 #include "trireme/base/error.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/cli/command.h"
+#include "trireme/cli/ranks.h"
 #include "trireme/device/device.h"
 #include "trireme/infer/generator.h"
 #include "trireme/train/trainer.h"
@@ -20,6 +20,7 @@ struct TrainArguments {
   std::string plugin;
   bool dry_run = false;
   bool print_schema = false;
+  int threads_as_ranks = 1;  // trireme launch --threads
 };
 
 std::vector<train::ReportSample> sample(nn::Model& model, const data::Tokenizer& tokenizer,
@@ -60,20 +61,6 @@ OrderedJson to_json(const train::TrainResult& result, const std::string& out) {
   return json;
 }
 
-/// Launchers tell a process how many there are. Each would otherwise train the whole run for itself.
-void refuse_several_ranks() {
-  for (const char* name : {"WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"}) {
-    const char* text = std::getenv(name);
-    // Inside an allocation SLURM_NTASKS is set for a plain command too; srun adds the process's number.
-    if (text == nullptr ||
-        (std::string(name) == "SLURM_NTASKS" && std::getenv("SLURM_PROCID") == nullptr))
-      continue;
-    TRIREME_USER_CHECK(std::strtol(text, nullptr, 10) <= 1, kConfig,
-                       "start one process; its threads use all cores",
-                       "{} = {}: training on several ranks is not covered yet", name, text);
-  }
-}
-
 void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   if (arguments.print_schema) {
     fmt::print("{}", train::schema_markdown());
@@ -81,7 +68,6 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
   }
   TRIREME_USER_CHECK(!arguments.run_file.empty(), kConfig, "examples/ has run files to start from",
                      "no run file is given: trireme train RUN.toml");
-  refuse_several_ranks();
   std::vector<std::string> sets = arguments.sets;
   if (!arguments.device.empty()) sets.push_back("device.name=" + arguments.device);
   if (!arguments.plugin.empty()) sets.push_back("device.plugin=" + arguments.plugin);
@@ -100,12 +86,24 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
     return;
   }
   install_interrupt_handlers();
-  train::TrainOptions train_options;
-  train_options.resume = arguments.resume;
-  train_options.quiet = options.quiet;
-  train_options.version = TRIREME_VERSION;
-  train_options.sample = sample;
-  const train::TrainResult result = train::train(run, train_options);
+  device::get_device("cpu");  // before the first tensor
+  train::TrainResult result;
+  bool is_first = true;
+  run_as_ranks(arguments.threads_as_ranks, run.config.parallel.timeout_s, [&](comm::World* world) {
+    train::TrainOptions train_options;
+    train_options.resume = arguments.resume;
+    train_options.quiet = options.quiet;
+    train_options.world = world;
+    train_options.version = TRIREME_VERSION;
+    train_options.sample = sample;
+    const train::TrainResult of_rank = train::train(run, train_options);
+    if (world == nullptr || world->rank() == 0) {
+      result = of_rank;
+    } else if (arguments.threads_as_ranks == 1) {
+      is_first = false;
+    }
+  });
+  if (!is_first) return;  // rank 0 says how the run ended
   if (options.json) {
     print_json(to_json(result, run.config.out));
     return;
@@ -144,6 +142,10 @@ void add_train(CLI::App& app, GlobalOptions& options) {
       "print the effective run, its plan, what it needs and what would fail; train nothing");
   command->add_flag("--print-schema", arguments->print_schema,
                     "print docs/run_file.md: every key, its default and meaning");
+  // Of `trireme launch --threads` alone: an empty group is in no help.
+  command->add_option("--ranks-as-threads", arguments->threads_as_ranks)
+      ->check(CLI::Range(1, 4096))
+      ->group("");
   add_global_options(*command, options,
                      "trireme train run.toml --set schedule.steps=500 --set optim.lr=1e-3");
   command->callback([arguments, &options] { run_train(*arguments, options); });

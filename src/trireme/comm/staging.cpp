@@ -1,5 +1,7 @@
 #include "trireme/comm/staging.h"
 
+#include <c10/core/GradMode.h>
+
 #include <exception>
 #include <utility>
 
@@ -16,6 +18,7 @@ void Staging::issue(const TransferRef& transfer, std::unique_ptr<device::Event> 
   transfer->then = [staging = weak_from_this()](const TransferRef& arrived) {
     const auto self = staging.lock();
     const bool taken = self != nullptr && self->coming_.push([self, arrived] {
+      const c10::AutoGradMode no_grad(false);
       try {
         self->copy_in(arrived);
       } catch (...) {
@@ -30,6 +33,7 @@ void Staging::issue(const TransferRef& transfer, std::unique_ptr<device::Event> 
   // Shared: a std::function is copied.
   std::shared_ptr<device::Event> event = std::move(ready);
   const bool taken = leaving_.push([this, transfer, event, start = std::move(start)] {
+    const c10::AutoGradMode no_grad(false);
     try {
       copy_out(transfer, *event);
       start(transfer);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <span>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/file.h"
@@ -15,6 +16,7 @@
 #include "trireme/base/log.h"
 #include "trireme/base/temporary_file.h"
 #include "trireme/checkpoint/checkpoint_writer.h"
+#include "trireme/comm/agreement.h"
 #include "trireme/data/loader.h"
 #include "trireme/device/device.h"
 #include "trireme/execute/executor.h"
@@ -91,6 +93,7 @@ class Run {
     state_.data = hash_text(p_.data.train->fingerprint()) +
                   (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
     state_.arithmetic = execute::arithmetic_name();
+    if (options.world != nullptr) agree_on_run();
     if (from) {
       resume(*from);
     } else {
@@ -103,6 +106,7 @@ class Run {
  private:
   bool done() const { return state_.step >= c_.schedule.steps; }
   bool is_last(int64_t step) const { return step >= c_.schedule.steps; }
+  void agree_on_run() const;
   void initialize();
   void resume(const checkpoint::Checkpoint& from);
   void loop();
@@ -140,6 +144,24 @@ class Run {
   std::optional<MetricsFile> metrics_file_;
   std::optional<EventFile> events_;
 };
+
+/// Ranks that were given different things would train something that nobody asked for, or wait for each other.
+void Run::agree_on_run() const {
+  std::string program;
+  const plan::Strategy strategy = strategy_of(c_, p_.model.spec, p_.precision.precision);
+  for (const plan::Instruction& one : plan::build_program(p_.model.spec, strategy, 0).instructions)
+    program += plan::describe(p_.model.spec, one) + "\n";
+  const std::vector<std::string> keys = differing_keys(RunConfig{}, c_);
+  const auto digest = [](const std::string& text) {
+    return hash_text(xxh3(std::as_bytes(std::span(text))));
+  };
+  comm::agree(world_, {{"code", options_.version},
+                       {"model", digest(p_.model.spec.config_json)},
+                       {"program", digest(program)},
+                       {"run file", digest(fmt::format("{}", fmt::join(keys, "\n")))},
+                       {"data", state_.data},
+                       {"arithmetic", state_.arithmetic}});
+}
 
 void Run::initialize() {
   if (!p_.model.initial) {

@@ -30,7 +30,7 @@ std::chrono::steady_clock::time_point time_point(double seconds) {
 
 }  // namespace
 
-Hub::Hub(int size, const LocalOptions& options)
+LocalHub::LocalHub(int size, const LocalOptions& options)
     : size_(size),
       timeout_s_(options.timeout_s),
       late_(options.late),
@@ -44,7 +44,7 @@ Hub::Hub(int size, const LocalOptions& options)
   for (int i = 0; i < num_workers; ++i) workers_.emplace_back([this] { work(); });
 }
 
-Hub::~Hub() {
+LocalHub::~LocalHub() {
   {
     const Lock lock(mutex_);
     stop_ = true;
@@ -55,7 +55,7 @@ Hub::~Hub() {
   for (auto& [transfer, entry] : active_) entry.second->late.clear();
 }
 
-std::string Hub::name_ranks(const std::vector<int>& ranks) const {
+std::string LocalHub::name_ranks(const std::vector<int>& ranks) const {
   return fmt::format("{} {} ({})", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "),
                      host_);
 }
@@ -95,12 +95,13 @@ std::string difference_between(const Transfer& one, size_t place, const Transfer
 
 // ---- meeting -------------------------------------------------------------------------------------
 
-void Hub::add_group(int64_t number, const std::vector<int>& members) {
+void LocalHub::add_group(int64_t number, const std::vector<int>& members) {
   const Lock lock(mutex_);
   groups_[number].members = members;
 }
 
-Hub::MeetingRef Hub::meeting_of(Group& group, int rank, const Request& request, size_t* place) {
+LocalHub::MeetingRef LocalHub::meeting_of(Group& group, int rank, const Request& request,
+                                          size_t* place) {
   const bool collective = is_collective(request.kind);
   const bool sends = request.kind == TransferKind::kSend;
   const int from = sends ? rank : request.peer;
@@ -130,7 +131,7 @@ Hub::MeetingRef Hub::meeting_of(Group& group, int rank, const Request& request, 
   return result;
 }
 
-void Hub::post(int64_t group, int rank, const TransferRef& transfer) {
+void LocalHub::post(int64_t group, int rank, const TransferRef& transfer) {
   Lock lock(mutex_);
   size_t place = 0;
   const MeetingRef meeting = meeting_of(groups_.at(group), rank, transfer->request(), &place);
@@ -155,7 +156,7 @@ void Hub::post(int64_t group, int rank, const TransferRef& transfer) {
 }
 
 /// Whether who came last wants the same as the others; else ends what they issued.
-bool Hub::match(const Meeting& meeting, size_t place) {
+bool LocalHub::match(const Meeting& meeting, size_t place) {
   std::string difference;
   for (size_t other = 0; other < meeting.sides.size() && difference.empty(); ++other) {
     if (other == place || meeting.sides[other] == nullptr) continue;
@@ -208,7 +209,7 @@ int64_t out_offset(const Request& request, size_t from) {
 }  // namespace
 
 /// A move of the piece that `from` has for `to`, whose copy is the whole of it.
-Hub::Move Hub::move_between(const Meeting& meeting, size_t from, size_t to) {
+LocalHub::Move LocalHub::move_between(const Meeting& meeting, size_t from, size_t to) {
   Move move;
   move.from = meeting.sides[from];
   move.to = meeting.sides[to];
@@ -230,7 +231,7 @@ Hub::Move Hub::move_between(const Meeting& meeting, size_t from, size_t to) {
   return move;
 }
 
-void Hub::start_broadcast(Meeting& meeting, size_t place) {
+void LocalHub::start_broadcast(Meeting& meeting, size_t place) {
   const auto root = static_cast<size_t>(meeting.sides[place]->transfer->request().peer);
   if (meeting.sides[root] != nullptr) {
     for (size_t r = 0; r < meeting.sides.size(); ++r) {
@@ -244,7 +245,7 @@ void Hub::start_broadcast(Meeting& meeting, size_t place) {
   if (meeting.missing == 0) part_done(meeting.sides[root], -1.0, -1.0);
 }
 
-void Hub::start_collective(const MeetingRef& meeting) {
+void LocalHub::start_collective(const MeetingRef& meeting) {
   const size_t size = meeting->sides.size();
   const std::vector<SideRef> sides = meeting->sides;
   const TransferKind kind = sides[0]->transfer->request().kind;
@@ -265,7 +266,7 @@ void Hub::start_collective(const MeetingRef& meeting) {
 }
 
 /// The pieces of one owner come to it; the last one brings the sum.
-void Hub::start_sum(const MeetingRef& meeting, size_t owner) {
+void LocalHub::start_sum(const MeetingRef& meeting, size_t owner) {
   const size_t size = meeting->sides.size();
   const SideRef& adder = meeting->sides[owner];
   const Request& request = adder->transfer->request();
@@ -312,7 +313,7 @@ void Hub::start_sum(const MeetingRef& meeting, size_t owner) {
   }
 }
 
-void Hub::send_sum(const MeetingRef& meeting, size_t owner, double ready_s) {
+void LocalHub::send_sum(const MeetingRef& meeting, size_t owner, double ready_s) {
   const size_t size = meeting->sides.size();
   const Transfer& giver = *meeting->sides[owner]->transfer;
   const char* source = giver.out_data() + out_offset(giver.request(), owner);
@@ -336,7 +337,7 @@ void Hub::send_sum(const MeetingRef& meeting, size_t owner, double ready_s) {
 // ---- moving --------------------------------------------------------------------------------------
 
 /// Counts the move in and gives it to its link; launch() follows.
-void Hub::issue(Meeting& meeting, Move move) {
+void LocalHub::issue(Meeting& meeting, Move move) {
   if (move.bytes == 0) return;
   ++move.from->parts;
   ++move.to->parts;
@@ -363,7 +364,7 @@ void Hub::issue(Meeting& meeting, Move move) {
 }
 
 /// Somebody waits: what was late goes on its way; launch() follows.
-void Hub::want(Meeting& meeting) {
+void LocalHub::want(Meeting& meeting) {
   meeting.wanted = true;
   for (Move& move : std::exchange(meeting.late, {})) {
     --move.from->parts;  // counted in already
@@ -373,7 +374,7 @@ void Hub::want(Meeting& meeting) {
 }
 
 /// Copies what was issued, on this thread if it is little.
-void Hub::launch(Lock& lock) {
+void LocalHub::launch(Lock& lock) {
   while (!instant_.empty()) {
     std::vector<Move> moves = std::exchange(instant_, {});
     int64_t bytes = 0;
@@ -390,13 +391,13 @@ void Hub::launch(Lock& lock) {
   }
 }
 
-void Hub::copy(Move& move) const {
+void LocalHub::copy(Move& move) const {
   if (!simulated_ && move.start_s < 0) move.start_s = steady_clock().now_s();
   if (move.copy) move.copy();
   if (!simulated_) move.end_s = steady_clock().now_s();
 }
 
-void Hub::complete(Move& move) {
+void LocalHub::complete(Move& move) {
   if (move.next) move.next(move);
   // What a rank does for itself is no beginning.
   const double start_s = move.from == move.to ? -1.0 : move.start_s;
@@ -405,7 +406,7 @@ void Hub::complete(Move& move) {
 }
 
 /// Times below 0 say nothing.
-void Hub::part_done(const SideRef& side, double start_s, double end_s) {
+void LocalHub::part_done(const SideRef& side, double start_s, double end_s) {
   if (start_s >= 0 && (side->start_s < 0 || start_s < side->start_s)) side->start_s = start_s;
   side->end_s = std::max(side->end_s, end_s);
   if (--side->parts > 0) return;
@@ -416,7 +417,7 @@ void Hub::part_done(const SideRef& side, double start_s, double end_s) {
   side->transfer->arrived(side->start_s, side->end_s);
 }
 
-void Hub::work() {
+void LocalHub::work() {
   pthread_setname_np(pthread_self(), "comm-local");
   Lock lock(mutex_);
   while (!stop_) {
@@ -451,7 +452,7 @@ void Hub::work() {
 
 // ---- waiting and failing -------------------------------------------------------------------------
 
-void Hub::wait(const TransferRef& transfer) {
+void LocalHub::wait(const TransferRef& transfer) {
   if (late_) {
     Lock lock(mutex_);
     transfer->wanted = true;
@@ -480,12 +481,12 @@ void Hub::wait(const TransferRef& transfer) {
   fail_all(reason);
 }
 
-void Hub::fail(const SideRef& side, ErrorCode code, const std::string& reason) {
+void LocalHub::fail(const SideRef& side, ErrorCode code, const std::string& reason) {
   active_.erase(side->transfer.get());
   side->transfer->fail(std::make_exception_ptr(Error(code, reason, kHint)));
 }
 
-void Hub::fail_all(const std::string& reason) {
+void LocalHub::fail_all(const std::string& reason) {
   if (!aborted_.empty()) return;
   aborted_ = reason;
   for (const auto& [transfer, entry] : std::exchange(active_, {})) {
@@ -496,13 +497,13 @@ void Hub::fail_all(const std::string& reason) {
   exchanged_.notify_all();
 }
 
-void Hub::abort(const std::string& reason) {
+void LocalHub::abort(const std::string& reason) {
   const Lock lock(mutex_);
   fail_all(reason);
 }
 
 /// Ends what those who came issued, if one who is missing has left.
-void Hub::fail_if_gone(const Meeting& meeting) {
+void LocalHub::fail_if_gone(const Meeting& meeting) {
   for (size_t i = 0; i < meeting.ranks.size(); ++i) {
     const int rank = meeting.ranks[i];
     if (meeting.sides[i] != nullptr || gone_[static_cast<size_t>(rank)] == 0) continue;
@@ -515,7 +516,7 @@ void Hub::fail_if_gone(const Meeting& meeting) {
   }
 }
 
-void Hub::leave(int rank) {
+void LocalHub::leave(int rank) {
   const Lock lock(mutex_);
   gone_[static_cast<size_t>(rank)] = 1;
   for (const auto& [number, group] : groups_) {
@@ -525,8 +526,8 @@ void Hub::leave(int rank) {
   exchanged_.notify_all();
 }
 
-std::vector<std::string> Hub::exchange(int rank, const std::string& bytes,
-                                       const std::string& what) {
+std::vector<std::string> LocalHub::exchange(int rank, const std::string& bytes,
+                                            const std::string& what) {
   Lock lock(mutex_);
   const int64_t number = num_exchanges_[static_cast<size_t>(rank)]++;
   std::shared_ptr<Exchange>& entry = exchanges_[number];

@@ -25,13 +25,13 @@ namespace trireme::comm {
 
 /// Thread-safe. Bytes move when both sides have issued the transfer, on threads of the hub's: at once, or when the modelled
 /// links have had their time. Collectives but broadcast() begin when all have come.
-class Hub {
+class LocalHub {
  public:
-  Hub(int size, const LocalOptions& options);
+  LocalHub(int size, const LocalOptions& options);
   /// Nobody waits any more; the threads end.
-  ~Hub();
-  Hub(const Hub&) = delete;
-  Hub& operator=(const Hub&) = delete;
+  ~LocalHub();
+  LocalHub(const LocalHub&) = delete;
+  LocalHub& operator=(const LocalHub&) = delete;
 
   int size() const { return size_; }
   const std::string& host() const { return host_; }

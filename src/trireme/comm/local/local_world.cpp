@@ -17,13 +17,13 @@ namespace {
 
 class LocalCarrier final : public Carrier {
  public:
-  LocalCarrier(std::shared_ptr<Hub> hub, int64_t group, int rank)
+  LocalCarrier(std::shared_ptr<LocalHub> hub, int64_t group, int rank)
       : hub_(std::move(hub)), group_(group), rank_(rank) {}
   void start(const TransferRef& transfer) override { hub_->post(group_, rank_, transfer); }
   void wait(const TransferRef& transfer) override { hub_->wait(transfer); }
 
  private:
-  const std::shared_ptr<Hub> hub_;
+  const std::shared_ptr<LocalHub> hub_;
   const int64_t group_;
   const int rank_;
 };
@@ -37,7 +37,7 @@ class SimulatedClock final : public DeviceClock {
 
 class LocalWorld final : public World {
  public:
-  LocalWorld(std::shared_ptr<Hub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
+  LocalWorld(std::shared_ptr<LocalHub> hub, int rank) : hub_(std::move(hub)), rank_(rank) {}
   ~LocalWorld() override { hub_->leave(rank_); }
   int rank() const override { return rank_; }
   int size() const override { return hub_->size(); }
@@ -75,7 +75,7 @@ class LocalWorld final : public World {
   }
 
  private:
-  const std::shared_ptr<Hub> hub_;
+  const std::shared_ptr<LocalHub> hub_;
   const int rank_;
   int64_t num_groups_ = 0;
   int64_t num_exchanges_ = 0;
@@ -86,7 +86,7 @@ class LocalWorld final : public World {
 
 std::vector<std::unique_ptr<World>> make_local_worlds(int size, const LocalOptions& options) {
   TRIREME_CHECK(size >= 1, "a world of {} ranks", size);
-  const auto hub = std::make_shared<Hub>(size, options);
+  const auto hub = std::make_shared<LocalHub>(size, options);
   std::vector<std::unique_ptr<World>> worlds;
   for (int rank = 0; rank < size; ++rank) worlds.push_back(std::make_unique<LocalWorld>(hub, rank));
   return worlds;

@@ -1,0 +1,21 @@
+#include "trireme/cli/ranks.h"
+
+#include "trireme/comm/local/local_world.h"
+#include "trireme/comm/process_world.h"
+
+namespace trireme::cli {
+
+void run_as_ranks(int threads, double timeout_s, const std::function<void(comm::World*)>& body) {
+  if (threads > 1) {
+    comm::LocalOptions options;
+    options.timeout_s = timeout_s;
+    comm::run_ranks(threads, [&](comm::World& world) { body(&world); }, options);
+    return;
+  }
+  const comm::Environment environment = comm::process_environment();
+  const auto world = comm::make_process_world(comm::read_placement({}, environment), environment,
+                                              timeout_s);
+  body(world.get());
+}
+
+}  // namespace trireme::cli
