@@ -61,6 +61,16 @@ void expect_sound(const Program& program) {
   std::vector<char> alive(program.buffers.size(), 0);
   for (const Instruction& instruction : program.instructions) {
     for (const int on : instruction.depends_on) ASSERT_LT(on, instruction.id);
+    // Optimizer states come from the host and go back to it.
+    const auto visits = [&](int id) {
+      return program.buffers[static_cast<size_t>(id)].kind == BufferKind::kOptimizerState;
+    };
+    for (const int id : instruction.releases) {
+      if (visits(id)) alive[static_cast<size_t>(id)] = 0;
+    }
+    for (const int id : instruction.moves) {
+      if (visits(id) && instruction.kind == OpKind::kReload) alive[static_cast<size_t>(id)] = 1;
+    }
     for (const int buffer : instruction.makes) alive[static_cast<size_t>(buffer)] = 1;
     for (const int buffer : instruction.uses) ASSERT_EQ(alive[static_cast<size_t>(buffer)], 1);
     for (const int buffer : instruction.frees) {
@@ -254,6 +264,40 @@ TEST(PipelineWriter, RunsOverDataParallelRanksWithoutDeadlock) {
         EXPECT_EQ(reduced, expected);
       }
     }
+  }
+}
+
+TEST(PipelineWriter, OffloadsAndRecomputesInItsStages) {
+  for (const ScheduleKind kind : {ScheduleKind::k1F1B, ScheduleKind::kZeroBubbleV}) {
+    Strategy strategy = strategy_of(kind, 2, 8);
+    const model::ModelSpec spec = layers(12);
+    strategy.offload_activations = offload_from_names(spec, {"all"});
+    strategy.offload_optimizer = true;
+    strategy.recompute = recompute_from_names(spec, {"layer.1", "layer.7"});
+    const std::vector<Program> programs = programs_of(spec, strategy);
+    std::vector<std::vector<double>> durations;
+    int copies = 0;
+    for (const Program& program : programs) {
+      expect_sound(program);
+      for (const Instruction& i : program.instructions) {
+        if (i.kind != OpKind::kOffload || i.micro_batch < 0) continue;
+        ++copies;
+        // What is copied out comes back before its backward, and is there by then.
+        for (const int id : i.moves) {
+          const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
+          EXPECT_GT(buffer.released_before, i.id);
+          EXPECT_GT(buffer.reloaded_by, buffer.released_before);
+          EXPECT_GE(buffer.freed_after, buffer.reloaded_by);
+        }
+      }
+      durations.push_back(unit_durations(spec, program, StageCost{}));
+      for (const Instruction& i : program.instructions) {
+        if (is_copy(i.resource)) durations.back()[static_cast<size_t>(i.id)] = 0.1;
+      }
+    }
+    EXPECT_GT(copies, 0);
+    const WorldSimulation world = simulate_world(spec, programs, durations, fast_links());
+    for (const SimulatedRank& rank : world.ranks) EXPECT_GT(rank.simulation.host_peak_bytes, 0);
   }
 }
 
