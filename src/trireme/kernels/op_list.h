@@ -26,6 +26,7 @@
   X(linear_cross_entropy, kCompute)               \
   X(adamw_, kFloat)                               \
   X(sum_of_squares, kFloat)                       \
+  X(squares_by_block, kFloat)                     \
   X(add_, kFloat)                                 \
   X(scaled_sum, kFloat)                           \
   X(convert, kFloat)                              \

@@ -126,6 +126,10 @@ double sum_of_squares(const at::Tensor& x) {
   return kernel_for<&kernels::sum_of_squares>(x)(x);
 }
 
+void squares_by_block(const at::Tensor& x, at::Tensor& out) {
+  kernel_for<&kernels::squares_by_block>(x)(x, out);
+}
+
 void add_(at::Tensor& a, const at::Tensor& b) {
   kernel_for<&kernels::add_>(a)(a, b);
 }

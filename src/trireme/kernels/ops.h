@@ -234,6 +234,13 @@ void adamw_(at::Tensor& weights, const at::Tensor& gradients, at::Tensor& exp_av
 /// Sum of squares of a float32 contiguous tensor: double, fixed blocks, independent of threads.
 double sum_of_squares(const at::Tensor& x);
 
+/// Elements of a block of squares_by_block().
+inline constexpr int64_t kSquaresBlock = 1024;
+/// out[b] = sum of squares of block b of x, the last of which may be shorter: what ranks that hold different blocks of one
+/// gradient exchange, so that its norm does not depend on who holds what. x float32 contiguous, out float64
+/// [ceil(n / kSquaresBlock)]. A block's bits depend on its elements alone. Does not wait for the device.
+void squares_by_block(const at::Tensor& x, at::Tensor& out);
+
 /// a += b, float32 contiguous, same number of elements (the combination of two lanes).
 void add_(at::Tensor& a, const at::Tensor& b);
 

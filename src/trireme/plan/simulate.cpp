@@ -1,7 +1,8 @@
 #include "trireme/plan/simulate.h"
 
 #include <algorithm>
-#include <array>
+#include <map>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/plan/intervals.h"
@@ -10,8 +11,6 @@
 namespace trireme::plan {
 
 namespace {
-
-constexpr int kNumResources = 4;
 
 // Start or end of an instruction, in the order in which memory changes hands.
 struct MemoryEvent {
@@ -110,9 +109,8 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
                 count);
   Simulation result;
   result.instructions.resize(count);
-  std::vector<int> cause(count, -1);  // what an instruction waited for last
-  std::array<int, kNumResources> last_in_queue;
-  last_in_queue.fill(-1);
+  std::vector<int> cause(count, -1);                      // what an instruction waited for last
+  std::map<std::pair<Resource, int>, int> last_in_queue;  // by resource and group
   int last = -1;
   for (const Instruction& instruction : program.instructions) {
     const auto at = static_cast<size_t>(instruction.id);
@@ -128,14 +126,14 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
         cause[at] = other;
       }
     };
-    int& queue = last_in_queue[static_cast<size_t>(instruction.resource)];
+    int& queue =
+        last_in_queue.try_emplace({instruction.resource, instruction.group}, -1).first->second;
     for (const int dependency : instruction.depends_on) wait_for(dependency);
     wait_for(queue);
     queue = instruction.id;
     auto& timing = result.instructions[at];
     timing.start_s = start;
     timing.end_s = start + durations_s[at];
-    if (instruction.resource == Resource::kCompute) result.compute_busy_s += durations_s[at];
     if (last < 0 || timing.end_s >= result.step_s) last = instruction.id;
     result.step_s = std::max(result.step_s, timing.end_s);
   }
@@ -143,9 +141,19 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     result.critical_path.push_back(id);
   }
   std::reverse(result.critical_path.begin(), result.critical_path.end());
-  run_copies(program, result);
-  run_memory(program, result);
+  derive_figures(program, result);
   return result;
+}
+
+void derive_figures(const Program& program, Simulation& simulation) {
+  simulation.compute_busy_s = 0.0;
+  for (const Instruction& instruction : program.instructions) {
+    if (instruction.resource != Resource::kCompute) continue;
+    const auto& timing = simulation.instructions[static_cast<size_t>(instruction.id)];
+    simulation.compute_busy_s += timing.end_s - timing.start_s;
+  }
+  run_copies(program, simulation);
+  run_memory(program, simulation);
 }
 
 Simulation simulate_in_issue_order(const Program& program) {
@@ -173,6 +181,13 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
       durations.push_back(rates.instruction_s +
                           static_cast<double>(sum_bytes(program, instruction.moves)) /
                               rates.host_link_bytes);
+      continue;
+    }
+    if (instruction.resource == Resource::kCommunication) {
+      durations.push_back(rates.instruction_s +
+                          static_cast<double>(sum_bytes(program, instruction.makes) +
+                                              sum_bytes(program, instruction.uses)) /
+                              rates.network_bytes);
       continue;
     }
     double attention = 0.0;

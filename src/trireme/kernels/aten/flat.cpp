@@ -33,6 +33,14 @@ double sum_of_squares(const at::Tensor& x) {
   return blocks.square().sum(1).cumsum(0).select(0, -1).item<double>();
 }
 
+void squares_by_block(const at::Tensor& x, at::Tensor& out) {
+  if (x.numel() == 0) return;
+  const at::Tensor flat = x.view(-1).to(at::kDouble);
+  const int64_t padding = (kSquaresBlock - flat.numel() % kSquaresBlock) % kSquaresBlock;
+  const at::Tensor blocks = at::constant_pad_nd(flat, {0, padding}).view({-1, kSquaresBlock});
+  out.copy_(blocks.square().sum(1));
+}
+
 void add_(at::Tensor& a, const at::Tensor& b) {
   a.add_(b);
 }

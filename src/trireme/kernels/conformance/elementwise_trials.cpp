@@ -188,6 +188,14 @@ void try_sum_of_squares(decltype(&kernels::sum_of_squares) sum_of_squares, Trial
   t.result("sum", sum_of_squares(t.floats({t.size(0)})), {.operations = 1});
 }
 
+void try_squares_by_block(decltype(&kernels::squares_by_block) squares_by_block, Trial& t) {
+  const at::Tensor x = t.floats({t.size(0)});
+  at::Tensor sums =
+      at::empty({(x.numel() + kSquaresBlock - 1) / kSquaresBlock}, x.options().dtype(at::kDouble));
+  squares_by_block(x, sums);
+  t.result("sums", sums, {.operations = 1});
+}
+
 void try_add_(decltype(&kernels::add_) add, Trial& t) {
   at::Tensor a = t.floats({t.size(0)});
   add(a, t.floats({t.size(0)}));
@@ -284,6 +292,12 @@ std::vector<TrialTable> elementwise_trials() {
        false,
        {Values::kTiny, Values::kInfinite},
        TRIREME_TRIAL(sum_of_squares)},
+      {"squares_by_block",
+       flat,
+       {""},
+       false,
+       {Values::kTiny, Values::kInfinite},
+       TRIREME_TRIAL(squares_by_block)},
       {"add_", flat, {""}, false, {Values::kTiny, Values::kInfinite}, TRIREME_TRIAL(add_)},
       {"scaled_sum",
        flat,

@@ -336,6 +336,22 @@ double sum_of_squares(const at::Tensor& x) {
   return sum;
 }
 
+void squares_by_block(const at::Tensor& x, at::Tensor& out) {
+  const int64_t n = x.numel();
+  const float* data = flat_of(x, n, "x");
+  const int64_t blocks = (n + kSquaresBlock - 1) / kSquaresBlock;
+  TRIREME_CHECK(out.scalar_type() == at::kDouble && out.is_contiguous() && out.numel() == blocks,
+                "{} sums for {} blocks", out.numel(), blocks);
+  auto* sums = out.data_ptr<double>();
+  const auto kernel = TRIREME_KERNEL(sum_of_squares_range);
+  at::parallel_for(0, blocks, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = b * kSquaresBlock;
+      sums[b] = kernel(data + first, static_cast<size_t>(std::min(kSquaresBlock, n - first)));
+    }
+  });
+}
+
 void add_(at::Tensor& a, const at::Tensor& b) {
   const int64_t n = a.numel();
   float* to = flat_of(a, n, "a");

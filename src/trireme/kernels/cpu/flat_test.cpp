@@ -51,6 +51,29 @@ TEST(FlatTest, SumOfSquaresIsExactEnoughAndIndependentOfThreads) {
   at::set_num_threads(threads);
 }
 
+TEST(FlatTest, SquaresOfABlockAreItsOwn) {
+  const int threads = at::get_num_threads();
+  for (const int64_t n : {0, 1, 1023, 1024, 1025, 200001}) {
+    const at::Tensor x = random_tensor({n}, at::kFloat, 7);
+    const int64_t blocks = (n + kSquaresBlock - 1) / kSquaresBlock;
+    at::Tensor sums = garbage({blocks}, at::kDouble);
+    at::set_num_threads(3);
+    squares_by_block(x, sums);
+    at::set_num_threads(1);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = std::min(kSquaresBlock, n - b * kSquaresBlock);
+      const at::Tensor block = x.narrow(0, b * kSquaresBlock, count).clone();
+      double expected = 0.0;
+      for (const double value : values_of(block)) expected += value * value;
+      EXPECT_NEAR(sums[b].item<double>(), expected, 1e-13 * expected);
+      at::Tensor alone = garbage({1}, at::kDouble);
+      squares_by_block(block, alone);
+      EXPECT_EQ(alone.item<double>(), sums[b].item<double>());
+    }
+  }
+  at::set_num_threads(threads);
+}
+
 TEST(FlatTest, ScaledSumIsOneMultiplyAddOnTheFirstProduct) {
   for (const int64_t n : {0, 1, 15, 16, 17, 40001}) {
     const at::Tensor x = random_tensor({n}, at::kFloat, 1);

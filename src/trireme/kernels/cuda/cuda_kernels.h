@@ -31,6 +31,7 @@
   X(linear_cross_entropy)               \
   X(adamw_)                             \
   X(sum_of_squares)                     \
+  X(squares_by_block)                   \
   X(scaled_sum)                         \
   X(gather_rows)                        \
   X(sum_rows)                           \

@@ -169,6 +169,13 @@ double sum_of_squares(const at::Tensor& x) {
   return sum.item<double>();
 }
 
+void squares_by_block(const at::Tensor& x, at::Tensor& out) {
+  if (x.numel() == 0) return;
+  const Place place(x);
+  gpu::squares_by_block(data_of<float>(x), x.numel(), kSquaresBlock, data_of<double>(out),
+                        place.stream());
+}
+
 void scaled_sum(const at::Tensor& x, double a, const at::Tensor& y, double b, at::Tensor& out) {
   const Place place(x);
   gpu::scaled_sum(type_of(out), data_of<float>(x), static_cast<float>(a), data_of<Bf16>(y),

@@ -57,10 +57,10 @@ __global__ void adamw_kernel(AdamW a) {
 }
 
 /// Squares and sums in double: blocks of kSquares, then the blocks.
-__global__ void squares_kernel(const float* x, int64_t count, double* partial) {
+__global__ void squares_kernel(const float* x, int64_t count, int64_t block, double* partial) {
   __shared__ double scratch[kBlock / kWarp];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSquares;
-  const int64_t end = begin + kSquares < count ? begin + kSquares : count;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * block;
+  const int64_t end = begin + block < count ? begin + block : count;
   double sum = 0.0;
   for (int64_t i = begin + threadIdx.x; i < end; i += kBlock)
     sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
@@ -108,8 +108,13 @@ int64_t squares_partial_doubles(int64_t count) {
 
 void sum_of_squares(const float* x, int64_t count, double* partial, double* out, Stream stream) {
   const int64_t blocks = squares_partial_doubles(count);
-  launch("sum_of_squares", &squares_kernel, blocks, kBlock, 0, stream, x, count, partial);
+  launch("sum_of_squares", &squares_kernel, blocks, kBlock, 0, stream, x, count, kSquares, partial);
   launch("sum_doubles", &sum_doubles_kernel, 1, kBlock, 0, stream, partial, blocks, out);
+}
+
+void squares_by_block(const float* x, int64_t count, int64_t block, double* out, Stream stream) {
+  launch("squares_by_block", &squares_kernel, divide_up(count, block), kBlock, 0, stream, x, count,
+         block, out);
 }
 
 void scaled_sum(Type type, const float* x, float a, const Bf16* y, float b, void* out,

@@ -173,6 +173,8 @@ void adamw(const AdamW& step, Stream stream);
 /// out[0] = sum of x^2. partial: squares_partial_doubles(count).
 void sum_of_squares(const float* x, int64_t count, double* partial, double* out, Stream stream);
 int64_t squares_partial_doubles(int64_t count);
+/// out[b] = sum of x^2 over block b of `block` elements.
+void squares_by_block(const float* x, int64_t count, int64_t block, double* out, Stream stream);
 
 /// out = a x + b y; `type` is out's.
 void scaled_sum(Type type, const float* x, float a, const Bf16* y, float b, void* out,

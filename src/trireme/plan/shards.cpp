@@ -1,0 +1,138 @@
+#include "trireme/plan/shards.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "trireme/base/error.h"
+#include "trireme/cluster/slices.h"
+
+namespace trireme::plan {
+
+namespace {
+
+/// The places in a part where a parameter, or a matrix of a stack, begins, and its end.
+std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
+  std::vector<int64_t> places = {0};
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (parameter.part != part) continue;
+    const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
+    for (int64_t i = 0; i < matrices; ++i)
+      places.push_back(places.back() + parameter.numel() / matrices);
+  }
+  return places;
+}
+
+/// Whether what begins at this place of matrix_places() is a matrix that is updated at once.
+std::vector<char> matrices_of(const model::ModelSpec& spec, int part) {
+  std::vector<char> whole;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (parameter.part != part) continue;
+    const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
+    whole.insert(whole.end(), static_cast<size_t>(matrices), parameter.is_product() ? 1 : 0);
+  }
+  return whole;
+}
+
+double sum_below(const cluster::LaneNode& node, BlockRange blocks,
+                 const std::vector<double>& sums) {
+  if (node.first >= blocks.last) return 0.0;
+  if (node.size == 1) return sums[static_cast<size_t>(node.first - blocks.first)];
+  const int64_t half = node.size / 2;
+  return sum_below({node.first, half}, blocks, sums) +
+         sum_below({node.first + half, half}, blocks, sums);
+}
+
+}  // namespace
+
+std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part) {
+  const std::vector<int64_t> places = matrix_places(spec, part);
+  std::vector<SquaresRange> ranges;
+  for (size_t i = 0; i + 1 < places.size(); ++i) {
+    const int64_t elements = places[i + 1] - places[i];
+    if (elements == 0) continue;
+    if (!ranges.empty() && ranges.back().elements % kSquaresBlock == 0) {
+      ranges.back().elements += elements;
+    } else {
+      ranges.push_back({places[i], elements});
+    }
+  }
+  return ranges;
+}
+
+int64_t num_blocks(const std::vector<SquaresRange>& ranges) {
+  int64_t blocks = 0;
+  for (const SquaresRange& range : ranges) blocks += range.blocks();
+  return blocks;
+}
+
+std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
+                                 bool whole_matrices) {
+  const std::vector<SquaresRange> ranges = squares_ranges(spec, part);
+  if (ranges.size() == 1 && !whole_matrices)
+    return cluster::slice_bounds(ranges.front().elements, owners, kSquaresBlock);
+  const std::vector<int64_t> matrices = matrix_places(spec, part);
+  const std::vector<char> whole = matrices_of(spec, part);
+  std::vector<int64_t> cuts;
+  size_t matrix = 0;
+  for (const SquaresRange& range : ranges) {
+    for (int64_t at = range.first; at < range.first + range.elements; at += kSquaresBlock) {
+      while (matrices[matrix + 1] <= at) ++matrix;
+      if (!whole_matrices || whole[matrix] == 0 || matrices[matrix] == at) cuts.push_back(at);
+    }
+  }
+  cuts.push_back(matrices.back());
+  if (cuts.size() == 1) cuts.insert(cuts.begin(), 0);
+  return cluster::slice_bounds_at(cuts, owners);
+}
+
+bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  if (strategy.parallel.zero == 0 || strategy.precision != Precision::kBf16) return false;
+  return std::ranges::none_of(spec.parameters, [&](const model::ParameterSpec& parameter) {
+    return parameter.part == part && parameter.role == model::Role::kSelectionBias;
+  });
+}
+
+BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last) {
+  const auto block_at = [&](int64_t element) {
+    int64_t blocks = 0;
+    for (const SquaresRange& range : ranges) {
+      if (element >= range.first + range.elements) {
+        blocks += range.blocks();
+        continue;
+      }
+      const int64_t inside = element - range.first;
+      TRIREME_CHECK(inside % kSquaresBlock == 0, "element {} begins no block", element);
+      return blocks + inside / kSquaresBlock;
+    }
+    return blocks;
+  };
+  return {block_at(first), block_at(last)};
+}
+
+std::vector<cluster::LaneNode> squares_nodes(BlockRange blocks, int64_t count) {
+  if (blocks.first == blocks.last) return {};
+  const auto leaves = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(count)));
+  return cluster::cover(blocks.first, blocks.last == count ? leaves : blocks.last);
+}
+
+std::vector<double> sums_of_nodes(const std::vector<cluster::LaneNode>& nodes, BlockRange blocks,
+                                  const std::vector<double>& sums) {
+  TRIREME_CHECK(static_cast<int64_t>(sums.size()) == blocks.last - blocks.first,
+                "{} sums of {} blocks", sums.size(), blocks.last - blocks.first);
+  std::vector<double> result;
+  result.reserve(nodes.size());
+  for (const cluster::LaneNode& node : nodes) result.push_back(sum_below(node, blocks, sums));
+  return result;
+}
+
+double sum_of_tree(const std::vector<cluster::LaneNode>& nodes, std::vector<double> sums) {
+  TRIREME_CHECK(nodes.size() == sums.size(), "{} sums of {} nodes", sums.size(), nodes.size());
+  if (nodes.empty()) return 0.0;
+  const std::vector<cluster::LaneAddition> order = cluster::tree_order(nodes);
+  TRIREME_CHECK(order.size() + 1 == nodes.size(), "{} nodes do not make one tree", nodes.size());
+  for (const cluster::LaneAddition& addition : order)
+    sums[static_cast<size_t>(addition.left)] += sums[static_cast<size_t>(addition.right)];
+  return sums.front();
+}
+
+}  // namespace trireme::plan
