@@ -35,11 +35,11 @@ void try_message(std::string_view bytes) {
 void try_hub(std::string_view bytes) {
   constexpr int kRanks = 3;
   constexpr size_t kStored = 4096;
-  HubOptions options;
+  RendezvousHubOptions options;
   options.size = kRanks;
   options.address = "here";
   options.max_stored_bytes = kStored;
-  Hub hub(options);
+  RendezvousHub hub(options);
   const std::string hosts[] = {"a", "b", "c"};
   // Half of the inputs begin with all ranks there.
   if (!bytes.empty() && bytes[0] % 2 == 0) {
@@ -47,7 +47,7 @@ void try_hub(std::string_view bytes) {
       hub.receive(rank, {MessageKind::kJoin, 1, rank, {hosts[rank], "3"}});
   }
   while (bytes.size() >= 3) {
-    const Hub::Connection from = bytes[0] & 7;
+    const RendezvousHub::Connection from = bytes[0] & 7;
     const size_t size = static_cast<unsigned char>(bytes[1]) |
                         static_cast<size_t>(static_cast<unsigned char>(bytes[2])) << 8;
     const std::string_view message = bytes.substr(3, size);
@@ -59,7 +59,7 @@ void try_hub(std::string_view bytes) {
       hub.closed(from);
     }
     // All that is answered can be sent.
-    for (const Hub::Outgoing& outgoing : hub.take_outgoing()) encode(outgoing.message);
+    for (const RendezvousHub::Outgoing& outgoing : hub.take_outgoing()) encode(outgoing.message);
     if (hub.num_present() < 0 || hub.num_present() > kRanks) std::abort();
   }
   hub.time_is_over();

@@ -20,6 +20,7 @@
 #include "trireme/base/secret.h"
 #include "trireme/comm/rendezvous.h"
 #include "trireme/comm/rendezvous/socket.h"
+#include "trireme/comm/transfer.h"
 #include "trireme/resilience/launcher.h"
 
 namespace {

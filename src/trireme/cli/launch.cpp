@@ -8,6 +8,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/cli/command.h"
 #include "trireme/comm/rendezvous/socket.h"
+#include "trireme/comm/transfer.h"
 #include "trireme/resilience/launcher.h"
 #include "trireme/resilience/nodes.h"
 

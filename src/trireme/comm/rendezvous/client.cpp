@@ -17,6 +17,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/secret.h"
 #include "trireme/comm/rank_names.h"
+#include "trireme/comm/transfer.h"
 
 namespace trireme::comm {
 

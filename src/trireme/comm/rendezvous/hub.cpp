@@ -47,28 +47,29 @@ std::string printable(std::string host) {
 
 }  // namespace
 
-Hub::Hub(HubOptions options) : options_(std::move(options)) {
+RendezvousHub::RendezvousHub(RendezvousHubOptions options) : options_(std::move(options)) {
   TRIREME_CHECK(options_.size >= 1, "a rendezvous of {} ranks", options_.size);
 }
 
-std::vector<Hub::Outgoing> Hub::take_outgoing() {
+std::vector<RendezvousHub::Outgoing> RendezvousHub::take_outgoing() {
   return std::exchange(outgoing_, {});
 }
 
-int Hub::num_present() const {
+int RendezvousHub::num_present() const {
   return static_cast<int>(std::count_if(members_.begin(), members_.end(),
                                         [](const auto& entry) { return !entry.second.left; }));
 }
 
-void Hub::reply(Connection to, uint64_t id, int64_t number, std::vector<std::string> texts) {
+void RendezvousHub::reply(Connection to, uint64_t id, int64_t number,
+                          std::vector<std::string> texts) {
   outgoing_.push_back({to, {MessageKind::kReply, id, number, std::move(texts)}});
 }
 
-void Hub::refuse(Connection to, uint64_t id, const std::string& reason) {
+void RendezvousHub::refuse(Connection to, uint64_t id, const std::string& reason) {
   outgoing_.push_back({to, {MessageKind::kRefused, id, 0, {reason.substr(0, kMaxReasonBytes)}}});
 }
 
-void Hub::receive(Connection from, const Message& message) {
+void RendezvousHub::receive(Connection from, const Message& message) {
   const auto found = members_.find(from);
   if (found == members_.end()) {
     if (message.kind != MessageKind::kJoin) protocol_error("it asks before it has joined");
@@ -96,7 +97,7 @@ void Hub::receive(Connection from, const Message& message) {
   }
 }
 
-void Hub::join(Connection from, const Message& message) {
+void RendezvousHub::join(Connection from, const Message& message) {
   check_texts(message, 2);
   const std::string host = printable(message.texts[0]);
   const std::optional<int64_t> size = to_number(message.texts[1]);
@@ -130,7 +131,7 @@ void Hub::join(Connection from, const Message& message) {
   welcome_if_complete();
 }
 
-void Hub::welcome_if_complete() {
+void RendezvousHub::welcome_if_complete() {
   if (members_.size() != static_cast<size_t>(options_.size)) return;
   std::set<int> taken;
   for (const auto& [connection, member] : members_) taken.insert(member.rank);
@@ -150,18 +151,18 @@ void Hub::welcome_if_complete() {
     outgoing_.push_back({connection, {MessageKind::kWelcome, 0, member.rank, hosts}});
 }
 
-void Hub::turned_away(const std::string& reason) {
+void RendezvousHub::turned_away(const std::string& reason) {
   if (turned_away_.size() < kMaxReasons &&
       std::find(turned_away_.begin(), turned_away_.end(), reason) == turned_away_.end())
     turned_away_.push_back(reason);
 }
 
-void Hub::fail_meeting(const std::string& reason) {
+void RendezvousHub::fail_meeting(const std::string& reason) {
   failed_ = true;
   for (const auto& [connection, member] : members_) refuse(connection, 0, reason);
 }
 
-void Hub::time_is_over() {
+void RendezvousHub::time_is_over() {
   if (met_ || failed_) return;
   std::vector<int> missing;
   int unnamed = 0;
@@ -185,7 +186,7 @@ void Hub::time_is_over() {
   fail_meeting(text);
 }
 
-void Hub::closed(Connection connection) {
+void RendezvousHub::closed(Connection connection) {
   const auto found = members_.find(connection);
   if (found == members_.end()) return;
   const Member member = found->second;
@@ -201,7 +202,7 @@ void Hub::closed(Connection connection) {
   announce_loss(member, "");
 }
 
-void Hub::announce_loss(const Member& member, const std::string& reason) {
+void RendezvousHub::announce_loss(const Member& member, const std::string& reason) {
   if (!met_) {
     fail_meeting(fmt::format("{} gave up before all ranks were there: {}",
                              name_rank(member.rank, member.host), reason));
@@ -219,12 +220,12 @@ void Hub::announce_loss(const Member& member, const std::string& reason) {
   waiting_.clear();
 }
 
-bool Hub::have_all(const std::vector<std::string>& keys) const {
+bool RendezvousHub::have_all(const std::vector<std::string>& keys) const {
   return std::all_of(keys.begin(), keys.end(),
                      [&](const std::string& key) { return values_.contains(key); });
 }
 
-void Hub::answer_wait(const Waiting& waiting) {
+void RendezvousHub::answer_wait(const Waiting& waiting) {
   std::vector<std::string> texts;
   if (waiting.with_values) {
     size_t bytes = 0;
@@ -240,7 +241,7 @@ void Hub::answer_wait(const Waiting& waiting) {
   reply(waiting.from, waiting.id, 0, std::move(texts));
 }
 
-void Hub::wait(Connection from, const Message& message) {
+void RendezvousHub::wait(Connection from, const Message& message) {
   Waiting waiting = {from, message.id, message.texts, message.number != 0};
   if (have_all(waiting.keys)) {
     answer_wait(waiting);
@@ -253,7 +254,7 @@ void Hub::wait(Connection from, const Message& message) {
   }
 }
 
-void Hub::wake(const std::string& key) {
+void RendezvousHub::wake(const std::string& key) {
   std::vector<Waiting> ready;
   std::erase_if(waiting_, [&](Waiting& waiting) {
     const bool asks =
@@ -265,8 +266,8 @@ void Hub::wake(const std::string& key) {
   for (const Waiting& waiting : ready) answer_wait(waiting);
 }
 
-void Hub::store(Connection from, uint64_t id, const std::string& key, std::string value,
-                int64_t number, std::vector<std::string> texts) {
+void RendezvousHub::store(Connection from, uint64_t id, const std::string& key, std::string value,
+                          int64_t number, std::vector<std::string> texts) {
   if (key.size() > kMaxKeyBytes || value.size() > kMaxValueBytes) {
     refuse(from, id,
            fmt::format("a key of {} bytes with a value of {} is too long for the store", key.size(),
@@ -287,7 +288,7 @@ void Hub::store(Connection from, uint64_t id, const std::string& key, std::strin
   wake(key);
 }
 
-void Hub::answer_store(Connection from, const Message& message) {
+void RendezvousHub::answer_store(Connection from, const Message& message) {
   const auto value_of = [&](const std::string& key) {
     const auto found = values_.find(key);
     return found == values_.end() ? std::string() : found->second;

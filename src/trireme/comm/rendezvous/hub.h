@@ -12,7 +12,7 @@
 
 namespace trireme::comm {
 
-struct HubOptions {
+struct RendezvousHubOptions {
   int size = 1;           ///< ranks that are to come
   std::string address;    ///< for messages: where they come to
   double timeout_s = 60;  ///< for messages: how long they may take
@@ -22,11 +22,11 @@ struct HubOptions {
 };
 
 /// One thread at a time.
-class Hub {
+class RendezvousHub {
  public:
   using Connection = int64_t;
 
-  explicit Hub(HubOptions options);
+  explicit RendezvousHub(RendezvousHubOptions options);
 
   struct Outgoing {
     Connection to = 0;
@@ -78,7 +78,7 @@ class Hub {
   void reply(Connection to, uint64_t id, int64_t number = 0, std::vector<std::string> texts = {});
   void refuse(Connection to, uint64_t id, const std::string& reason);
 
-  HubOptions options_;
+  RendezvousHubOptions options_;
   std::map<Connection, Member> members_;
   std::vector<Connection> arrivals_;
   std::map<std::string, std::string> values_;

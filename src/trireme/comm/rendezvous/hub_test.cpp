@@ -17,38 +17,39 @@ Message join(int rank, int size, const std::string& host) {
   return {MessageKind::kJoin, 1, rank, {host, std::to_string(size)}};
 }
 
-Hub make_hub(int size, size_t max_stored_bytes = 1 << 20) {
-  HubOptions options;
+RendezvousHub make_hub(int size, size_t max_stored_bytes = 1 << 20) {
+  RendezvousHubOptions options;
   options.size = size;
   options.address = "127.0.0.1:29511";
   options.max_stored_bytes = max_stored_bytes;
-  return Hub(options);
+  return RendezvousHub(options);
 }
 
-void join_all(Hub& hub, int size) {
+void join_all(RendezvousHub& hub, int size) {
   for (int rank = 0; rank < size; ++rank)
     hub.receive(100 + rank, join(rank, size, "h" + std::to_string(rank)));
   hub.take_outgoing();
 }
 
 /// What goes to one connection.
-std::vector<Message> to(const std::vector<Hub::Outgoing>& all, Hub::Connection connection) {
+std::vector<Message> to(const std::vector<RendezvousHub::Outgoing>& all,
+                        RendezvousHub::Connection connection) {
   std::vector<Message> messages;
-  for (const Hub::Outgoing& outgoing : all) {
+  for (const RendezvousHub::Outgoing& outgoing : all) {
     if (outgoing.to == connection) messages.push_back(outgoing.message);
   }
   return messages;
 }
 
-Message ask(Hub& hub, int rank, const Message& message) {
+Message ask(RendezvousHub& hub, int rank, const Message& message) {
   hub.receive(100 + rank, message);
   const std::vector<Message> answers = to(hub.take_outgoing(), 100 + rank);
   EXPECT_EQ(answers.size(), 1u);
   return answers.empty() ? Message{} : answers[0];
 }
 
-TEST(Hub, WelcomesWhenTheLastRankComes) {
-  Hub hub = make_hub(3);
+TEST(RendezvousHub, WelcomesWhenTheLastRankComes) {
+  RendezvousHub hub = make_hub(3);
   hub.receive(5, join(2, 3, "c"));
   hub.receive(6, join(0, 3, "a"));
   EXPECT_THAT(hub.take_outgoing(), IsEmpty());
@@ -61,8 +62,8 @@ TEST(Hub, WelcomesWhenTheLastRankComes) {
   EXPECT_EQ(to(outgoing, 6)[0].number, 0);
 }
 
-TEST(Hub, GivesRanksByArrivalAroundThoseThatAreTaken) {
-  Hub hub = make_hub(4);
+TEST(RendezvousHub, GivesRanksByArrivalAroundThoseThatAreTaken) {
+  RendezvousHub hub = make_hub(4);
   hub.receive(5, join(-1, 4, "w"));
   hub.receive(6, join(1, 4, "x"));
   hub.receive(7, join(-1, 4, "y"));
@@ -74,13 +75,13 @@ TEST(Hub, GivesRanksByArrivalAroundThoseThatAreTaken) {
   EXPECT_THAT(to(outgoing, 8)[0].texts, ElementsAre("z", "x", "w", "y"));
 }
 
-TEST(Hub, NamesWhoIsMissing) {
-  HubOptions options;
+TEST(RendezvousHub, NamesWhoIsMissing) {
+  RendezvousHubOptions options;
   options.size = 4;
   options.address = "127.0.0.1:29511";
   options.timeout_s = 60;
   options.expected_hosts = {"alpha", "alpha", "beta", "beta"};
-  Hub hub(options);
+  RendezvousHub hub(options);
   hub.receive(5, join(0, 4, "alpha"));
   hub.receive(6, join(2, 4, "beta"));
   hub.turned_away("its token differs");
@@ -102,8 +103,8 @@ TEST(Hub, NamesWhoIsMissing) {
   EXPECT_THAT(hub.take_outgoing()[0].message.texts[0], HasSubstr("the meeting is over"));
 }
 
-TEST(Hub, TurnsAwayWhoCannotBeRight) {
-  Hub hub = make_hub(3);
+TEST(RendezvousHub, TurnsAwayWhoCannotBeRight) {
+  RendezvousHub hub = make_hub(3);
   hub.receive(5, join(1, 3, "a"));
   const auto refused = [&](const Message& message) {
     hub.receive(9, message);
@@ -124,8 +125,8 @@ TEST(Hub, TurnsAwayWhoCannotBeRight) {
   EXPECT_EQ(refused(join(2, 3, "b")), "all 3 ranks are there already");
 }
 
-TEST(Hub, BreachesOfTheProtocolThrow) {
-  Hub hub = make_hub(2);
+TEST(RendezvousHub, BreachesOfTheProtocolThrow) {
+  RendezvousHub hub = make_hub(2);
   EXPECT_THROW(hub.receive(5, {MessageKind::kSet, 1, 0, {"k", "v"}}), Error);
   EXPECT_THROW(hub.receive(5, {MessageKind::kJoin, 1, 0, {"h"}}), Error);
   hub.receive(5, join(0, 2, "a"));
@@ -136,8 +137,8 @@ TEST(Hub, BreachesOfTheProtocolThrow) {
   EXPECT_THROW(hub.receive(5, {MessageKind::kWelcome, 1, 0, {}}), Error);
 }
 
-TEST(Hub, KeepsValues) {
-  Hub hub = make_hub(2);
+TEST(RendezvousHub, KeepsValues) {
+  RendezvousHub hub = make_hub(2);
   join_all(hub, 2);
   EXPECT_EQ(ask(hub, 0, {MessageKind::kSet, 7, 0, {"k", "v"}}),
             (Message{MessageKind::kReply, 7, 0, {}}));
@@ -155,8 +156,8 @@ TEST(Hub, KeepsValues) {
   EXPECT_EQ(ask(hub, 0, {MessageKind::kCount, 7, 0, {}}).number, 0);
 }
 
-TEST(Hub, AddsToDecimalNumbers) {
-  Hub hub = make_hub(1);
+TEST(RendezvousHub, AddsToDecimalNumbers) {
+  RendezvousHub hub = make_hub(1);
   join_all(hub, 1);
   EXPECT_EQ(ask(hub, 0, {MessageKind::kAdd, 1, 5, {"n"}}).number, 5);
   EXPECT_EQ(ask(hub, 0, {MessageKind::kAdd, 1, -7, {"n"}}).number, -2);
@@ -166,8 +167,8 @@ TEST(Hub, AddsToDecimalNumbers) {
   EXPECT_EQ(ask(hub, 0, {MessageKind::kAdd, 1, 1, {"text"}}).kind, MessageKind::kRefused);
 }
 
-TEST(Hub, ComparesAndSets) {
-  Hub hub = make_hub(1);
+TEST(RendezvousHub, ComparesAndSets) {
+  RendezvousHub hub = make_hub(1);
   join_all(hub, 1);
   const auto compare_set = [&](const char* expected, const char* desired) {
     return ask(hub, 0, {MessageKind::kCompareSet, 1, 0, {"k", expected, desired}}).texts.at(0);
@@ -178,8 +179,8 @@ TEST(Hub, ComparesAndSets) {
   EXPECT_EQ(compare_set("a", "c"), "c");
 }
 
-TEST(Hub, WaitersAreAnsweredWhenTheLastKeyComes) {
-  Hub hub = make_hub(2);
+TEST(RendezvousHub, WaitersAreAnsweredWhenTheLastKeyComes) {
+  RendezvousHub hub = make_hub(2);
   join_all(hub, 2);
   hub.receive(101, {MessageKind::kWait, 3, 1, {"a", "b"}});
   hub.receive(101, {MessageKind::kWait, 4, 1, {"a"}});
@@ -193,8 +194,8 @@ TEST(Hub, WaitersAreAnsweredWhenTheLastKeyComes) {
               ElementsAre(Message{MessageKind::kReply, 3, 0, {"1", "2"}}));
 }
 
-TEST(Hub, SizesAreCapped) {
-  Hub hub = make_hub(1, 1000);
+TEST(RendezvousHub, SizesAreCapped) {
+  RendezvousHub hub = make_hub(1, 1000);
   join_all(hub, 1);
   EXPECT_THAT(
       ask(hub, 0, {MessageKind::kSet, 1, 0, {std::string(kMaxKeyBytes + 1, 'k'), ""}}).texts[0],
@@ -213,8 +214,8 @@ TEST(Hub, SizesAreCapped) {
             MessageKind::kReply);
 }
 
-TEST(Hub, ALossIsToldToAllOthersAndEndsWaiting) {
-  Hub hub = make_hub(3);
+TEST(RendezvousHub, ALossIsToldToAllOthersAndEndsWaiting) {
+  RendezvousHub hub = make_hub(3);
   join_all(hub, 3);
   hub.receive(100, {MessageKind::kWait, 3, 1, {"never"}});
   hub.closed(102);
@@ -230,8 +231,8 @@ TEST(Hub, ALossIsToldToAllOthersAndEndsWaiting) {
   EXPECT_EQ(hub.num_present(), 2);
 }
 
-TEST(Hub, AGoodbyeIsNoLoss) {
-  Hub hub = make_hub(2);
+TEST(RendezvousHub, AGoodbyeIsNoLoss) {
+  RendezvousHub hub = make_hub(2);
   join_all(hub, 2);
   EXPECT_EQ(ask(hub, 1, {MessageKind::kGoodbye, 4, 0, {}}).kind, MessageKind::kReply);
   EXPECT_EQ(hub.num_present(), 1);
@@ -240,8 +241,8 @@ TEST(Hub, AGoodbyeIsNoLoss) {
   EXPECT_THAT(hub.take_outgoing(), IsEmpty());
 }
 
-TEST(Hub, AnAbortIsToldWithItsReason) {
-  Hub hub = make_hub(2);
+TEST(RendezvousHub, AnAbortIsToldWithItsReason) {
+  RendezvousHub hub = make_hub(2);
   join_all(hub, 2);
   hub.receive(101, {MessageKind::kAbort, 0, 0, {"the loss is nan"}});
   EXPECT_THAT(to(hub.take_outgoing(), 100),
@@ -250,8 +251,8 @@ TEST(Hub, AnAbortIsToldWithItsReason) {
   EXPECT_THAT(hub.take_outgoing(), IsEmpty());
 }
 
-TEST(Hub, WhoGoesBeforeAllAreThereEndsTheMeeting) {
-  Hub hub = make_hub(3);
+TEST(RendezvousHub, WhoGoesBeforeAllAreThereEndsTheMeeting) {
+  RendezvousHub hub = make_hub(3);
   hub.receive(5, join(0, 3, "a"));
   hub.receive(6, join(1, 3, "b"));
   hub.closed(6);

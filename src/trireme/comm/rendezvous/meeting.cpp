@@ -51,7 +51,7 @@ std::unique_ptr<RendezvousServer> start_server(const MeetingOptions& options, An
       options.listener >= 0 ? inherited_listener(options.listener) : listen_on({address, port});
   own.endpoint = local_endpoint(listener);
   own.token = options.announcement.empty() ? options.token : hexadecimal(random_bytes(16));
-  HubOptions hub;
+  RendezvousHubOptions hub;
   hub.size = options.size;
   hub.address = own.endpoint.text();
   hub.timeout_s = options.timeout_s;

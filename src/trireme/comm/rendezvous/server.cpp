@@ -26,7 +26,8 @@ constexpr size_t kMaxOutgoingBytes = size_t{64} << 20;
 
 }  // namespace
 
-RendezvousServer::RendezvousServer(Descriptor listener, std::string token, HubOptions options)
+RendezvousServer::RendezvousServer(Descriptor listener, std::string token,
+                                   RendezvousHubOptions options)
     : token_(std::move(token)),
       timeout_s_(options.timeout_s),
       start_s_(steady_clock().now_s()),
@@ -67,7 +68,7 @@ void RendezvousServer::serve() {
   std::unique_lock lock(mutex_);
   while (!stop_) {
     std::vector<pollfd> entries = {{wake_.read_end.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
-    std::vector<Hub::Connection> ids;
+    std::vector<RendezvousHub::Connection> ids;
     for (const auto& [id, connection] : connections_) {
       const bool writes = !connection.channel->outgoing().empty();
       entries.push_back(
@@ -119,7 +120,7 @@ void RendezvousServer::accept_all() {
   }
 }
 
-void RendezvousServer::read_from(Hub::Connection id, Connection& connection) {
+void RendezvousServer::read_from(RendezvousHub::Connection id, Connection& connection) {
   if (connection.broken) return;
   std::array<char, 1 << 16> bytes{};
   const ssize_t got = ::recv(connection.socket.get(), bytes.data(), bytes.size(), 0);
@@ -157,7 +158,7 @@ void RendezvousServer::write_to(Connection& connection) {
 }
 
 void RendezvousServer::deliver() {
-  for (Hub::Outgoing& outgoing : hub_.take_outgoing()) {
+  for (RendezvousHub::Outgoing& outgoing : hub_.take_outgoing()) {
     const auto found = connections_.find(outgoing.to);
     if (found == connections_.end() || found->second.broken) continue;
     found->second.channel->send(outgoing.message);
@@ -181,7 +182,7 @@ void RendezvousServer::close_broken() {
         ++it;
         continue;
       }
-      const Hub::Connection id = it->first;
+      const RendezvousHub::Connection id = it->first;
       it = connections_.erase(it);
       hub_.closed(id);
       again = true;

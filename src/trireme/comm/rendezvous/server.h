@@ -1,4 +1,4 @@
-// The thread at rank 0 that ranks meet at: sockets around a Hub.
+// The thread at rank 0 that ranks meet at: sockets around a hub.
 #pragma once
 
 #include <condition_variable>
@@ -18,7 +18,7 @@ namespace trireme::comm {
 class RendezvousServer {
  public:
   /// `listener` is a listening socket that does not block; `options.address` is what messages call it.
-  RendezvousServer(Descriptor listener, std::string token, HubOptions options);
+  RendezvousServer(Descriptor listener, std::string token, RendezvousHubOptions options);
   ~RendezvousServer();
   RendezvousServer(const RendezvousServer&) = delete;
   RendezvousServer& operator=(const RendezvousServer&) = delete;
@@ -36,7 +36,7 @@ class RendezvousServer {
 
   void serve();
   void accept_all();
-  void read_from(Hub::Connection id, Connection& connection);
+  void read_from(RendezvousHub::Connection id, Connection& connection);
   void write_to(Connection& connection);
   void deliver();
   void close_broken();
@@ -48,12 +48,12 @@ class RendezvousServer {
   Descriptor listener_;
   WakePipe wake_;
   // The thread's own.
-  std::map<Hub::Connection, Connection> connections_;
-  Hub::Connection next_ = 0;
+  std::map<RendezvousHub::Connection, Connection> connections_;
+  RendezvousHub::Connection next_ = 0;
 
   std::mutex mutex_;
   std::condition_variable changed_;
-  Hub hub_;            // under mutex_
+  RendezvousHub hub_;  // under mutex_
   bool stop_ = false;  // under mutex_
   std::thread thread_;
 };

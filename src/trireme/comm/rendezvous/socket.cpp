@@ -236,9 +236,4 @@ std::thread start_thread(std::function<void()> body) {
   return thread;
 }
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown";
-}
-
 }  // namespace trireme::comm

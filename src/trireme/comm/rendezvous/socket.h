@@ -65,7 +65,4 @@ struct WakePipe {
 /// A thread that gets none of the process's signals.
 std::thread start_thread(std::function<void()> body);
 
-/// This machine's name.
-std::string host_name();
-
 }  // namespace trireme::comm
