@@ -19,6 +19,7 @@ class Optimizer;
 namespace trireme::execute {
 
 class DeviceCopies;
+class StateVisits;
 
 /// Everything one step reads: the micro-batches of the global batch in order, all of one shape.
 struct StepInput {
@@ -53,7 +54,8 @@ struct StepResult {
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;
   /// What each instruction took and held, by instruction id; bytes as the device's allocator counts
-  /// them, times on the device's clock where it works while the host goes on.
+  /// them, times on the device's clock where it works while the host goes on. Of copies that run on into the next step
+  /// (plan::runs_on()) the times are those of the step before, as of this one's begin; 0 where there was none.
   std::vector<plan::Measurement> measurements;
 };
 
@@ -64,8 +66,9 @@ struct EvaluationResult {
   std::vector<float> token_losses;  ///< row-major [rows, seq_len], zero where ignored
 };
 
-/// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread. Every call blocks until the
-/// work is done. Ownership: borrows model, store and optimizer.
+/// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread.
+/// Every call blocks until the work is done, but for optimizer states on their way to the host: settle(). Ownership: borrows
+/// model, store and optimizer.
 class Executor {
  public:
   Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer);
@@ -79,12 +82,18 @@ class Executor {
   /// Error{kInternal} for a program that does not fit the model, StepOutOfMemory (out_of_memory.h) where memory ends.
   StepResult run_step(const plan::Program& program, const StepInput& input);
 
+  /// With a program that keeps optimizer states on the host, the last of them may be on their way there when a step returns.
+  /// Waits for them and gives their device memory up: before the optimizer's states are read, and before other work than a
+  /// step wants the device's memory. Throws Error{kDevice} if the device failed.
+  void settle();
+
  private:
   class Step;
   nn::Model& model_;
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;
   std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
+  std::unique_ptr<StateVisits> visits_;   ///< with them
 };
 
 /// Forward and loss without gradients and without multi-token prediction; needs no program. Same arithmetic as the

@@ -310,6 +310,7 @@ std::optional<Validation> Run::validate(int64_t sequences) {
   const int64_t blocks = (dataset.num_windows() + rows - 1) / rows;
   const int64_t wanted =
       sequences == 0 ? blocks : std::clamp<int64_t>((sequences + rows - 1) / rows, 1, blocks);
+  executor_.settle();  // what is under way takes memory that a step would not need yet
   double loss_sum = 0.0;
   int64_t targets = 0;
   int64_t bytes = 0;
@@ -373,6 +374,7 @@ void Run::save() {
   state.train = to_json(state_);
   state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
   state.texts["run.toml"] = effective_toml(p_.run);
+  executor_.settle();
   writer_.save(state_tensors(store_, *optimizer_), std::move(state));
   saved_step_ = state_.step;
   checkpoint_stall_s_ += steady_clock().now_s() - start;
