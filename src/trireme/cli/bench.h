@@ -5,6 +5,7 @@
 
 namespace trireme::cli {
 
+void add_bench_comm(CLI::App& bench, GlobalOptions& options);
 void add_bench_gemm(CLI::App& bench, GlobalOptions& options);
 void add_bench_conformance(CLI::App& bench, GlobalOptions& options);
 void add_bench_kernels(CLI::App& bench, GlobalOptions& options);

@@ -27,18 +27,18 @@ enum class Dimension {
   kContext,
   kData,
   kPipeline,
-  kDataContext,   ///< data and context: ranks that hold the same parameters outside of experts
-  kStage,         ///< all of a pipeline stage
-  kShard,         ///< of kDataContext, a contiguous block of `shard` data parallel ranks: they share states of ZeRO
+  kDataContext,  ///< data and context: ranks that hold the same parameters outside of experts
+  kStage,        ///< all of a pipeline stage
+  kShard,  ///< of kDataContext, a contiguous block of `shard` data parallel ranks: they share states of ZeRO
   kReplicate,     ///< of kDataContext, one of every such block: they hold the same slice
   kExpertTensor,  ///< share an expert's matrices
   kExpert,        ///< hold different experts of a layer, tokens go to and fro
   kExpertData     ///< hold the same share of the same experts
 };
 inline constexpr std::array kDimensions = {
-    Dimension::kTensor,      Dimension::kContext,   Dimension::kData,         Dimension::kPipeline,
-    Dimension::kDataContext, Dimension::kStage,     Dimension::kShard,        Dimension::kReplicate,
-    Dimension::kExpertTensor, Dimension::kExpert,   Dimension::kExpertData};
+    Dimension::kTensor,       Dimension::kContext, Dimension::kData,      Dimension::kPipeline,
+    Dimension::kDataContext,  Dimension::kStage,   Dimension::kShard,     Dimension::kReplicate,
+    Dimension::kExpertTensor, Dimension::kExpert,  Dimension::kExpertData};
 /// "tensor", "data-context" ...
 const char* to_string(Dimension dimension);
 

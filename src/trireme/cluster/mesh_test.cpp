@@ -62,12 +62,14 @@ TEST(Mesh, FoldsExpertsOverTheStage) {
   // Two experts' ranks across the tensor parallel pair and the next data parallel rank.
   const Mesh mesh({.dp = 2, .tp = 2, .pp = 2, .ep = 2, .etp = 1});
   EXPECT_EQ(mesh.expert_data_size(), 2);
-  EXPECT_THAT(mesh.groups(Dimension::kExpert),
-              ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3), ElementsAre(4, 5), ElementsAre(6, 7)));
-  EXPECT_THAT(mesh.groups(Dimension::kExpertData),
-              ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3), ElementsAre(4, 6), ElementsAre(5, 7)));
+  EXPECT_THAT(mesh.groups(Dimension::kExpert), ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3),
+                                                           ElementsAre(4, 5), ElementsAre(6, 7)));
+  EXPECT_THAT(
+      mesh.groups(Dimension::kExpertData),
+      ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3), ElementsAre(4, 6), ElementsAre(5, 7)));
   const Mesh with_tensor({.dp = 2, .tp = 2, .ep = 2, .etp = 2});
-  EXPECT_THAT(with_tensor.groups(Dimension::kExpert), ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3)));
+  EXPECT_THAT(with_tensor.groups(Dimension::kExpert),
+              ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3)));
   EXPECT_THAT(with_tensor.groups(Dimension::kExpertTensor),
               ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3)));
 }
@@ -79,7 +81,8 @@ TEST(Mesh, ShardsInsideBlocksOfDataParallelRanks) {
   // With context parallelism every rank of a block's sequences takes a share.
   const Mesh context({.dp = 2, .cp = 2, .shard = 1});
   EXPECT_THAT(context.groups(Dimension::kShard), ElementsAre(ElementsAre(0, 1), ElementsAre(2, 3)));
-  EXPECT_THAT(context.groups(Dimension::kReplicate), ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3)));
+  EXPECT_THAT(context.groups(Dimension::kReplicate),
+              ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3)));
 }
 
 TEST(Mesh, GroupsPartitionTheWorldForEveryShapeTo64Ranks) {
@@ -91,7 +94,8 @@ TEST(Mesh, GroupsPartitionTheWorldForEveryShapeTo64Ranks) {
       const std::vector<std::vector<int>> groups = mesh.groups(dimension);
       int first = -1;
       for (const std::vector<int>& group : groups) {
-        ASSERT_EQ(static_cast<int>(group.size()), mesh.group_size(dimension)) << to_string(dimension);
+        ASSERT_EQ(static_cast<int>(group.size()), mesh.group_size(dimension))
+            << to_string(dimension);
         ASSERT_GT(group.front(), first);
         first = group.front();
         ASSERT_TRUE(std::is_sorted(group.begin(), group.end()));

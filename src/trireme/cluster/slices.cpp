@@ -17,8 +17,9 @@ std::vector<int64_t> slice_bounds(int64_t elements, int64_t ranks, int64_t block
 }
 
 std::vector<int64_t> slice_bounds_at(const std::vector<int64_t>& places, int64_t ranks) {
-  TRIREME_CHECK(ranks >= 1 && !places.empty() && places.front() == 0 && std::ranges::is_sorted(places),
-                "{} places for {} ranks do not ascend from 0", places.size(), ranks);
+  TRIREME_CHECK(
+      ranks >= 1 && !places.empty() && places.front() == 0 && std::ranges::is_sorted(places),
+      "{} places for {} ranks do not ascend from 0", places.size(), ranks);
   const int64_t elements = places.back();
   std::vector<int64_t> bounds(static_cast<size_t>(ranks) + 1);
   for (int64_t r = 0; r < ranks; ++r) {

@@ -89,6 +89,12 @@ class World {
   virtual std::string transport() const = 0;
   /// Host name of a rank, for messages.
   virtual std::string host(int rank) const = 0;
+  /// This rank's place among those of its host: which of its devices is its own.
+  int rank_on_host() const {
+    int place = 0;
+    for (int other = 0; other < rank(); ++other) place += host(other) == host(rank()) ? 1 : 0;
+    return place;
+  }
 
   /// Collective over the world: all ranks ask for the same groups in the same order, members or not. `members` are ranks of
   /// the world in ascending order. Tensors of the group are on `device`. Null for who is not a member. Blocks.

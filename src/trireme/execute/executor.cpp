@@ -15,7 +15,9 @@
 #include "trireme/device/out_of_memory.h"
 #include "trireme/execute/device_copies.h"
 #include "trireme/execute/out_of_memory.h"
+#include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/state_visits.h"
+#include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
@@ -43,14 +45,6 @@ at::Tensor to_int64(const std::vector<int32_t>& values, int64_t rows, int64_t le
   at::Tensor tensor = at::empty({rows, length}, at::kLong);
   std::ranges::copy(values, tensor.data_ptr<int64_t>());
   return tensor.to(device);
-}
-
-// Lanes meet as their gradients do: pairs of neighbours, then pairs of pairs.
-double sum_by_tree(std::vector<double> values) {
-  for (size_t stride = 1; stride < values.size(); stride *= 2) {
-    for (size_t i = 0; i + stride < values.size(); i += 2 * stride) values[i] += values[i + stride];
-  }
-  return values.empty() ? 0.0 : values[0];
 }
 
 }  // namespace
@@ -84,40 +78,40 @@ class Executor::Step {
         program_(program),
         input_(input),
         device_(device::get_device(executor.store_.device().str())),
+        figures_(executor.store_.spec(), program),
         done_(program.instructions.size()),
         is_waited_for_(program.instructions.size(), 0) {
     plan_copies(executor);
     const plan::Strategy& strategy = program.strategy;
-    const int64_t count = strategy.micro_batches();
-    TRIREME_CHECK(static_cast<int64_t>(input.micro_batches.size()) == count,
-                  "the program wants {} micro-batches and gets {}", count,
+    const std::vector<int64_t> own = program.micro_batches();
+    TRIREME_CHECK(input.micro_batches.size() == own.size(),
+                  "the program wants {} micro-batches and gets {}", own.size(),
                   input.micro_batches.size());
     const auto modules = static_cast<size_t>(model_.spec().num_mtp_layers);
-    std::vector<int64_t> targets(1 + modules);
+    Counts counts{.targets = std::vector<int64_t>(1 + modules),
+                  .stops = input.stop_requested ? 1 : 0};
     for (const data::Batch& batch : input.micro_batches) {
       TRIREME_CHECK(batch.rows == strategy.micro && batch.seq_len == strategy.seq_len,
                     "the program wants micro-batches of {} x {} and gets {} x {}", strategy.micro,
                     strategy.seq_len, batch.rows, batch.seq_len);
-      targets[0] += batch.num_targets;
+      counts.targets[0] += batch.num_targets;
       for (size_t depth = 1; depth <= modules; ++depth)
-        targets[depth] += data::tokens_ahead(batch, static_cast<int64_t>(depth)).num_targets;
-      result_.num_targets += batch.num_targets;
-      result_.num_bytes += batch.num_bytes;
-      result_.tokens += batch.rows * batch.seq_len;
+        counts.targets[depth] += data::tokens_ahead(batch, static_cast<int64_t>(depth)).num_targets;
+      counts.bytes += batch.num_bytes;
+      counts.tokens += batch.rows * batch.seq_len;
     }
-    if (input.total_targets > 0) targets[0] = input.total_targets;
-    if (!input.total_mtp_targets.empty()) {
-      TRIREME_CHECK(input.total_mtp_targets.size() == modules, "{} totals for {} modules",
-                    input.total_mtp_targets.size(), modules);
-      std::ranges::copy(input.total_mtp_targets, targets.begin() + 1);
+    counted(counts);
+    if (!program.groups.empty()) {
+      TRIREME_CHECK(executor.exchange_ != nullptr, "a program of {} ranks needs a world",
+                    program.groups.front().size());
+      exchange_ = executor.exchange_.get();
+      exchange_->begin_step(program);
     }
-    result_.mtp_targets.assign(targets.begin() + 1, targets.end());
-    for (const int64_t count : targets)
-      total_targets_.push_back(static_cast<double>(std::max<int64_t>(count, 1)));
 
     const auto parts = static_cast<size_t>(model_.num_parts());
-    micro_batches_.resize(static_cast<size_t>(count));
-    for (MicroBatch& micro : micro_batches_) {
+    for (size_t i = 0; i < own.size(); ++i) {
+      MicroBatch& micro = micro_batches_[own[i]];
+      micro.input = &input.micro_batches[i];
       micro.hidden.resize(parts);
       micro.gradient.resize(parts);
       micro.graphs.resize(parts);
@@ -127,7 +121,6 @@ class Executor::Step {
     for (Lane& lane : lanes_) {
       lane.gradients.resize(parts);
       lane.written.assign(static_cast<size_t>(store_.num_parameters()), 0);
-      lane.loss_sums.assign(1 + modules, 0.0);
     }
     result_.measurements.resize(program.instructions.size());
   }
@@ -157,6 +150,7 @@ class Executor::Step {
     wait_for_step();
     timer.read(result_.measurements);
     read_copies_of_step_before(timer);
+    if (exchange_ != nullptr) measure_transfers(begin);
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
     result_.seconds = steady_clock().now_s() - begin;
@@ -198,7 +192,15 @@ class Executor::Step {
         std::max<int64_t>(allocated + refusal.asked_bytes - planned, 0));
   }
 
+  /// Of this rank's micro-batches, then of all ranks'.
+  struct Counts {
+    std::vector<int64_t> targets;  ///< of the head, then of the modules that predict further
+    int64_t bytes = 0;
+    int64_t tokens = 0;
+    int64_t stops = 0;  ///< ranks that were asked to end
+  };
   struct MicroBatch {
+    const data::Batch* input = nullptr;
     nn::BatchTensors batch;
     std::vector<at::Tensor> hidden;    ///< per part: its output
     std::vector<at::Tensor> gradient;  ///< per part: the gradient of its output
@@ -208,10 +210,9 @@ class Executor::Step {
   struct Lane {
     std::vector<at::Tensor> gradients;  ///< per part: flat float32
     std::vector<char> written;          ///< per parameter: holds a gradient already
-    std::vector<double> loss_sums;      ///< of the head, then of the modules that predict further
   };
 
-  MicroBatch& micro(int64_t index) { return micro_batches_.at(static_cast<size_t>(index)); }
+  MicroBatch& micro(int64_t index) { return micro_batches_.at(index); }
   Lane& lane(int64_t index) { return lanes_.at(static_cast<size_t>(index)); }
 
   // Only gradient accumulators are made here: every other buffer is an instruction's result.
@@ -237,6 +238,10 @@ class Executor::Step {
       case plan::BufferKind::kParameterGradient:
         lane(buffer.lane).gradients.at(part).reset();
         break;
+      case plan::BufferKind::kGradientSlice:
+        if (buffer.lane == 0) exchange_->drop_slice(buffer.part);  // others end in an addition
+        break;
+      case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
       case plan::BufferKind::kOptimizerState:
@@ -264,7 +269,7 @@ class Executor::Step {
     const auto at_part = static_cast<size_t>(std::max(part, 0));
     switch (instruction.kind) {
       case plan::OpKind::kLoadBatch:
-        load(micro(instruction.micro_batch), instruction.micro_batch);
+        load(micro(instruction.micro_batch));
         break;
       case plan::OpKind::kForward: {
         MicroBatch& at = micro(instruction.micro_batch);
@@ -279,14 +284,14 @@ class Executor::Step {
         at.hidden[at_part] = std::move(result.output);
         at.graphs[at_part] = std::move(result.graph);
         if (model_.part(part).spec().kind == model::PartKind::kRouter)
-          count(model_.part(part).spec().layer, at.batch);
+          count(instruction.lane, model_.part(part).spec().layer, at.batch);
         break;
       }
       case plan::OpKind::kRecompute:
         graph(instruction).recompute();
         break;
       case plan::OpKind::kLoss:
-        loss(micro(instruction.micro_batch), lane(instruction.lane), part);
+        loss(micro(instruction.micro_batch), instruction.lane, part);
         break;
       case plan::OpKind::kBackwardInput: {
         MicroBatch& at = micro(instruction.micro_batch);
@@ -307,6 +312,32 @@ class Executor::Step {
       case plan::OpKind::kCombineLanes:
         kernels::add_(lane(instruction.lane).gradients.at(at_part),
                       lane(instruction.right_lane).gradients.at(at_part));
+        break;
+      case plan::OpKind::kCountTargets: {
+        const Counts& mine = counts_;
+        std::vector<int64_t> values = mine.targets;
+        values.insert(values.end(), {mine.bytes, mine.tokens, mine.stops});
+        exchange_->count_targets(instruction, values);
+        break;
+      }
+      case plan::OpKind::kReduceGradients:
+        exchange_->reduce_gradients(
+            instruction, [&](int64_t first) { return lane(first).gradients.at(at_part); });
+        break;
+      case plan::OpKind::kCombinePieces:
+        exchange_->combine_pieces(instruction);
+        break;
+      case plan::OpKind::kGatherGradients:
+        exchange_->gather_gradients(instruction, finished_gradient(part));
+        break;
+      case plan::OpKind::kGatherParameters:
+        if (result_.applied) exchange_->gather_parameters(instruction);
+        break;
+      case plan::OpKind::kSumSquares:
+        figures_.sum_squares([&](int of) { return gradient_slice(of); });
+        break;
+      case plan::OpKind::kReduceFigures:
+        exchange_->reduce_figures(instruction, figures_.mine());
         break;
       case plan::OpKind::kGradNorm:
         norm();
@@ -368,6 +399,7 @@ class Executor::Step {
 
   bool crosses(const plan::Instruction& instruction, int other) const {
     const plan::Resource theirs = program_.instructions[static_cast<size_t>(other)].resource;
+    if (theirs == plan::Resource::kCommunication) return false;
     return theirs != instruction.resource &&
            (plan::is_copy(theirs) || plan::is_copy(instruction.resource));
   }
@@ -380,6 +412,7 @@ class Executor::Step {
 
   void wait_for_queues(const plan::Instruction& instruction) {
     for (const int other : instruction.depends_on) {
+      if (exchange_ != nullptr) wait_for_transfer(instruction, other);
       if (!crosses(instruction, other)) continue;
       queue_of(instruction).wait_for(*done_[static_cast<size_t>(other)]);
       // The compute queue is behind the copy in now, and what is copied out later is behind the compute queue.
@@ -433,7 +466,8 @@ class Executor::Step {
     visits_->come(first.part);
   }
 
-  void loss(MicroBatch& at, Lane& into, int part) {
+  void loss(MicroBatch& at, int64_t lane_index, int part) {
+    Lane& into = lane(lane_index);
     const auto at_part = static_cast<size_t>(part);
     const model::ModelSpec& spec = store_.spec();
     const auto depth = static_cast<size_t>(spec.mtp_depth(part));
@@ -446,27 +480,19 @@ class Executor::Step {
     if (at.states[at_part].normed.defined()) options.state = &at.states[at_part];
     options.d_normed = at.gradient[at_part];
     nn::LossResult loss = head.loss(at.hidden[at_part - 1], at.batch, std::move(options), &sink);
-    into.loss_sums[depth] += loss.loss_sum;
+    figures_.add_loss(lane_index, depth, loss.loss_sum);
     at.gradient[at_part - 1] = std::move(loss.grad_hidden);
   }
 
-  void load(MicroBatch& at, int64_t index) {
-    at.batch = to_tensors(input_.micro_batches[static_cast<size_t>(index)],
-                          store_.spec().num_mtp_layers, store_.device());
-    at.batch.share_of_step = 1.0 / static_cast<double>(micro_batches_.size());
+  void load(MicroBatch& at) {
+    at.batch = to_tensors(*at.input, store_.spec().num_mtp_layers, store_.device());
+    at.batch.share_of_step = 1.0 / static_cast<double>(program_.strategy.micro_batches());
     at.batch.expert_load = input_.expert_load;
   }
 
-  /// Adds a router's figures; micro-batches come in order, so the sums are the same each time.
-  void count(int layer, const nn::BatchTensors& batch) {
-    const nn::RouterStatistics& one = batch.moe->at(layer).statistics;
-    nn::RouterStatistics& all = result_.routers[layer];
-    all.load.resize(one.load.size());
-    for (size_t e = 0; e < one.load.size(); ++e) all.load[e] += one.load[e];
-    all.dropped += one.dropped;
-    all.balance_loss += batch.share_of_step * one.balance_loss;
-    all.z_loss += batch.share_of_step * one.z_loss;
-    all.entropy += batch.share_of_step * one.entropy;
+  /// Adds a router's figures; a lane's micro-batches come in order, so the sums are the same each time.
+  void count(int64_t lane, int layer, const nn::BatchTensors& batch) {
+    figures_.add_router(lane, layer, batch.moe->at(layer).statistics, batch.share_of_step);
   }
 
   bool frees_gradient_of_its_part(const plan::Instruction& instruction) const {
@@ -484,11 +510,14 @@ class Executor::Step {
   }
 
   void norm() {
+    if (exchange_ != nullptr) {
+      figures_.take(exchange_->figures());
+    } else {
+      figures_.sum_squares([&](int part) { return finished_gradient(part); });
+    }
     bool finite = true;
     for (size_t depth = 0; depth < total_targets_.size(); ++depth) {
-      std::vector<double> sums;
-      for (const Lane& lane : lanes_) sums.push_back(lane.loss_sums[depth]);
-      const double loss = sum_by_tree(std::move(sums)) / total_targets_[depth];
+      const double loss = figures_.loss_sum(depth) / total_targets_[depth];
       finite = finite && std::isfinite(loss);
       if (depth == 0) {
         result_.loss = loss;
@@ -496,19 +525,90 @@ class Executor::Step {
         result_.mtp_losses.push_back(loss);
       }
     }
-    std::vector<at::Tensor> gradients;
-    for (const at::Tensor& gradient : lane(0).gradients) {
-      if (gradient.defined()) gradients.push_back(gradient);  // some parts have no parameters
-    }
-    result_.grad_norm = optim::gradient_norm(gradients);
+    result_.grad_norm = figures_.gradient_norm();
+    result_.routers = figures_.routers();
     result_.applied = finite && std::isfinite(result_.grad_norm);
+  }
+
+  // ---- ranks ---------------------------------------------------------------------------------------
+
+  /// Takes in what this rank's micro-batches hold, or all ranks' once they have said so.
+  void counted(const Counts& counts) {
+    counts_ = counts;
+    result_.num_targets = counts.targets[0];
+    result_.num_bytes = counts.bytes;
+    result_.tokens = counts.tokens;
+    result_.stop_requested = counts.stops > 0;
+    std::vector<int64_t> targets = counts.targets;
+    if (input_.total_targets > 0) targets[0] = input_.total_targets;
+    if (!input_.total_mtp_targets.empty()) {
+      TRIREME_CHECK(input_.total_mtp_targets.size() + 1 == targets.size(),
+                    "{} totals for {} modules", input_.total_mtp_targets.size(),
+                    targets.size() - 1);
+      std::ranges::copy(input_.total_mtp_targets, targets.begin() + 1);
+    }
+    result_.mtp_targets.assign(targets.begin() + 1, targets.end());
+    total_targets_.clear();
+    for (const int64_t count : targets)
+      total_targets_.push_back(static_cast<double>(std::max<int64_t>(count, 1)));
+  }
+
+  void wait_for_transfer(const plan::Instruction& instruction, int other) {
+    const plan::Instruction& transfer = program_.instructions[static_cast<size_t>(other)];
+    if (transfer.resource != plan::Resource::kCommunication) return;
+    exchange_->wait(other, queue_of(instruction));
+    if (transfer.kind != plan::OpKind::kCountTargets || has_counted_) return;
+    has_counted_ = true;
+    std::vector<int64_t> sums = exchange_->counted();
+    Counts all;
+    for (int64_t* sum : {&all.stops, &all.tokens, &all.bytes}) {
+      *sum = sums.back();
+      sums.pop_back();
+    }
+    all.targets = std::move(sums);
+    counted(all);
+  }
+
+  /// Transfers run beside the queues: their own times take the place of those of being issued.
+  void measure_transfers(double begin) {
+    if (device_.capabilities().asynchronous) return;  // the device's clock is another one
+    for (const plan::Instruction& instruction : program_.instructions) {
+      if (instruction.resource != plan::Resource::kCommunication) continue;
+      const auto times = exchange_->times(instruction.id);
+      if (!times) continue;
+      plan::Measurement& measured = result_.measurements[static_cast<size_t>(instruction.id)];
+      measured.start_s = std::max(times->first - begin, 0.0);
+      measured.duration_s = std::max(times->second - begin - measured.start_s, 0.0);
+    }
+  }
+
+  bool shares_states() const { return exchange_ != nullptr && program_.strategy.parallel.zero > 0; }
+
+  /// The whole gradient of a part, where this rank has it.
+  const at::Tensor& finished_gradient(int part) {
+    return lane(program_.lanes.front()).gradients.at(static_cast<size_t>(part));
+  }
+
+  at::Tensor gradient_slice(int part) {
+    return program_.slices.front().size() > 2 ? exchange_->slice(part) : finished_gradient(part);
   }
 
   void optimize(int part) {
     optim::PartBuffers buffers;
     buffers.weights = store_.part_master(part);
     if (store_.has_compute_copy()) buffers.compute = store_.part_compute(part);
-    buffers.gradients = lane(0).gradients.at(static_cast<size_t>(part));
+    if (shares_states()) {
+      const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
+      const auto mine = static_cast<size_t>(program_.slice);
+      const int64_t count = bounds[mine + 1] - bounds[mine];
+      buffers.gradients = exchange_->slice(part);
+      if (store_.has_whole_master(part))
+        buffers.weights = buffers.weights.narrow(0, bounds[mine], count);
+      if (buffers.compute.defined())
+        buffers.compute = buffers.compute.narrow(0, bounds[mine], count);
+    } else {
+      buffers.gradients = finished_gradient(part);
+    }
     if (program_.strategy.offload_optimizer) buffers.states = visits_->at(part);
     optim::StepParams params;
     params.lr = input_.learning_rate;
@@ -550,8 +650,12 @@ class Executor::Step {
   const plan::Program& program_;
   const StepInput& input_;
   device::Device& device_;
+  StepFigures figures_;
+  RankExchange* exchange_ = nullptr;  ///< of one rank: none
+  Counts counts_;
+  bool has_counted_ = false;
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
-  std::vector<MicroBatch> micro_batches_;
+  std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
   std::vector<Lane> lanes_;
   StepResult result_;
   std::vector<std::unique_ptr<device::Event>> done_;  ///< by instruction; of those waited for
@@ -562,8 +666,10 @@ class Executor::Step {
   StateVisits* visits_ = nullptr;
 };
 
-Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer)
+Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer,
+                   comm::World* world)
     : model_(model), store_(store), optimizer_(optimizer) {
+  if (world != nullptr) exchange_ = std::make_unique<RankExchange>(*world, store);
   TRIREME_CHECK(store.master_dtype() == at::kFloat, "training needs float32 masters");
 }
 

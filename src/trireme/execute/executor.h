@@ -12,6 +12,9 @@
 #include "trireme/plan/program.h"
 #include "trireme/plan/trace.h"
 
+namespace trireme::comm {
+class World;
+}
 namespace trireme::optim {
 class Optimizer;
 }
@@ -19,19 +22,23 @@ class Optimizer;
 namespace trireme::execute {
 
 class DeviceCopies;
+class RankExchange;
 class StateVisits;
 
-/// Everything one step reads: the micro-batches of the global batch in order, all of one shape.
+/// Everything one step reads.
 struct StepInput {
+  /// The rank's micro-batches of the global batch in the order of Program::micro_batches(), all of one shape.
   std::vector<data::Batch> micro_batches;
   /// Counted targets of the whole global batch: the loss is their mean. 0: the sum over
-  /// micro_batches.
+  /// micro_batches of all ranks.
   int64_t total_targets = 0;
   /// The same of every module of multi-token prediction (data::tokens_ahead()); empty: the sums over micro_batches.
   std::vector<int64_t> total_mtp_targets;
   int64_t step = 0;  ///< zero-based number of the optimizer step; decides the bias correction
   double learning_rate = 0.0;
   double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
+  /// This rank was asked to end: all ranks learn of it with the step.
+  bool stop_requested = false;
   /// By layer: tokens of every expert in the step before, for balancing losses over the global batch; or null.
   const std::map<int, std::vector<int64_t>>* expert_load = nullptr;
 };
@@ -45,7 +52,8 @@ struct StepResult {
   double grad_norm = 0.0;  ///< before clipping
   bool applied =
       false;  ///< false: a loss or the gradient norm was not finite; parameters are as before
-  int64_t tokens = 0;  ///< sequences * seq_len
+  bool stop_requested = false;  ///< of any rank
+  int64_t tokens = 0;           ///< sequences * seq_len, of all ranks
   int64_t num_targets = 0;
   int64_t num_bytes = 0;
   /// By MoE layer, over the global batch: sums of counts, means of losses.
@@ -71,7 +79,9 @@ struct EvaluationResult {
 /// model, store and optimizer.
 class Executor {
  public:
-  Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer);
+  /// `world`: of programs of several ranks, and borrowed; null for one.
+  Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer,
+           comm::World* world = nullptr);
   ~Executor();
   Executor(const Executor&) = delete;
   Executor& operator=(const Executor&) = delete;
@@ -80,6 +90,7 @@ class Executor {
   /// and shape must be the input's. A loss or gradient norm that is not finite leaves parameters
   /// and optimizer untouched (`applied` false); what to do about it is the caller's policy. Throws
   /// Error{kInternal} for a program that does not fit the model, StepOutOfMemory (out_of_memory.h) where memory ends.
+  /// Of a program of several ranks, collective over the world: all ranks run their programs of the same step.
   StepResult run_step(const plan::Program& program, const StepInput& input);
 
   /// With a program that keeps optimizer states on the host, the last of them may be on their way there when a step returns.
@@ -92,6 +103,7 @@ class Executor {
   nn::Model& model_;
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;
+  std::unique_ptr<RankExchange> exchange_;
   std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
   std::unique_ptr<StateVisits> visits_;   ///< with them
 };

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <numbers>
@@ -68,7 +69,8 @@ double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
 }
 
 ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
-                               at::ScalarType master_dtype, at::Device device)
+                               at::ScalarType master_dtype, at::Device device,
+                               const std::vector<model::ElementRange>& masters)
     : spec_(std::move(spec)),
       compute_dtype_(compute_dtype),
       master_dtype_(master_dtype),
@@ -85,9 +87,13 @@ ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dty
     part_numel_[parameter.part] += parameter.numel();
     part_parameters_[parameter.part].push_back(static_cast<int>(i));
   }
-  for (const int64_t numel : part_numel_) {
+  for (size_t part = 0; part < parts; ++part) {
+    const int64_t numel = part_numel_[part];
+    master_ranges_.push_back(masters.empty() ? model::ElementRange{0, numel} : masters.at(part));
+    TRIREME_CHECK(has_compute_copy() || master_ranges_.back().count() == numel,
+                  "part {}: products read masters, which are not all here", part);
     const auto options = at::TensorOptions().device(device_);
-    master_.push_back(at::empty({numel}, options.dtype(master_dtype_)));
+    master_.push_back(at::empty({master_ranges_.back().count()}, options.dtype(master_dtype_)));
     compute_.push_back(has_compute_copy() ? at::empty({numel}, options.dtype(compute_dtype_))
                                           : master_.back());
   }
@@ -121,37 +127,65 @@ at::Tensor ParameterStore::fused_view(const at::Tensor& flat, int first, int cou
   return head.shape.size() < 2 ? piece : piece.view({rows, columns});
 }
 
+void ParameterStore::fill(int index, uint64_t seed, at::Tensor values) const {
+  const model::ParameterSpec& parameter = spec_.parameters[index];
+  switch (parameter.init.kind) {
+    case model::InitKind::kOnes:
+      values.fill_(1.0);
+      break;
+    case model::InitKind::kZeros:
+      values.fill_(0.0);
+      break;
+    case model::InitKind::kNormal: {
+      const uint64_t key = stream_key(seed, parameter.name);
+      // Drawn on the host: the same bits on every device.
+      at::Tensor host = values.is_cpu() ? values : at::empty(values.sizes(), master_dtype_);
+      if (master_dtype_ == at::kDouble) {
+        fill_normal(host.data_ptr<double>(), host.numel(), key, parameter.init.std);
+      } else {
+        fill_normal(host.data_ptr<float>(), host.numel(), key, parameter.init.std);
+      }
+      if (!values.is_cpu()) values.copy_(host);
+      break;
+    }
+  }
+}
+
 void ParameterStore::initialize(uint64_t seed) {
   for (int i = 0; i < num_parameters(); ++i) {
-    const model::ParameterSpec& parameter = spec_.parameters[i];
-    at::Tensor values = master(i);
-    switch (parameter.init.kind) {
-      case model::InitKind::kOnes:
-        values.fill_(1.0);
-        break;
-      case model::InitKind::kZeros:
-        values.fill_(0.0);
-        break;
-      case model::InitKind::kNormal: {
-        const uint64_t key = stream_key(seed, parameter.name);
-        // Drawn on the host: the same bits on every device.
-        at::Tensor host = device_.is_cpu() ? values : at::empty(values.sizes(), master_dtype_);
-        if (master_dtype_ == at::kDouble) {
-          fill_normal(host.data_ptr<double>(), host.numel(), key, parameter.init.std);
-        } else {
-          fill_normal(host.data_ptr<float>(), host.numel(), key, parameter.init.std);
-        }
-        if (!device_.is_cpu()) values.copy_(host);
-        break;
-      }
+    if (has_whole_master(part_of(i))) {
+      fill(i, seed, master(i));
+      continue;
     }
+    // One parameter's float32 at a time: the compute copy is of all of it.
+    at::Tensor values = at::empty(spec_.parameters[i].shape,
+                                  at::TensorOptions().dtype(master_dtype_).device(device_));
+    fill(i, seed, values);
+    set(i, values);
   }
   refresh_compute();
 }
 
+void ParameterStore::set(int parameter, const at::Tensor& values) {
+  const int part = part_of(parameter);
+  const int64_t begin = offsets_[parameter];
+  const int64_t numel = spec_.parameters[parameter].numel();
+  const at::Tensor flat = values.reshape({-1});
+  TRIREME_CHECK(flat.numel() == numel, "{} elements for {}", flat.numel(),
+                spec_.parameters[parameter].name);
+  const model::ElementRange here = master_ranges_[part];
+  const int64_t first = std::max(begin, here.first);
+  const int64_t count = std::min(begin + numel, here.last) - first;
+  if (count > 0)
+    master_[part].narrow(0, first - here.first, count).copy_(flat.narrow(0, first - begin, count));
+  if (has_compute_copy()) compute_[part].narrow(0, begin, numel).copy_(flat);
+}
+
 void ParameterStore::refresh_compute(int part) {
   if (!has_compute_copy()) return;
-  kernels::convert(master_[part], compute_[part]);
+  const model::ElementRange here = master_ranges_[part];
+  at::Tensor compute = compute_[part].narrow(0, here.first, here.count());
+  kernels::convert(master_[part], compute);
 }
 
 void ParameterStore::refresh_compute() {

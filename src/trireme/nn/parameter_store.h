@@ -3,7 +3,7 @@
 // Each part's parameters lie one after the other in one flat buffer, in the order of
 // ModelSpec::parameters, so that query, key and value (gate and up) form one matrix and an
 // optimizer runs over flat memory. With a compute dtype other than the master's there is a second
-// flat buffer per part.
+// flat buffer per part; of the masters a rank may then have a slice alone.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "trireme/model/element_range.h"
 #include "trireme/model/model_spec.h"
 
 namespace trireme::nn {
@@ -23,8 +24,11 @@ class ParameterStore {
   /// Allocates without filling: call initialize() or write every master. `compute_dtype` is what
   /// the products use (kFloat or kBFloat16; kDouble in gradient checks); `master_dtype` kFloat (or
   /// kDouble). Both lie on `device`.
+  /// `masters`: by part, the elements whose masters are held, empty for all of every part; all it must be without a compute
+  /// copy, and of a part with a selection bias, which is read as it is.
   ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype = at::kFloat,
-                 at::ScalarType master_dtype = at::kFloat, at::Device device = at::kCPU);
+                 at::ScalarType master_dtype = at::kFloat, at::Device device = at::kCPU,
+                 const std::vector<model::ElementRange>& masters = {});
 
   const model::ModelSpec& spec() const { return spec_; }
   at::ScalarType compute_dtype() const { return compute_dtype_; }
@@ -41,14 +45,23 @@ class ParameterStore {
   /// Offset in elements of a parameter in its part's flat buffer.
   int64_t offset(int parameter) const { return offsets_[parameter]; }
 
-  /// Flat buffers of one part, shape [part_numel]. compute() is master() without a compute copy.
+  /// The elements of a part whose masters are here.
+  model::ElementRange master_range(int part) const { return master_ranges_[part]; }
+  bool has_whole_master(int part) const {
+    return master_ranges_[part].count() == part_numel_[part];
+  }
+
+  /// Flat buffers of one part, shape [part_numel]; of the masters [master_range(part).count()]. compute() is master() without
+  /// a compute copy.
   const at::Tensor& part_master(int part) const { return master_[part]; }
   const at::Tensor& part_compute(int part) const { return compute_[part]; }
 
-  /// Named views with the parameter's shape.
+  /// Named views with the parameter's shape; master() of parts that have whole masters.
   at::Tensor master(int parameter) const { return view(master_[part_of(parameter)], parameter); }
   at::Tensor compute(int parameter) const { return view(compute_[part_of(parameter)], parameter); }
   at::Tensor master(const std::string& name) const;  ///< throws Error{kInternal} if absent
+  /// Sets a parameter from a tensor of its shape: the masters that are here, and the compute copy.
+  void set(int parameter, const at::Tensor& values);
   /// The view of one parameter in any flat buffer laid out like its part (gradients, optimizer
   /// states).
   at::Tensor view(const at::Tensor& flat, int parameter) const;
@@ -60,13 +73,14 @@ class ParameterStore {
   /// depend on (seed, parameter name, element index) alone: not on threads, order or other
   /// parameters.
   void initialize(uint64_t seed);
-  /// compute = master rounded to the compute dtype, of one part or all. Nothing without a compute
-  /// copy.
+  /// compute = master rounded to the compute dtype, of the elements of one part or all that have masters. Nothing without a
+  /// compute copy.
   void refresh_compute(int part);
   void refresh_compute();
 
  private:
   int part_of(int parameter) const { return spec_.parameters[parameter].part; }
+  void fill(int parameter, uint64_t seed, at::Tensor values) const;
 
   model::ModelSpec spec_;
   at::ScalarType compute_dtype_;
@@ -75,6 +89,7 @@ class ParameterStore {
   std::vector<int64_t> part_numel_;
   std::vector<std::vector<int>> part_parameters_;
   std::vector<int64_t> offsets_;
+  std::vector<model::ElementRange> master_ranges_;
   std::vector<at::Tensor> master_;
   std::vector<at::Tensor> compute_;
 };

@@ -104,6 +104,36 @@ TEST(ParameterStore, TheComputeCopyIsTheRoundedMaster) {
   EXPECT_TRUE(plain.part_compute(1).is_same(plain.part_master(1)));
 }
 
+TEST(ParameterStore, ASliceOfMastersHasTheBitsOfTheWhole) {
+  ParameterStore whole(tiny(3), at::kBFloat16);
+  for (const double from : {0.0, 0.3, 1.0}) {
+    whole.initialize(9);
+    std::vector<model::ElementRange> shares;
+    for (int part = 0; part < whole.num_parts(); ++part) {
+      const auto numel = static_cast<double>(whole.part_numel(part));
+      const auto first = static_cast<int64_t>(from * numel);
+      shares.push_back({first, std::max(first, static_cast<int64_t>(0.7 * numel))});
+    }
+    ParameterStore slice(tiny(3), at::kBFloat16, at::kFloat, at::kCPU, shares);
+    slice.initialize(9);
+    const auto expect_equal = [&] {
+      for (int part = 0; part < whole.num_parts(); ++part) {
+        const model::ElementRange share = shares[static_cast<size_t>(part)];
+        EXPECT_TRUE(at::equal(slice.part_master(part),
+                              whole.part_master(part).narrow(0, share.first, share.count())));
+        EXPECT_TRUE(at::equal(slice.part_compute(part), whole.part_compute(part)));
+      }
+    };
+    expect_equal();
+    for (int i = 0; i < whole.num_parameters(); ++i) {
+      const at::Tensor values = at::rand(whole.spec().parameters[i].shape);
+      whole.set(i, values);
+      slice.set(i, values);
+    }
+    expect_equal();
+  }
+}
+
 TEST(Rotary, FrequenciesOfTheThreeScalings) {
   model::RotarySpec spec;
   spec.dim = 8;

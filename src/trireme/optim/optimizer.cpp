@@ -20,9 +20,11 @@ namespace {
 
 using model::Role;
 
-/// Where one parameter lies in its part's flat buffers.
+/// A piece of a parameter and where it lies in its part's flat buffers.
 struct Place {
   const model::ParameterSpec* parameter;
+  int64_t first;  ///< element of the parameter that the piece begins with
+  int64_t count;
   int64_t offset;         ///< in weights, gradients and the first state
   int64_t second_offset;  ///< in the second state; -1 when Muon updates it
 };
@@ -35,11 +37,65 @@ struct Run {
   bool decays;
 };
 
-struct PartState {
+/// What a slice of a part is made of.
+struct PartLayout {
   std::vector<Place> places;
   std::vector<Run> runs;
   int64_t numel = 0;
-  int64_t second_numel = 0;
+  int64_t second_numel = 0;  ///< elements that AdamW updates
+};
+
+std::vector<PartLayout> layouts_of(const OptimizerConfig& config, const model::ModelSpec& spec,
+                                   const Slices& slices) {
+  std::vector<PartLayout> layouts(spec.parts.size());
+  std::vector<int64_t> ends(spec.parts.size());
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    const auto at = static_cast<size_t>(parameter.part);
+    const int64_t begin = ends[at];
+    ends[at] += parameter.numel();
+    const model::ElementRange slice =
+        slices.empty() ? model::ElementRange{begin, ends[at]} : slices.at(at);
+    const int64_t first = std::max(begin, slice.first);
+    const int64_t count = std::min(ends[at], slice.last) - first;
+    if (count <= 0) continue;
+    const bool muon = config.kind == OptimizerKind::kMuon && uses_muon(parameter);
+    const int64_t matrix = parameter.numel() / num_matrices(parameter);
+    TRIREME_CHECK(!muon || ((first - begin) % matrix == 0 && count % matrix == 0),
+                  "a slice cuts a matrix of {}", parameter.name);
+    PartLayout& part = layouts[at];
+    part.places.push_back(
+        {&parameter, first - begin, count, part.numel, muon ? -1 : part.second_numel});
+    if (!muon) {
+      const bool joins = !part.runs.empty() && part.runs.back().decays == parameter.decays() &&
+                         part.runs.back().offset + part.runs.back().count == part.numel;
+      if (joins) {
+        part.runs.back().count += count;
+      } else {
+        part.runs.push_back({part.numel, part.second_numel, count, parameter.decays()});
+      }
+      part.second_numel += count;
+    }
+    part.numel += count;
+  }
+  return layouts;
+}
+
+void add_views(const Place& place, const at::Tensor& first, const at::Tensor& second,
+               std::vector<StateTensor>& all) {
+  const auto view = [&](const at::Tensor& flat, int64_t offset) {
+    const at::Tensor piece = flat.narrow(0, offset, place.count);
+    return place.count == place.parameter->numel() ? piece.view(place.parameter->shape) : piece;
+  };
+  const std::string& name = place.parameter->name;
+  if (place.second_offset < 0) {
+    all.push_back({name, "momentum_buffer", view(first, place.offset), place.first});
+  } else {
+    all.push_back({name, "exp_avg", view(first, place.offset), place.first});
+    all.push_back({name, "exp_avg_sq", view(second, place.second_offset), place.first});
+  }
+}
+
+struct PartState : PartLayout {
   at::Tensor first;   ///< exp_avg, or Muon's momentum; laid out as the weights
   at::Tensor second;  ///< exp_avg_sq of the AdamW parameters, without gaps
 };
@@ -48,19 +104,19 @@ struct PartState {
 class FlatOptimizer : public Optimizer {
  public:
   FlatOptimizer(const OptimizerConfig& config, const model::ModelSpec& spec, at::Device device,
-                StatePlace place)
+                StatePlace place, const Slices& slices)
       : config_(config), spec_(spec), on_host_(place == StatePlace::kHost) {
-    parts_.resize(spec_.parts.size());
-    for (const model::ParameterSpec& parameter : spec_.parameters) add(parameter);
     const auto zeros = [&](int64_t numel) {
       if (!on_host_)
         return at::zeros({numel}, at::TensorOptions().dtype(at::kFloat).device(device));
       at::Tensor states = device::get_device(device.str()).empty_pinned({numel}, at::kFloat);
       return states.zero_();
     };
-    for (PartState& part : parts_) {
+    for (PartLayout& layout : layouts_of(config_, spec_, slices)) {
+      PartState part{std::move(layout), {}, {}};
       part.first = zeros(part.numel);
       part.second = zeros(part.second_numel);
+      parts_.push_back(std::move(part));
     }
   }
 
@@ -81,19 +137,8 @@ class FlatOptimizer : public Optimizer {
 
   std::vector<StateTensor> state() const override {
     std::vector<StateTensor> all;
-    for (const model::ParameterSpec& parameter : spec_.parameters) {
-      const PartState& part = parts_.at(static_cast<size_t>(parameter.part));
-      const auto place = std::find_if(part.places.begin(), part.places.end(),
-                                      [&](const Place& p) { return p.parameter == &parameter; });
-      const auto view = [&](const at::Tensor& flat, int64_t offset) {
-        return flat.narrow(0, offset, parameter.numel()).view(parameter.shape);
-      };
-      if (place->second_offset < 0) {
-        all.push_back({parameter.name, "momentum_buffer", view(part.first, place->offset)});
-      } else {
-        all.push_back({parameter.name, "exp_avg", view(part.first, place->offset)});
-        all.push_back({parameter.name, "exp_avg_sq", view(part.second, place->second_offset)});
-      }
+    for (const PartState& part : parts_) {
+      for (const Place& place : part.places) add_views(place, part.first, part.second, all);
     }
     return all;
   }
@@ -121,24 +166,6 @@ class FlatOptimizer : public Optimizer {
   }
 
  private:
-  void add(const model::ParameterSpec& parameter) {
-    PartState& part = parts_.at(static_cast<size_t>(parameter.part));
-    const bool muon = config_.kind == OptimizerKind::kMuon && uses_muon(parameter);
-    const int64_t numel = parameter.numel();
-    part.places.push_back({&parameter, part.numel, muon ? -1 : part.second_numel});
-    if (!muon) {
-      const bool joins = !part.runs.empty() && part.runs.back().decays == parameter.decays() &&
-                         part.runs.back().offset + part.runs.back().count == part.numel;
-      if (joins) {
-        part.runs.back().count += numel;
-      } else {
-        part.runs.push_back({part.numel, part.second_numel, numel, parameter.decays()});
-      }
-      part.second_numel += numel;
-    }
-    part.numel += numel;
-  }
-
   void step_adamw(const at::Tensor& first, const at::Tensor& second, const Run& run,
                   const PartBuffers& buffers, const StepParams& params) const {
     kernels::AdamWParams p;
@@ -160,8 +187,8 @@ class FlatOptimizer : public Optimizer {
 
   void step_muon(const at::Tensor& first, const Place& place, const PartBuffers& buffers,
                  const StepParams& params) const {
-    const int64_t matrices = num_matrices(*place.parameter);
-    const int64_t numel = place.parameter->numel() / matrices;
+    const int64_t numel = place.parameter->numel() / num_matrices(*place.parameter);
+    const int64_t matrices = place.count / numel;
     const int64_t cols = place.parameter->shape.back();
     const auto step_one = [&](int64_t i) {
       const auto view = [&](const at::Tensor& flat) {
@@ -226,11 +253,30 @@ const char* to_string(OptimizerKind kind) {
 
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           const model::ModelSpec& spec, at::Device device,
-                                          StatePlace place) {
+                                          StatePlace place, const Slices& slices) {
   const auto problems = validate(config);
   TRIREME_USER_CHECK(problems.empty(), kConfig, "correct the [optim] table", "{}",
                      problems.front());
-  return std::make_unique<FlatOptimizer>(config, spec, device, place);
+  return std::make_unique<FlatOptimizer>(config, spec, device, place, slices);
+}
+
+std::vector<StateTensor> state_views(const OptimizerConfig& config, const model::ModelSpec& spec,
+                                     const std::vector<std::vector<at::Tensor>>& part_states) {
+  const std::vector<PartLayout> layouts = layouts_of(config, spec, {});
+  std::vector<StateTensor> all;
+  for (size_t part = 0; part < layouts.size(); ++part) {
+    for (const Place& place : layouts[part].places)
+      add_views(place, part_states.at(part).at(0), part_states.at(part).at(1), all);
+  }
+  return all;
+}
+
+int64_t state_bytes(const OptimizerConfig& config, const model::ModelSpec& spec, int part,
+                    model::ElementRange elements) {
+  Slices slices(spec.parts.size());
+  slices.at(static_cast<size_t>(part)) = elements;
+  const PartLayout layout = layouts_of(config, spec, slices)[static_cast<size_t>(part)];
+  return 4 * (layout.numel + layout.second_numel);
 }
 
 bool uses_muon(const model::ParameterSpec& parameter) {

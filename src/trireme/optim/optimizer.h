@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "trireme/model/element_range.h"
 #include "trireme/model/model_spec.h"
 
 namespace trireme::optim {
@@ -41,7 +42,8 @@ std::vector<std::string> validate(const OptimizerConfig& config);
 OptimizerKind optimizer_from_name(const std::string& name);
 const char* to_string(OptimizerKind kind);
 
-/// The flat buffers of one part. Borrowed; float32 [n] contiguous but `compute`.
+/// The flat buffers of one part, or of the slice of it that the optimizer is for. Borrowed; float32 [n] contiguous but
+/// `compute`.
 struct PartBuffers {
   at::Tensor weights;    ///< master weights, updated in place
   at::Tensor compute;    ///< bfloat16 [n], receives the rounded new weights; undefined when weights
@@ -58,11 +60,13 @@ struct StepParams {
   int64_t step = 1;             ///< 1 for the run's first optimizer step
 };
 
-/// One state tensor of one parameter: a float32 view with the parameter's shape.
+/// One state tensor of one parameter: a float32 view.
 struct StateTensor {
   std::string parameter;  ///< ParameterSpec::name
   std::string key;        ///< "exp_avg", "exp_avg_sq" (AdamW); "momentum_buffer" (Muon)
-  at::Tensor tensor;      ///< writing to it sets the state
+  at::Tensor
+      tensor;  ///< writing to it sets the state; of the parameter's shape, or flat if it is a piece of it
+  int64_t first = 0;  ///< the parameter's element that the piece begins with
 };
 
 /// Updates parameters. Thread-safety: one call at a time. Ownership: owns its states, borrows the
@@ -71,8 +75,8 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
   virtual void step(int part, const PartBuffers& buffers, const StepParams& params) = 0;
-  /// Every state tensor, in the order of ModelSpec::parameters. Views stay valid as long as the
-  /// optimizer.
+  /// Every state tensor that this optimizer has any of, in the order of ModelSpec::parameters. Views stay valid as long as
+  /// the optimizer.
   virtual std::vector<StateTensor> state() const = 0;
   /// The flat float32 tensors that a part's states lie in, where they are kept.
   virtual std::vector<at::Tensor> part_states(int part) const = 0;
@@ -86,15 +90,29 @@ enum class StatePlace {
   kHost     ///< in pinned host memory: every step() is given the part's states in PartBuffers
 };
 
+/// By part: the slice that an optimizer has states for and updates. Empty: all of every part. Muon's matrices are inside or
+/// outside as a whole.
+using Slices = std::vector<model::ElementRange>;
+
 /// Makes an optimizer with zero states for buffers on `device`. Error{kConfig} with validate()'s first reason.
 std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           const model::ModelSpec& spec,
                                           at::Device device = at::kCPU,
-                                          StatePlace place = StatePlace::kDevice);
+                                          StatePlace place = StatePlace::kDevice,
+                                          const Slices& slices = {});
+
+/// What state() of an optimizer of whole parts lists, as views of given tensors: `part_states` by part as part_states() has
+/// them, those of slices one after the other.
+std::vector<StateTensor> state_views(const OptimizerConfig& config, const model::ModelSpec& spec,
+                                     const std::vector<std::vector<at::Tensor>>& part_states);
 
 /// Whether Muon updates this parameter: matrices inside the blocks, of a stack of experts each one on its own; embeddings,
 /// head, router and vectors get AdamW.
 bool uses_muon(const model::ParameterSpec& parameter);
+
+/// Bytes of the states of elements [first, last) of a part. For memory estimates.
+int64_t state_bytes(const OptimizerConfig& config, const model::ModelSpec& spec, int part,
+                    model::ElementRange elements);
 
 /// State floats per element of the parameter: 2 for AdamW, 1 for Muon's matrices. For memory
 /// estimates.

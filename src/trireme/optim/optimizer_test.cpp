@@ -344,5 +344,85 @@ TEST(OptimizerTest, RefusesAWrongConfiguration) {
   }
 }
 
+// Ranks that share a part end with the weights and states of one that has all of it.
+TEST(OptimizerSlices, SlicesSideBySideAreTheWholePart) {
+  const auto spec = spec_of({parameter("matrix", {8, 6}, model::Role::kDown, 0),
+                             parameter("vector", {9}, model::Role::kNormWeight, 0),
+                             parameter("other", {5, 7}, model::Role::kUp, 0),
+                             parameter("experts", {4, 3, 6}, model::Role::kExpertDown, 1)},
+                            2);
+  const std::vector<int64_t> numel = {48 + 9 + 35, 72};
+  for (const auto kind : {OptimizerKind::kAdamW, OptimizerKind::kMuon}) {
+    OptimizerConfig config;
+    config.kind = kind;
+    const std::vector<std::vector<int64_t>> cuts =
+        kind == OptimizerKind::kMuon
+            ? std::vector<std::vector<int64_t>>{{0, 48, 57, 92}, {0, 18, 54, 72}}
+            : std::vector<std::vector<int64_t>>{{0, 31, 50, 92}, {0, 1, 1, 72}};
+    const auto whole = make_optimizer(config, spec);
+    std::vector<std::unique_ptr<Optimizer>> slices;
+    for (size_t i = 0; i < 3; ++i) {
+      slices.push_back(
+          make_optimizer(config, spec, at::kCPU, StatePlace::kDevice,
+                         {{cuts[0][i], cuts[0][i + 1]}, {cuts[1][i], cuts[1][i + 1]}}));
+    }
+    Generator generator(4);
+    std::vector<at::Tensor> weights;
+    std::vector<at::Tensor> shared;
+    for (const int64_t n : numel) {
+      weights.push_back(generator.tensor({n}, 2.0));
+      shared.push_back(weights.back().clone());
+    }
+    for (int64_t step = 1; step <= 4; ++step) {
+      for (int part = 0; part < 2; ++part) {
+        const auto at = static_cast<size_t>(part);
+        const at::Tensor gradients = generator.tensor({numel[at]}, 0.5);
+        const StepParams params{0.01, 0.7, step};
+        whole->step(part, {weights[at], {}, gradients, {}}, params);
+        for (size_t i = 0; i < 3; ++i) {
+          const int64_t first = cuts[at][i];
+          const int64_t count = cuts[at][i + 1] - first;
+          slices[i]->step(
+              part, {shared[at].narrow(0, first, count), {}, gradients.narrow(0, first, count), {}},
+              params);
+        }
+        EXPECT_TRUE(at::equal(shared[at], weights[at]));
+      }
+    }
+    std::vector<std::vector<at::Tensor>> joined;
+    int64_t bytes = 0;
+    for (int part = 0; part < 2; ++part) {
+      joined.emplace_back();
+      for (size_t which = 0; which < 2; ++which) {
+        std::vector<at::Tensor> pieces;
+        for (const auto& slice : slices) pieces.push_back(slice->part_states(part)[which]);
+        joined.back().push_back(at::cat(pieces));
+        EXPECT_TRUE(at::equal(joined.back().back(), whole->part_states(part)[which]));
+      }
+      for (size_t i = 0; i < 3; ++i) {
+        const auto& cut = cuts[static_cast<size_t>(part)];
+        bytes += state_bytes(config, spec, part, {cut[i], cut[i + 1]});
+      }
+    }
+    EXPECT_EQ(bytes, whole->state_bytes());
+    const auto views = state_views(config, spec, joined);
+    const auto want = whole->state();
+    ASSERT_EQ(views.size(), want.size());
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_EQ(views[i].parameter, want[i].parameter);
+      EXPECT_EQ(views[i].key, want[i].key);
+      EXPECT_TRUE(at::equal(views[i].tensor, want[i].tensor));
+      // What each slice says it has lies where it says.
+      for (const auto& slice : slices) {
+        for (const StateTensor& piece : slice->state()) {
+          if (piece.parameter != want[i].parameter || piece.key != want[i].key) continue;
+          EXPECT_TRUE(at::equal(piece.tensor.flatten(), want[i].tensor.flatten().narrow(
+                                                            0, piece.first, piece.tensor.numel())));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme::optim

@@ -82,7 +82,7 @@ std::string strategy_text(const model::ModelSpec& spec, const Program& program) 
 
 std::string memory_text(const model::ModelSpec& spec, const Program& program,
                         const Simulation& simulation) {
-  const ResidentBytes resident = resident_bytes(spec, program.strategy);
+  const ResidentBytes resident = resident_bytes(spec, program.strategy, program);
   std::string text = "memory held between steps\n";
   const auto line = [&](const char* name, int64_t bytes) {
     if (bytes > 0) text += fmt::format("  {:<28}{:>12}\n", name, mebibytes(bytes));
@@ -177,6 +177,11 @@ OrderedJson instruction_json(const model::ModelSpec& spec, const Instruction& in
   if (instruction.micro_batch >= 0) json["micro_batch"] = instruction.micro_batch;
   if (instruction.lane >= 0) json["lane"] = instruction.lane;
   if (instruction.right_lane >= 0) json["right_lane"] = instruction.right_lane;
+  if (instruction.group >= 0) json["group"] = instruction.group;
+  if (instruction.peer >= 0) {
+    json["peer"] = instruction.peer;
+    json["of_gradient"] = instruction.of_gradient;
+  }
   json["depends_on"] = instruction.depends_on;
   json["makes"] = instruction.makes;
   json["uses"] = instruction.uses;

@@ -21,7 +21,7 @@ int64_t HeldMemory::total() const {
 }
 
 HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int instruction) {
-  const ResidentBytes resident = resident_bytes(spec, program.strategy);
+  const ResidentBytes resident = resident_bytes(spec, program.strategy, program);
   HeldMemory held;
   held.weights = resident.master_weights + resident.compute_weights;
   held.optimizer_states = resident.optimizer_states;
@@ -35,6 +35,8 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
           held.batches += bytes;
           break;
         case BufferKind::kParameterGradient:
+        case BufferKind::kGradientPieces:
+        case BufferKind::kGradientSlice:
           held.gradients += bytes;
           break;
         case BufferKind::kOptimizerState:

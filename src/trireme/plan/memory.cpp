@@ -7,6 +7,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/plan/part_memory.h"
+#include "trireme/plan/shards.h"
 
 namespace trireme::plan {
 
@@ -314,21 +315,57 @@ int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strat
   return water.above(sizes.hidden);
 }
 
-ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
+namespace {
+
+/// States of elements [first, last) of a part.
+int64_t state_bytes_of(const model::ModelSpec& spec, const Strategy& strategy, int part,
+                       int64_t first, int64_t last) {
+  int64_t bytes = 0;
+  int64_t begin = 0;
+  for (size_t i = 0; i < spec.parameters.size(); ++i) {
+    if (spec.parameters[i].part != part) continue;
+    const int64_t end = begin + spec.parameters[i].numel();
+    const int64_t floats = strategy.state_floats.empty() ? 2 : strategy.state_floats[i];
+    bytes += 4 * floats * std::max<int64_t>(std::min(end, last) - std::max(begin, first), 0);
+    begin = end;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
+                             const Program& program) {
   ResidentBytes bytes;
-  const int64_t parameters = spec.num_parameters();
-  bytes.master_weights = 4 * parameters;
-  bytes.compute_weights = strategy.precision == Precision::kBf16 ? 2 * parameters : 0;
-  bytes.optimizer_states = 8 * parameters;
-  if (!strategy.optimizer_state_bytes.empty()) {
-    bytes.optimizer_states = 0;
-    for (const int64_t state : strategy.optimizer_state_bytes) bytes.optimizer_states += state;
+  const bool copies = strategy.precision == Precision::kBf16;
+  const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();
+  int64_t parameters = 0;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (program.has(parameter.part)) parameters += parameter.numel();
+  }
+  bytes.compute_weights = copies ? 2 * parameters : 0;
+  if (!shares) bytes.master_weights = 4 * parameters;
+  for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
+    const auto at = static_cast<size_t>(part);
+    if (!program.has(part)) continue;
+    int64_t all = optimizer_state_bytes(spec, strategy, part);
+    if (shares) {
+      const std::vector<int64_t>& bounds = program.slices[at];
+      const auto slice = static_cast<size_t>(program.slice);
+      const int64_t mine = bounds[slice + 1] - bounds[slice];
+      bytes.master_weights += 4 * (shares_masters(spec, strategy, part) ? mine : bounds.back());
+      all = state_bytes_of(spec, strategy, part, bounds[slice], bounds[slice + 1]);
+    }
+    bytes.optimizer_states += all;
   }
   if (strategy.offload_optimizer) std::swap(bytes.optimizer_states, bytes.host_optimizer_states);
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
   std::vector<model::RotarySpec> tables;
-  for (const model::LayerSpec& layer : spec.layers) {
+  for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
+    const int number = spec.parts[static_cast<size_t>(part)].layer;
+    if (number < 0 || !program.has(part)) continue;
+    const model::LayerSpec& layer = spec.layers[static_cast<size_t>(number)];
     if (!layer.attention.rotary) continue;
     const model::RotarySpec& rotary = *layer.attention.rotary;
     if (std::ranges::find(tables, rotary) != tables.end()) continue;

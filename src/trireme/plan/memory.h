@@ -40,6 +40,7 @@ int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
 /// A float32 for every choice of the router of a MoE part's layer; 0 of other parts.
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part);
+/// Of all of a part's elements; what a rank holds of it under ZeRO is in resident_bytes().
 int64_t optimizer_state_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 /// Workspace of kLoss with the strategy's (chosen) loss_chunk_rows; `with_norm`: the norm's forward is part of it.
 int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strategy,
@@ -55,6 +56,8 @@ struct ResidentBytes {
       0;  ///< in place of `optimizer_states`, on the host: not in total()
   int64_t total() const { return master_weights + compute_weights + optimizer_states + tables; }
 };
-ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy);
+/// On the rank that `slices` and `slice` of the program are of; of a program without slices, of a rank that shares nothing.
+ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
+                             const Program& program = {});
 
 }  // namespace trireme::plan

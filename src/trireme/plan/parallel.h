@@ -28,7 +28,11 @@ bool names_schedule_file(const std::string& name);
 /// In the order of ScheduleKind, without kText.
 std::vector<std::string> schedule_names();
 
-enum class ContextKind { kRing, kGather, kUlysses };  ///< how context parallel ranks share keys and values
+enum class ContextKind {
+  kRing,
+  kGather,
+  kUlysses
+};  ///< how context parallel ranks share keys and values
 const char* to_string(ContextKind kind);
 ContextKind context_kind_from_name(const std::string& name);  ///< as schedule_from_name()
 
@@ -42,14 +46,15 @@ Reduction reduction_from_name(const std::string& name);  ///< as schedule_from_n
 /// Sizes count ranks; world = dp x tp x pp x cp.
 struct Parallel {
   int64_t dp = 1;
-  int64_t zero = 0;   ///< ZeRO stage, 0 to 3
-  int64_t shard = 0;  ///< data parallel ranks among which ZeRO shards, replicas across (hybrid); 0: all
+  int64_t zero = 0;  ///< ZeRO stage, 0 to 3
+  int64_t shard =
+      0;  ///< data parallel ranks among which ZeRO shards, replicas across (hybrid); 0: all
   int64_t tp = 1;
   int64_t pp = 1;
   ScheduleKind schedule = ScheduleKind::k1F1B;
-  std::string schedule_file;  ///< kText: its name, for messages
-  std::string schedule_text;  ///< kText: its content
-  int64_t chunks = 1;         ///< pipeline stages a rank
+  std::string schedule_file = {};  ///< kText: its name, for messages
+  std::string schedule_text = {};  ///< kText: its content
+  int64_t chunks = 1;              ///< pipeline stages a rank
   int64_t cp = 1;
   ContextKind cp_kind = ContextKind::kRing;
   int64_t ep = 1;

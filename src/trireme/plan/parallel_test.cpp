@@ -16,7 +16,8 @@ TEST(Parallel, NamesGoBothWays) {
   EXPECT_EQ(schedule_names().size(), static_cast<size_t>(ScheduleKind::kText));
   for (const char* name : {"ring", "gather", "ulysses"})
     EXPECT_STREQ(to_string(context_kind_from_name(name)), name);
-  for (const char* name : {"exact", "fast"}) EXPECT_STREQ(to_string(reduction_from_name(name)), name);
+  for (const char* name : {"exact", "fast"})
+    EXPECT_STREQ(to_string(reduction_from_name(name)), name);
   EXPECT_TRUE(names_schedule_file("mine.txt"));
   EXPECT_TRUE(names_schedule_file("schedules/mine"));
 }

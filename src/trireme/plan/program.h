@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "trireme/cluster/lane_tree.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/plan/kernel_workspace.h"
+#include "trireme/plan/parallel.h"
 
 namespace trireme::plan {
 
@@ -36,8 +38,13 @@ struct Strategy {
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
+  /// Floats of optimizer state per element, by parameter: what a slice of a part has; empty: two.
+  std::vector<int64_t> state_floats;
   /// What the optimizer step of each part holds beside its buffers (Muon's products); empty: nothing.
   std::vector<int64_t> optimizer_workspace_bytes;
+  Parallel parallel;  ///< over which ranks
+  bool whole_matrices =
+      false;  ///< the optimizer updates matrices at once: slices do not cut them (part_slices())
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
@@ -52,20 +59,31 @@ enum class OpKind {
   kBackwardWeight,  ///< gradients of a part's parameters, added to the lane's accumulator
   kCombineLanes,    ///< adds the right lane group's partial sums of a part to the left's; frees the
                     ///< right
-  kGradNorm,        ///< global norm over all parts, in fixed order
-  kOptimizerStep,   ///< of a part's parameters
+  kCountTargets,    ///< how many targets all ranks' micro-batches have
+  /// Slices of a part's partial sums go to the ranks that own them: see Instruction::pieces
+  kReduceGradients,
+  kCombinePieces,     ///< the owner adds them to its slice, as the tree of lanes says
+  kGatherGradients,   ///< owners' slices become a part's whole gradient again
+  kSumSquares,        ///< of the blocks of all slices that this rank owns
+  kReduceFigures,     ///< losses of lanes, sums of squares and routers' statistics of all ranks
+  kGradNorm,          ///< global norm over all parts, in fixed order
+  kOptimizerStep,     ///< of a part's parameters
+  kGatherParameters,  ///< owners' new weights of a part become whole everywhere
+  kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
+  kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
   kReload,   ///< makes room for buffers of a part on the device and copies them back
   kCommit    ///< the step is done: counters, metrics
 };
 const char* to_string(OpKind kind);
 
-/// One queue each; communication queues come with more ranks.
+/// One queue each; kCommunication one for every group.
 enum class Resource {
   kHost,
   kCompute,
-  kCopyOut,  ///< device to host
-  kCopyIn    ///< host to device
+  kCopyOut,       ///< device to host
+  kCopyIn,        ///< host to device
+  kCommunication  ///< over Instruction::group
 };
 const char* to_string(Resource resource);
 inline bool is_copy(Resource resource) {
@@ -79,6 +97,8 @@ enum class BufferKind {
             ///< backward-weight frees
   kHiddenGradient,     ///< gradient of a part's output; freed by the part's backward-weight
   kParameterGradient,  ///< float32 gradients of a part: a lane's, then a group of lanes'
+  kGradientPieces,     ///< all ranks' partial sums of an owner's slice of a part
+  kGradientSlice,      ///< the owner's sum of a slice over a node of lanes
   kDelayed,            ///< made by backward-input for backward-weight
   kOptimizerState      ///< a part's states while they visit the device; made by kReload
 };
@@ -108,6 +128,12 @@ struct Buffer {
   }
 };
 
+/// A partial sum of a part's gradient whose slices one rank sends to their owners.
+struct Piece {
+  cluster::LaneNode node;
+  int from = 0;  ///< place of the rank in the group
+};
+
 struct Instruction {
   int id = 0;  ///< index in Program::instructions
   OpKind kind;
@@ -127,12 +153,29 @@ struct Instruction {
   std::vector<int> releases;
   int64_t workspace_bytes = 0;  ///< extra memory held only while it runs
   double flops = 0.0;
+  int group = -1;  ///< kCommunication: index in Program::groups
+  int peer = -1;   ///< kSend, kReceive: the other rank's place in the group
+  bool of_gradient =
+      false;  ///< kSend, kReceive: of the part's output's gradient, not of its output
+  /// kReduceGradients, and the kCombinePieces after it: in ascending order of lanes. A rank sends its own in this order.
+  std::vector<Piece> pieces;
 };
 
 struct Program {
   Strategy strategy;  ///< as built: loss_chunk_rows chosen, recompute filled in
   std::vector<Instruction> instructions;
   std::vector<Buffer> buffers;
+  int rank = 0;
+  std::vector<char> has_part;  ///< by part: whether this rank computes it; empty: all
+  bool has(int part) const { return has_part.empty() || has_part[static_cast<size_t>(part)] != 0; }
+  std::vector<int64_t> lanes;  ///< of this rank, in the order in which it computes them
+  /// Members of each group that talks, ascending; the same list on every rank, of the whole world first.
+  std::vector<std::vector<int>> groups;
+  /// By part: boundaries of the slices of the ranks that share its states; {0, elements} where nobody shares.
+  std::vector<std::vector<int64_t>> slices;
+  int slice = 0;  ///< this rank's place among them
+  /// Numbers of this rank's micro-batches in the global batch, in the order in which it computes them.
+  std::vector<int64_t> micro_batches() const;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
   int64_t host_resident_bytes = 0;  ///< optimizer states that are kept on the host
 };
@@ -163,9 +206,14 @@ int64_t choose_loss_chunk_rows(const model::ModelSpec& spec, const Strategy& str
 /// Reasons why this strategy cannot run this model; empty if it can.
 std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& strategy);
 
-/// Builds the program of one step on one rank. Throws Error{kConfig} with validate()'s first
+/// Builds the program of one step on one rank of strategy.parallel. Throws Error{kConfig} with validate()'s first
 /// reason.
-Program build_program(const model::ModelSpec& spec, const Strategy& strategy);
+Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank = 0);
+
+/// Lanes of data-parallel rank `index` of `ranks`, in the order in which it computes them. Contiguous, so that a rank combines
+/// what it can before it sends; under ZeRO 2 and 3, which send lane by lane, the ranks take turns, so that what an owner has is
+/// combined at once.
+std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks);
 
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".
 std::string describe(const model::ModelSpec& spec, const Instruction& instruction);

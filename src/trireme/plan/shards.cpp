@@ -59,6 +59,12 @@ std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part)
   return ranges;
 }
 
+int64_t num_blocks(const std::vector<SquaresRange>& ranges) {
+  int64_t blocks = 0;
+  for (const SquaresRange& range : ranges) blocks += range.blocks();
+  return blocks;
+}
+
 std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
                                  bool whole_matrices) {
   const std::vector<SquaresRange> ranges = squares_ranges(spec, part);
@@ -77,6 +83,13 @@ std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t
   cuts.push_back(matrices.back());
   if (cuts.size() == 1) cuts.insert(cuts.begin(), 0);
   return cluster::slice_bounds_at(cuts, owners);
+}
+
+bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  if (strategy.parallel.zero == 0 || strategy.precision != Precision::kBf16) return false;
+  return std::ranges::none_of(spec.parameters, [&](const model::ParameterSpec& parameter) {
+    return parameter.part == part && parameter.role == model::Role::kSelectionBias;
+  });
 }
 
 BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last) {

@@ -6,6 +6,7 @@
 
 #include "trireme/cluster/lane_tree.h"
 #include "trireme/model/model_spec.h"
+#include "trireme/plan/program.h"
 
 namespace trireme::plan {
 
@@ -24,11 +25,17 @@ struct SquaresRange {
 /// before it. So blocks never straddle matrices, and are the same however the part is cut.
 std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part);
 
+int64_t num_blocks(const std::vector<SquaresRange>& ranges);
+
 /// Boundaries of the slices of `owners` ranks in a part's flat elements: owners + 1 values, ascending; slices may be empty.
 /// Cuts lie at the beginning of blocks of squares; with `whole_matrices`, what a matrix optimizer updates at once is not cut
 /// either (Muon: products inside layers, an expert's on its own).
 std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
                                  bool whole_matrices);
+
+/// Whether ranks that share a part's states share its float32 masters too: not where products read them, nor where a selection
+/// bias is read in float32.
+bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part);
 
 /// Blocks [first, last) of a part's list of blocks.
 struct BlockRange {

@@ -1,8 +1,9 @@
 #include "trireme/plan/simulate.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/plan/intervals.h"
@@ -11,8 +12,6 @@
 namespace trireme::plan {
 
 namespace {
-
-constexpr int kNumResources = 4;
 
 // Start or end of an instruction, in the order in which memory changes hands.
 struct MemoryEvent {
@@ -125,29 +124,27 @@ Simulation run_times(const Program& program, const std::vector<double>& duration
                 count);
   Simulation result;
   result.instructions.resize(count);
-  std::vector<int> cause(count, -1);  // what an instruction waited for last
-  std::array<int, kNumResources> last_in_queue;
-  last_in_queue.fill(-1);
-  std::array<double, kNumResources> queue_busy_until{};
-  for (const double end : carried_ends) {
-    double& busy = queue_busy_until[static_cast<size_t>(Resource::kCopyOut)];
-    busy = std::max(busy, end);
-  }
+  std::vector<int> cause(count, -1);                      // what an instruction waited for last
+  std::map<std::pair<Resource, int>, int> last_in_queue;  // by resource and group
+  double copies_out_until = 0.0;                          // those of the step before
+  for (const double end : carried_ends) copies_out_until = std::max(copies_out_until, end);
+  double compute_waits_until = 0.0;  // for their memory
   int last = -1;
   for (const Instruction& instruction : program.instructions) {
     const auto at = static_cast<size_t>(instruction.id);
     TRIREME_CHECK(durations_s[at] >= 0.0, "instruction {} takes {} s", instruction.id,
                   durations_s[at]);
-    double start = queue_busy_until[static_cast<size_t>(instruction.resource)];
+    double start = 0.0;
+    if (instruction.resource == Resource::kCopyOut) start = copies_out_until;
     for (const int id : instruction.releases) {
       const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
       if (!buffer.is_carried_in()) continue;
       // So does the compute queue, whoever releases.
       const double end = carried_ends[static_cast<size_t>(buffer.offloaded_by)];
-      double& compute = queue_busy_until[static_cast<size_t>(Resource::kCompute)];
-      compute = std::max(compute, end);
+      compute_waits_until = std::max(compute_waits_until, end);
       start = std::max(start, end);
     }
+    if (instruction.resource == Resource::kCompute) start = std::max(start, compute_waits_until);
     const auto wait_for = [&](int other) {
       if (other < 0) return;
       TRIREME_CHECK(other < instruction.id, "instruction {} waits for {}", instruction.id, other);
@@ -157,14 +154,14 @@ Simulation run_times(const Program& program, const std::vector<double>& duration
         cause[at] = other;
       }
     };
-    int& queue = last_in_queue[static_cast<size_t>(instruction.resource)];
+    int& queue =
+        last_in_queue.try_emplace({instruction.resource, instruction.group}, -1).first->second;
     for (const int dependency : instruction.depends_on) wait_for(dependency);
     wait_for(queue);
     queue = instruction.id;
     auto& timing = result.instructions[at];
     timing.start_s = start;
     timing.end_s = start + durations_s[at];
-    if (instruction.resource == Resource::kCompute) result.compute_busy_s += durations_s[at];
     if (runs_on(program, instruction)) continue;
     if (last < 0 || timing.end_s >= result.step_s) last = instruction.id;
     result.step_s = std::max(result.step_s, timing.end_s);
@@ -198,9 +195,19 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     carried = std::move(left);
     result = run_times(program, durations_s, carried);
   }
-  run_copies(program, result);
-  run_memory(program, result);
+  derive_figures(program, result);
   return result;
+}
+
+void derive_figures(const Program& program, Simulation& simulation) {
+  simulation.compute_busy_s = 0.0;
+  for (const Instruction& instruction : program.instructions) {
+    if (instruction.resource != Resource::kCompute) continue;
+    const auto& timing = simulation.instructions[static_cast<size_t>(instruction.id)];
+    simulation.compute_busy_s += timing.end_s - timing.start_s;
+  }
+  run_copies(program, simulation);
+  run_memory(program, simulation);
 }
 
 Simulation simulate_in_issue_order(const Program& program) {
@@ -228,6 +235,13 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
       durations.push_back(rates.instruction_s +
                           static_cast<double>(sum_bytes(program, instruction.moves)) /
                               rates.host_link_bytes);
+      continue;
+    }
+    if (instruction.resource == Resource::kCommunication) {
+      durations.push_back(rates.instruction_s +
+                          static_cast<double>(sum_bytes(program, instruction.makes) +
+                                              sum_bytes(program, instruction.uses)) /
+                              rates.network_bytes);
       continue;
     }
     double attention = 0.0;

@@ -45,6 +45,9 @@ struct Simulation {
 /// `durations_s` has one entry per instruction, none negative. Error{kInternal} otherwise.
 Simulation simulate(const Program& program, const std::vector<double>& durations_s);
 
+/// Fills in what follows from the times of all instructions: busy and copy times, memory. Not the step, not the path.
+void derive_figures(const Program& program, Simulation& simulation);
+
 /// What is held when every instruction runs alone, in issue order: what the executor of one rank does.
 /// Times count instructions. simulate() may hold a batch more, because the host's queue runs ahead.
 Simulation simulate_in_issue_order(const Program& program);
@@ -56,6 +59,7 @@ struct DeviceRates {
   double memory_bytes = 1e10;     ///< bytes a second read or written
   double host_link_bytes =
       1e10;  ///< bytes a second to the host, and as many from it at the same time
+  double network_bytes = 1e10;   ///< bytes a second between ranks
   double instruction_s = 20e-6;  ///< cost of an instruction that does nothing
 };
 

@@ -5,6 +5,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/plan/offload.h"
 #include "trireme/plan/program.h"
+#include "trireme/plan/validate_parallel.h"
 
 namespace trireme::plan {
 
@@ -205,6 +206,10 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
       strategy.optimizer_state_bytes.size() != spec.parts.size()) {
     reject(fmt::format("optimizer_state_bytes has {} entries for {} parts: give one per part",
                        strategy.optimizer_state_bytes.size(), spec.parts.size()));
+  }
+  if (power_of_two) {
+    for (ParallelProblem& problem : validate_parallel(spec, strategy))
+      reject(std::move(problem.reason));
   }
   return reasons;
 }

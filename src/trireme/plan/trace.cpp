@@ -28,7 +28,7 @@ std::string model_title(const model::ModelSpec& spec) {
 }
 
 constexpr Resource kResources[] = {Resource::kHost, Resource::kCompute, Resource::kCopyOut,
-                                   Resource::kCopyIn};
+                                   Resource::kCopyIn, Resource::kCommunication};
 
 // Thread 1 is the host's queue, 2 the compute queue.
 int thread_of(const std::string& resource) {
@@ -52,6 +52,7 @@ Trace measured_trace(const model::ModelSpec& spec, const Program& program,
                 program.instructions.size());
   Trace trace;
   trace.source = "measured";
+  trace.rank = program.rank;
   trace.model = model_title(spec);
   trace.step = step;
   for (const Instruction& instruction : program.instructions) {
@@ -125,7 +126,8 @@ std::string to_chrome_json(const Trace& trace) {
     const std::string name = to_string(resource);
     const bool used = std::ranges::any_of(
         trace.events, [&](const TraceEvent& event) { return event.resource == name; });
-    if (used || !is_copy(resource)) metadata("thread_name", thread_of(name), name);
+    const bool always = resource == Resource::kHost || resource == Resource::kCompute;
+    if (used || always) metadata("thread_name", thread_of(name), name);
   }
   for (const TraceEvent& event : trace.events) {
     OrderedJson args;

@@ -110,7 +110,7 @@ std::vector<std::string> unmodelled_kernels(const RunConfig& c) {
   return {names.begin(), names.end()};
 }
 
-void inspect_strategy(Preflight& p) {
+void inspect_strategy(Preflight& p, int rank) {
   const RunConfig& c = p.run.config;
   // Nothing would be relieved where the host's memory is the device's.
   for (const auto& [key, asked] :
@@ -140,7 +140,7 @@ void inspect_strategy(Preflight& p) {
         "see batch.ramp_start in docs/run_file.md");
   }
   if (!p.problems.empty()) return;
-  p.program = plan::build_program(p.model.spec, strategy);
+  p.program = plan::build_program(p.model.spec, strategy, rank);
   // As the executor gives out memory.
   const plan::Simulation simulation = plan::simulate_in_issue_order(p.program);
   p.peak_bytes = simulation.peak_bytes;
@@ -238,7 +238,7 @@ void inspect_operators(Preflight& p) {
 
 }  // namespace
 
-Preflight inspect_run(const RunFile& run, const std::string& precision) {
+Preflight inspect_run(const RunFile& run, const std::string& precision, int rank) {
   Preflight p;
   p.run = run;
   inspect_out(p);
@@ -278,7 +278,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision) {
               p.model.spec.vocab_size),
           "use the model's own tokenizer, or raise the model's vocab_size");
     }
-    attempt(p.problems, [&] { inspect_strategy(p); });
+    attempt(p.problems, [&] { inspect_strategy(p, rank); });
     inspect_samples(p);
   }
   if (p.model.tokenizer != nullptr) inspect_data(p);

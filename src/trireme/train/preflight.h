@@ -47,8 +47,9 @@ struct Preflight {
 };
 
 /// Looks at everything; throws nothing for what is wrong with the run, but lists it. Tokenizes text data into the
-/// cache, as the run itself would. `precision` of a resumed run is given ("fp32", "bf16"); "" measures.
-Preflight inspect_run(const RunFile& run, const std::string& precision = "");
+/// cache, as the run itself would. `precision` of a resumed run is given ("fp32", "bf16"); "" measures. `rank`: whose program it
+/// is.
+Preflight inspect_run(const RunFile& run, const std::string& precision = "", int rank = 0);
 
 /// Adds what `resume` (as in TrainOptions) would find wrong with the run that out holds, and fills in continues_after.
 void inspect_continuation(const std::string& resume, Preflight& preflight);

@@ -143,10 +143,17 @@ TEST(RunConfig, LettersBeyondAsciiAreForQuotesAndComments) {
   EXPECT_THAT(error.what(), HasSubstr("run.toml:2:3: "));
 }
 
-TEST(RunConfig, RanksOtherThanOneAreRefusedWithTheReason) {
-  for (const char* set :
-       {"parallel.dp=2", "parallel.zero=1", "parallel.tp=2", "parallel.pp=4", "parallel.cp=2",
-        "parallel.ep=8", "parallel.etp=2", "parallel.chunks=2", "parallel.shard=8"}) {
+TEST(RunConfig, DataParallelRanksAreTaken) {
+  const RunFile run = parse_run_file(kSmall, "run.toml", {"parallel.dp=3", "parallel.zero=2"});
+  EXPECT_EQ(run.config.parallel.dp, 3);
+  EXPECT_EQ(run.config.parallel.zero, 2);
+  EXPECT_THAT(error_of(kSmall, {"parallel.zero=3"}).what(), HasSubstr("parallel.zero"));
+  EXPECT_THAT(error_of(kSmall, {"parallel.dp=0"}).what(), HasSubstr("parallel.dp"));
+}
+
+TEST(RunConfig, OtherDimensionsAreRefusedWithTheReason) {
+  for (const char* set : {"parallel.tp=2", "parallel.pp=4", "parallel.cp=2", "parallel.ep=8",
+                          "parallel.etp=2", "parallel.chunks=2", "parallel.shard=8"}) {
     const Error error = error_of(kSmall, {set});
     EXPECT_THAT(error.what(), HasSubstr("one rank for now")) << set;
     EXPECT_THAT(error.what(), HasSubstr(std::string(set).substr(0, std::string(set).find('='))))

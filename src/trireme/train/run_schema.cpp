@@ -299,8 +299,13 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("moe.pad", REF(moe.pad), any(),
                   "With a capacity, experts always compute that many rows."));
 
-  s.push_back(key("parallel.dp", REF(parallel.dp), one_rank(1), "Data parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.zero", REF(parallel.zero), one_rank(0), "ZeRO stage.", kNoEffect));
+  s.push_back(key("parallel.dp", REF(parallel.dp), at_least(1),
+                  "Data parallel ranks, at most `batch.lanes`. Any number gives the same result.",
+                  kNoEffect));
+  s.push_back(key("parallel.zero", REF(parallel.zero), integer_between(0, 2),
+                  "ZeRO stage: what data parallel ranks share. 1: optimizer states (and, in bf16, "
+                  "float32 weights); 2: gradients too. The result is the same.",
+                  kNoEffect));
   s.push_back(key("parallel.shard", REF(parallel.shard), one_rank(0), "Size of the sharding group.",
                   kNoEffect));
   s.push_back(
@@ -323,6 +328,8 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
                   "`exact`: the layout never changes the result. On one rank both are exact.",
                   kNoEffect));
+  s.push_back(key("parallel.timeout_s", REF(parallel.timeout_s), positive(),
+                  "Seconds after which a rank that others wait for counts as lost.", kNoEffect));
 
   s.push_back(
       key("memory.recompute", REF(memory.recompute), any(),
@@ -424,7 +431,7 @@ const std::vector<SchemaTable>& schema_tables() {
       {"precision", "Number formats of compute."},
       {"loss", "What the loss is made of, and what happens when it is not a number."},
       {"moe", "Balance and capacity of experts, for models that have them."},
-      {"parallel", "How the run is laid out over ranks. One rank for now."},
+      {"parallel", "How the run is laid out over ranks: `trireme launch`."},
       {"memory", "What is kept for the backward pass and what is made again."},
       {"eval", "Loss and bits per byte on the validation data."},
       {"checkpoint", "Saved state."},

@@ -178,6 +178,23 @@ void choose_kernels(const RunConfig& run) {
   }
 }
 
+plan::Parallel parallel_of(const RunConfig& run) {
+  plan::Parallel parallel;
+  parallel.dp = run.parallel.dp;
+  parallel.zero = run.parallel.zero;
+  parallel.shard = run.parallel.shard;
+  parallel.tp = run.parallel.tp;
+  parallel.pp = run.parallel.pp;
+  parallel.schedule = plan::schedule_from_name(run.parallel.schedule);
+  parallel.chunks = run.parallel.chunks;
+  parallel.cp = run.parallel.cp;
+  parallel.cp_kind = plan::context_kind_from_name(run.parallel.cp_kind);
+  parallel.ep = run.parallel.ep;
+  parallel.etp = run.parallel.etp;
+  parallel.reduction = plan::reduction_from_name(run.parallel.reduction);
+  return parallel;
+}
+
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec) {
   return strategy_of(
       run, spec, run.precision.recipe == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32);
@@ -202,7 +219,10 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   const optim::OptimizerConfig optimizer = optimizer_of(run);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);
   strategy.optimizer_workspace_bytes.assign(spec.parts.size(), 0);
+  strategy.parallel = parallel_of(run);
+  strategy.whole_matrices = optimizer.kind == optim::OptimizerKind::kMuon;
   for (const model::ParameterSpec& parameter : spec.parameters) {
+    strategy.state_floats.push_back(optim::state_floats(optimizer, parameter));
     strategy.optimizer_state_bytes[static_cast<size_t>(parameter.part)] +=
         4 * optim::state_floats(optimizer, parameter) * parameter.numel();
     if (optimizer.kind == optim::OptimizerKind::kMuon && optim::uses_muon(parameter)) {

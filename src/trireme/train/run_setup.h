@@ -48,6 +48,9 @@ std::optional<BalanceChoice> balance_of(const RunConfig& run, const model::Model
 /// the key.
 void choose_kernels(const RunConfig& run);
 
+/// The [parallel] table.
+plan::Parallel parallel_of(const RunConfig& run);
+
 /// How the run is laid out. A recipe "auto" counts as fp32 here; the trainer measures first.
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec);
 plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,

@@ -46,11 +46,11 @@ TrainState train_state_from_json(const Json& json, const std::string& origin) {
   }
 }
 
-namespace {
-
 std::string state_name(const optim::StateTensor& state) {
   return checkpoint::kOptimizerPrefix + state.key + "." + state.parameter;
 }
+
+namespace {
 
 /// Error{kData} if Muon's state of a stack of experts is missing because the run was begun when AdamW updated those.
 void check_muon_of_experts(const checkpoint::Checkpoint& checkpoint, const std::string& name,
@@ -71,27 +71,25 @@ void check_muon_of_experts(const checkpoint::Checkpoint& checkpoint, const std::
 
 }  // namespace
 
-std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
-                                                   const optim::Optimizer& optimizer) {
-  std::vector<checkpoint::NamedTensor> tensors;
-  for (int i = 0; i < store.num_parameters(); ++i) {
-    tensors.push_back({store.spec().parameters[static_cast<size_t>(i)].name, store.master(i)});
-  }
-  for (const optim::StateTensor& state : optimizer.state())
-    tensors.push_back({state_name(state), state.tensor});
-  return tensors;
-}
-
 void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
              optim::Optimizer& optimizer) {
-  for (const checkpoint::NamedTensor& ours : state_tensors(store, optimizer)) {
-    check_muon_of_experts(checkpoint, ours.name, store.spec());
-    const at::Tensor theirs = checkpoint.tensor(ours.name);
-    TRIREME_USER_CHECK(theirs.sizes() == ours.tensor.sizes(), kData,
+  const auto tensor_of = [&](const std::string& name, const model::ParameterSpec& parameter) {
+    check_muon_of_experts(checkpoint, name, store.spec());
+    const at::Tensor theirs = checkpoint.tensor(name);
+    TRIREME_USER_CHECK(theirs.sizes() == at::IntArrayRef(parameter.shape), kData,
                        "the checkpoint is of another model", "{}: tensor {} has another shape",
-                       checkpoint.path().string(), ours.name);
-    at::Tensor target = ours.tensor;
-    target.copy_(theirs);
+                       checkpoint.path().string(), name);
+    return theirs;
+  };
+  for (int i = 0; i < store.num_parameters(); ++i) {
+    const model::ParameterSpec& parameter = store.spec().parameters[static_cast<size_t>(i)];
+    store.set(i, tensor_of(parameter.name, parameter));
+  }
+  for (const optim::StateTensor& ours : optimizer.state()) {
+    const auto index = static_cast<size_t>(store.spec().parameter_index(ours.parameter));
+    const at::Tensor theirs = tensor_of(state_name(ours), store.spec().parameters[index]);
+    at::Tensor target = ours.tensor.view({-1});
+    target.copy_(theirs.reshape({-1}).narrow(0, ours.first, target.numel()));
   }
   store.refresh_compute();
 }

@@ -32,11 +32,10 @@ Json to_json(const TrainState& state);
 /// Error{kData} naming `origin` if a key is missing or of another type.
 TrainState train_state_from_json(const Json& json, const std::string& origin);
 
-/// Views of the parameters and the optimizer's state under their names in a checkpoint.
-std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
-                                                   const optim::Optimizer& optimizer);
+/// A state tensor's name in a checkpoint.
+std::string state_name(const optim::StateTensor& state);
 
-/// Copies a checkpoint's tensors into store and optimizer, checksums verified. Error{kData} naming a tensor that is
+/// Copies a checkpoint's tensors into store and optimizer, of a rank that shares them its share, checksums verified. Error{kData} naming a tensor that is
 /// missing or has another shape.
 void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
              optim::Optimizer& optimizer);

@@ -20,14 +20,18 @@
 #include "trireme/execute/executor.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/out_of_memory.h"
+#include "trireme/execute/rank_shares.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/train/artifacts.h"
 #include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
+#include "trireme/train/rank_samples.h"
+#include "trireme/train/rank_state.h"
 #include "trireme/train/run_folder.h"
 #include "trireme/train/step_benchmark.h"
 #include "trireme/train/tensorboard.h"
 #include "trireme/train/train_state.h"
+#include "trireme/train/validation_blocks.h"
 
 namespace trireme::train {
 
@@ -57,24 +61,32 @@ struct Validation {
 /// One run from its checkpoint, or from step 0, to its end. Used by train() only.
 class Run {
  public:
-  Run(Preflight preflight, const TrainOptions& options, RunFolder& folder,
+  /// `folder`: of rank 0, which alone writes; null elsewhere.
+  Run(Preflight preflight, const TrainOptions& options, RunFolder* folder,
       const std::optional<checkpoint::Checkpoint>& from)
       : p_(std::move(preflight)),
         c_(p_.run.config),
         options_(options),
+        world_(options.world != nullptr ? *options.world : *alone_),
         folder_(folder),
         store_(p_.model.spec,
                p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
-               at::kFloat, device::get_device(c_.device.name).torch_device()),
+               at::kFloat, device::get_device(c_.device.name).torch_device(),
+               execute::master_shares(p_.model.spec, p_.program)),
         model_(store_),
         optimizer_(optim::make_optimizer(
             optimizer_of(c_), p_.model.spec, store_.device(),
-            c_.memory.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice)),
-        executor_(model_, store_, *optimizer_),
+            c_.memory.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
+            execute::state_shares(p_.model.spec, p_.program))),
+        executor_(model_, store_, *optimizer_, options.world),
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
-        progress_(c_.log.every, options.quiet),
-        writer_({.folder = folder.checkpoints(), .keep = static_cast<int>(c_.checkpoint.keep)}) {
+        progress_(c_.log.every, options.quiet || folder == nullptr) {
+    if (folder != nullptr) {
+      writer_ =
+          std::make_unique<checkpoint::CheckpointWriter>(checkpoint::CheckpointWriter::Options{
+              .folder = folder->checkpoints(), .keep = static_cast<int>(c_.checkpoint.keep)});
+    }
     state_.precision = plan::to_string(p_.precision.precision);
     state_.data = hash_text(p_.data.train->fingerprint()) +
                   (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
@@ -108,7 +120,9 @@ class Run {
   Preflight p_;
   const RunConfig c_;
   const TrainOptions& options_;
-  RunFolder& folder_;
+  const std::unique_ptr<comm::World> alone_ = comm::single_rank();
+  comm::World& world_;
+  RunFolder* const folder_;  ///< rank 0's
   nn::ParameterStore store_;
   nn::Model model_;
   std::unique_ptr<optim::Optimizer> optimizer_;
@@ -116,7 +130,7 @@ class Run {
   const optim::BatchRampSpec ramp_;
   const optim::ScheduleSpec schedule_;
   Progress progress_;
-  checkpoint::CheckpointWriter writer_;
+  std::unique_ptr<checkpoint::CheckpointWriter> writer_;  ///< rank 0's
   TrainState state_;
   TrainState before_step_;  ///< to return to from a step that is not applied and ends the run
   int64_t saved_step_ = -1;
@@ -134,7 +148,7 @@ void Run::initialize() {
   }
   for (size_t i = 0; i < p_.model.initial->parameters.size(); ++i) {
     const checkpoint::TensorToWrite& parameter = p_.model.initial->parameters[i];
-    store_.master(static_cast<int>(i)).copy_(parameter.make());
+    store_.set(static_cast<int>(i), parameter.make());
     if (parameter.release) parameter.release();
   }
   store_.refresh_compute();
@@ -176,7 +190,9 @@ const plan::Program& Run::program_of(int64_t sequences) {
   if (found == programs_.end()) {
     plan::Strategy strategy = strategy_of(c_, p_.model.spec, p_.precision.precision);
     strategy.sequences = sequences;
-    found = programs_.emplace(sequences, plan::build_program(p_.model.spec, strategy)).first;
+    found =
+        programs_.emplace(sequences, plan::build_program(p_.model.spec, strategy, world_.rank()))
+            .first;
   }
   return found->second;
 }
@@ -212,7 +228,8 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   input.learning_rate = optim::learning_rate(schedule_, state_.step);
   input.clip_norm = c_.optim.clip;
   if (!state_.expert_load.empty()) input.expert_load = &state_.expert_load;
-  for (int64_t m = 0; m < program.strategy.micro_batches(); ++m)
+  input.stop_requested = interrupted();
+  for (size_t m = 0; m < program.micro_batches().size(); ++m)
     input.micro_batches.push_back(loader.next());
   execute::StepResult result = run_step(program, input);
 
@@ -251,8 +268,8 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   metrics.page_faults = minor_page_faults() - faults_before;
   metrics.checkpoint_stall_s = checkpoint_stall_s_;
   checkpoint_stall_s_ = 0.0;
-  if (state_.step == c_.log.trace_step) {
-    write_file_atomically(folder_.path("trace.json"),
+  if (state_.step == c_.log.trace_step && folder_ != nullptr) {
+    write_file_atomically(folder_->path("trace.json"),
                           trace_of_step(p_.model.spec, program, result, state_.step));
   }
   return result;
@@ -296,7 +313,7 @@ void Run::keep_what_is_good() {
   state_ = before_step_;
   try {
     if (state_.step > 0) save();
-    writer_.wait();
+    if (writer_) writer_->wait();
     write_report({});
   } catch (const Error& error) {
     log::warning("{}", error.what());
@@ -311,18 +328,24 @@ std::optional<Validation> Run::validate(int64_t sequences) {
   const int64_t wanted =
       sequences == 0 ? blocks : std::clamp<int64_t>((sequences + rows - 1) / rows, 1, blocks);
   executor_.settle();  // what is under way takes memory that a step would not need yet
-  double loss_sum = 0.0;
-  int64_t targets = 0;
-  int64_t bytes = 0;
-  for (int64_t i = 0; i < wanted; ++i) {
+  // The ranks take turns; sums are in the order of the blocks whoever computed them.
+  std::vector<BlockFigures> mine;
+  for (int64_t i = world_.rank(); i < wanted; i += world_.size()) {
     // Evenly over the whole set, the same ones every time.
     const data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
+    BlockFigures& figures = mine.emplace_back();
     if (batch.num_targets == 0) continue;
     const execute::EvaluationResult result =
         execute::evaluate(model_, batch, c_.memory.loss_chunk_rows);
-    loss_sum += result.loss_sum;
-    targets += result.num_targets;
-    bytes += result.num_bytes;
+    figures = {result.loss_sum, result.num_targets, result.num_bytes};
+  }
+  double loss_sum = 0.0;
+  int64_t targets = 0;
+  int64_t bytes = 0;
+  for (const BlockFigures& block : in_turns(mine, wanted, world_)) {
+    loss_sum += block.loss_sum;
+    targets += block.targets;
+    bytes += block.bytes;
   }
   if (targets == 0) return std::nullopt;
   Validation validation;
@@ -332,6 +355,7 @@ std::optional<Validation> Run::validate(int64_t sequences) {
 }
 
 void Run::record(const StepMetrics& m) {
+  if (folder_ == nullptr) return;
   metrics_file_->append(m);
   if (!events_) return;
   std::vector<std::pair<std::string, float>> scalars = {
@@ -367,6 +391,10 @@ void Run::record(const StepMetrics& m) {
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const double start = steady_clock().now_s();
+  executor_.settle();
+  const WholeState whole = gather_state(store_, *optimizer_, world_);
+  saved_step_ = state_.step;
+  if (!writer_) return;
   // No checkpoint is ahead of metrics.jsonl, whatever happens to the machine.
   metrics_file_->sync();
   checkpoint::CheckpointState state;
@@ -374,17 +402,18 @@ void Run::save() {
   state.train = to_json(state_);
   state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
   state.texts["run.toml"] = effective_toml(p_.run);
-  executor_.settle();
-  writer_.save(state_tensors(store_, *optimizer_), std::move(state));
-  saved_step_ = state_.step;
+  writer_->save(state_tensors(store_, optimizer_of(c_), whole), std::move(state));
   checkpoint_stall_s_ += steady_clock().now_s() - start;
 }
 
 void Run::loop() {
   data::LoaderOptions loader_options;
-  loader_options.first_micro_batch = state_.micro_batches;
-  loader_options.prefetch = std::max(c_.data.prefetch, c_.batch.sequences / c_.batch.micro);
-  data::Loader loader(p_.data.train, data::consecutive_samples(c_.batch.micro), loader_options);
+  const RankSamples samples(strategy_of(c_, p_.model.spec, p_.precision.precision), ramp_,
+                            c_.schedule.steps, world_.rank());
+  loader_options.first_micro_batch = samples.micro_batches_before(state_.step);
+  loader_options.prefetch =
+      std::max(c_.data.prefetch, c_.batch.sequences / c_.batch.micro / world_.size());
+  data::Loader loader(p_.data.train, samples.order(), loader_options);
   while (!done()) {
     StepMetrics metrics;
     const execute::StepResult result = step(loader, metrics);
@@ -403,42 +432,42 @@ void Run::loop() {
     progress_.show(metrics, {c_.schedule.steps, p_.precision.gemm_tflops,
                              step_seconds_ * static_cast<double>(c_.schedule.steps - state_.step)});
     const bool checkpoint_due = c_.checkpoint.every > 0 && state_.step % c_.checkpoint.every == 0;
-    const bool stop = interrupted();
+    const bool stop = result.stop_requested;
     if (checkpoint_due || stop || done()) save();
     if (stop && !done()) {
       progress_.clear();
-      writer_.wait();
+      if (writer_) writer_->wait();
       write_report({});
+      world_.barrier();  // nobody ends before what was promised is on the disk
       throw Error(ErrorCode::kInterrupted,
-                  fmt::format("interrupted after step {} of {}; checkpoint {} is written",
-                              state_.step, c_.schedule.steps, writer_.last_completed().string()),
+                  fmt::format("interrupted after step {} of {}; checkpoint step-{} is written",
+                              state_.step, c_.schedule.steps, state_.step),
                   "the same command continues the run");
     }
   }
 }
 
 void Run::write_report(std::vector<ReportSample> samples) {
-  if (!c_.log.report) return;
-  write_file_atomically(folder_.path("report.html"),
-                        report_html(make_report(p_, folder_.path("").parent_path(),
+  if (!c_.log.report || folder_ == nullptr) return;
+  write_file_atomically(folder_->path("report.html"),
+                        report_html(make_report(p_, folder_->path("").parent_path(),
                                                 std::move(samples), options_.version)));
 }
 
 TrainResult Run::finish() {
   progress_.clear();
-  writer_.wait();
   TrainResult result;
   result.baselines = p_.baselines;
+  executor_.settle();
+  const WholeState whole = gather_state(store_, *optimizer_, world_);
+  if (folder_ == nullptr) return result;
+  writer_->wait();
   if (c_.hf_export.enabled) {
-    std::vector<checkpoint::NamedTensor> parameters;
-    for (int i = 0; i < store_.num_parameters(); ++i) {
-      parameters.push_back(
-          {p_.model.spec.parameters[static_cast<size_t>(i)].name, store_.master(i)});
-    }
+    const std::vector<checkpoint::NamedTensor> parameters = parameter_tensors(store_, whole);
     checkpoint::ExportOptions export_options;
     export_options.replace = true;
     const auto exported = checkpoint::export_huggingface(
-        folder_.path("export"), p_.model.spec, parameters, model_texts(p_.model), export_options);
+        folder_->path("export"), p_.model.spec, parameters, model_texts(p_.model), export_options);
     log::info("exported {} tensors to {}", exported.num_tensors, exported.path.string());
   }
   try {
@@ -447,7 +476,7 @@ TrainResult Run::finish() {
     log::warning("no samples: {}", error.what());
   }
   write_report(result.samples);
-  if (c_.log.report) log::info("report: {}", folder_.path("report.html").string());
+  if (c_.log.report) log::info("report: {}", folder_->path("report.html").string());
   return result;
 }
 
@@ -463,25 +492,91 @@ void add_figures(const fs::path& path, TrainResult& result) {
 }
 
 TrainResult Run::run() {
-  metrics_file_.emplace(folder_.path("metrics.jsonl"), state_.step);
-  if (metrics_file_->kept() < state_.step) {
-    log::warning("{} holds {} of the {} steps that are done: the others were not written here",
-                 folder_.path("metrics.jsonl").string(), metrics_file_->kept(), state_.step);
+  if (folder_ != nullptr) {
+    metrics_file_.emplace(folder_->path("metrics.jsonl"), state_.step);
+    if (metrics_file_->kept() < state_.step) {
+      log::warning("{} holds {} of the {} steps that are done: the others were not written here",
+                   folder_->path("metrics.jsonl").string(), metrics_file_->kept(), state_.step);
+    }
+    if (c_.log.tensorboard && !done())
+      events_.emplace(folder_->path("tensorboard"), wall_time_s(), state_.step + 1);
+    write_file_atomically(folder_->path("run.toml"), effective_toml(p_.run));
   }
-  if (c_.log.tensorboard && !done())
-    events_.emplace(folder_.path("tensorboard"), wall_time_s(), state_.step + 1);
-  write_file_atomically(folder_.path("run.toml"), effective_toml(p_.run));
   if (!done()) loop();
   TrainResult result = finish();
-  add_figures(folder_.path("metrics.jsonl"), result);
+  world_.barrier();  // the run has ended for all when it has for one
+  if (folder_ != nullptr) add_figures(folder_->path("metrics.jsonl"), result);
   return result;
+}
+
+/// What rank 0 found before the others begin.
+struct Beginning {
+  bool done = false;  ///< nothing is left to do
+  std::string precision;
+  std::string checkpoint;  ///< to resume from; "" for none
+};
+
+std::string to_text(const Beginning& beginning) {
+  return Json{{"done", beginning.done},
+              {"precision", beginning.precision},
+              {"checkpoint", beginning.checkpoint}}
+      .dump();
+}
+
+Beginning beginning_from(const std::string& text) {
+  const Json json = parse_json(text, "rank 0's message");
+  return {json.at("done"), json.at("precision"), json.at("checkpoint")};
+}
+
+/// Rank 0's first: it prepares the data that the others then find.
+void tell_ranks(comm::World* world, const Beginning& beginning) {
+  if (world != nullptr) world->exchange(to_text(beginning));
+}
+
+/// A rank that only computes.
+TrainResult train_along(const RunFile& run, const TrainOptions& options) {
+  const Beginning beginning = beginning_from(options.world->exchange("").front());
+  TrainResult result;
+  result.was_done = beginning.done;
+  if (beginning.done) return result;
+  std::optional<checkpoint::Checkpoint> from;
+  if (!beginning.checkpoint.empty()) from.emplace(beginning.checkpoint);
+  Preflight preflight = inspect_run(run, beginning.precision, options.world->rank());
+  if (!preflight.problems.empty()) throw preflight.problems.front();
+  Run training(std::move(preflight), options, nullptr, from);
+  from.reset();
+  return training.run();
+}
+
+/// Ranks of a machine take its accelerators in turn, if the run file names their kind alone.
+RunFile on_own_device(const RunFile& run, const comm::World* world) {
+  RunFile own = run;
+  std::string& name = own.config.device.name;
+  if (world != nullptr && world->size() > 1 && name != "cpu" && name.find(':') == std::string::npos)
+    name += fmt::format(":{}", world->rank_on_host());
+  return own;
+}
+
+void check_ranks(const RunFile& run, const comm::World* world) {
+  const int64_t wanted = parallel_of(run.config).world();
+  const int64_t here = world == nullptr ? 1 : world->size();
+  TRIREME_USER_CHECK(
+      wanted == here, kConfig,
+      fmt::format(
+          "start it with trireme launch --nproc {} (or --threads {}), or set parallel.dp = {}",
+          wanted, wanted, here),
+      "[parallel] asks for {} rank{}, and {} {} here", wanted, wanted == 1 ? "" : "s", here,
+      here == 1 ? "is" : "are");
 }
 
 }  // namespace
 
-TrainResult train(const RunFile& run, const TrainOptions& options) {
+TrainResult train(const RunFile& file, const TrainOptions& options) {
+  const RunFile run = on_own_device(file, options.world);
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
+  check_ranks(run, options.world);
+  if (options.world != nullptr && options.world->rank() > 0) return train_along(run, options);
   RunFolder folder(run.config.out);
   checkpoint::clean_up_transactions(checkpoint::disk(), run.config.out, "export");
   remove_abandoned_temporaries(run.config.out);
@@ -507,6 +602,7 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
     if (state.step >= run.config.schedule.steps && exported && reported) {
       TrainResult result;
       result.was_done = true;
+      tell_ranks(options.world, {.done = true});
       result.baselines = read_baselines(run.config);
       add_figures(folder.path("metrics.jsonl"), result);
       return result;
@@ -516,6 +612,8 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
     precision = precision_of_interrupted(folder.path("run.toml"), run);
   Preflight preflight = inspect_run(run, precision);
   if (!preflight.problems.empty()) throw preflight.problems.front();
+  tell_ranks(options.world, {.precision = plan::to_string(preflight.precision.precision),
+                             .checkpoint = path ? path->string() : ""});
   const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
   const std::string modules =
       preflight.mtp_parameters == 0
@@ -529,7 +627,7 @@ TrainResult train(const RunFile& run, const TrainOptions& options) {
             count_text(static_cast<double>(preflight.data.train->num_tokens())),
             count_text(static_cast<double>(preflight.total_tokens)), preflight.epochs,
             bytes(preflight.peak_bytes));
-  Run training(std::move(preflight), options, folder, from);
+  Run training(std::move(preflight), options, &folder, from);
   from.reset();  // its files stay mapped no longer than needed
   return training.run();
 }

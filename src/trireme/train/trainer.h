@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "trireme/comm/group.h"
 #include "trireme/nn/model.h"
 #include "trireme/train/preflight.h"
 #include "trireme/train/report.h"
@@ -17,6 +18,8 @@ namespace trireme::train {
 struct TrainOptions {
   std::string resume = "auto";  ///< "auto", "no", or a checkpoint's path
   bool quiet = false;
+  /// The ranks of the run, as many as its [parallel] table says; null for one. Borrowed.
+  comm::World* world = nullptr;
   std::string version;  ///< of the program, for the report
   /// Continues prompts with the trained model; text generation is another room's. Empty: no samples.
   std::function<std::vector<ReportSample>(nn::Model&, const data::Tokenizer&, const RunConfig&)>
@@ -39,6 +42,7 @@ struct TrainResult {
 /// Errors: the first of inspect_run()'s problems; Error{kInterrupted} after interrupted() was set and a checkpoint
 /// written; Error{kNumerical} under the policy of [loss]; Error{kData} for the disk.
 /// Thread-safety: one run at a time in a process.
+/// Collective over the world. Rank 0 writes what the run leaves; the others read it.
 TrainResult train(const RunFile& run, const TrainOptions& options);
 
 /// "done: valid bits per byte 1.234 (gzip -9 2.012, xz -9e 1.684 on the same files)".

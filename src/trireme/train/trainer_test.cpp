@@ -12,6 +12,8 @@
 #include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
+#include "trireme/comm/local/local_world.h"
+#include "trireme/train/rank_state.h"
 #include "trireme/train/run_folder.h"
 #include "trireme/train/train_state.h"
 
@@ -133,6 +135,74 @@ TEST_P(TrainerTest, LostStepsAreDoneAgainTheSame) {
   train(run("killed"), options());
   EXPECT_EQ(digest("whole"), digest("killed"));
   EXPECT_EQ(figures("whole"), figures("killed"));
+}
+
+/// The run over ranks that are threads.
+void train_on_ranks(const RunFile& run) {
+  comm::run_ranks(static_cast<int>(run.config.parallel.dp), [&](comm::World& world) {
+    TrainOptions options;
+    options.quiet = true;
+    options.world = &world;
+    train(run, options);
+  });
+}
+
+TEST_P(TrainerTest, RanksLeaveWhatOneRankLeaves) {
+  for (const char* recipe : {"fp32", "bf16"}) {
+    const std::string precision = fmt::format("precision.recipe={}", recipe);
+    const std::vector<std::string> sets = {precision, "batch.ramp_start=4", "batch.ramp_steps=3",
+                                           "batch.sequences=8", "batch.lanes=4"};
+    const std::string one = fmt::format("one-{}", recipe);
+    train(run(one, sets), options());
+    for (const int dp : {2, 3}) {
+      for (const int zero : {0, 1, 2}) {
+        const std::string out = fmt::format("{}-{}-{}", recipe, dp, zero);
+        std::vector<std::string> over = sets;
+        over.push_back(fmt::format("parallel.dp={}", dp));
+        over.push_back(fmt::format("parallel.zero={}", zero));
+        train_on_ranks(run(out, over));
+        EXPECT_EQ(digest(out), digest(one)) << out;
+        EXPECT_EQ(figures(out), figures(one)) << out;
+        EXPECT_EQ(read_file(folder_ / out / "export/model.safetensors"),
+                  read_file(folder_ / one / "export/model.safetensors"));
+      }
+    }
+  }
+}
+
+TEST_P(TrainerTest, ARunGoesOnWithAnotherNumberOfRanks) {
+  const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
+  train(run("whole", sets), options());
+  const auto with = [&](int dp, int zero) {
+    std::vector<std::string> over = sets;
+    over.push_back(fmt::format("parallel.dp={}", dp));
+    over.push_back(fmt::format("parallel.zero={}", zero));
+    return run("pieces", over);
+  };
+  int pieces = 0;
+  for (const auto& [dp, zero] : {std::pair{3, 1}, {1, 0}, {2, 2}, {4, 1}, {2, 0}, {3, 2}}) {
+    set_interrupted(true);
+    try {
+      train_on_ranks(with(dp, zero));
+    } catch (const Error& error) {
+      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
+      ++pieces;
+    }
+  }
+  EXPECT_EQ(pieces, 5);
+  EXPECT_EQ(digest("pieces"), digest("whole"));
+  EXPECT_EQ(figures("pieces"), figures("whole"));
+}
+
+TEST_P(TrainerTest, RanksThatAreNotThereAreAnError) {
+  try {
+    train(run("a", {"parallel.dp=2"}), options());
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kConfig);
+    EXPECT_THAT(error.what(), HasSubstr("2 ranks, and 1 is here"));
+    EXPECT_THAT(error.hint(), HasSubstr("trireme launch --nproc 2"));
+  }
 }
 
 TEST_P(TrainerTest, ADoneRunIsLeftAlone) {
@@ -398,7 +468,9 @@ TEST_P(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
   nn::ParameterStore store(spec);
   store.initialize(1);
   const auto optimizer = optim::make_optimizer(optimizer_of(muon.config), spec);
-  std::vector<checkpoint::NamedTensor> tensors = state_tensors(store, *optimizer);
+  const auto alone = comm::single_rank();
+  std::vector<checkpoint::NamedTensor> tensors =
+      state_tensors(store, optimizer_of(muon.config), gather_state(store, *optimizer, *alone));
   const std::string momentum = "optimizer.momentum_buffer.";
   std::string moved;
   for (checkpoint::NamedTensor& tensor : tensors) {

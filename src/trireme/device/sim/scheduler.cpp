@@ -415,6 +415,14 @@ void Scheduler::restart_clock() {
   host_simulated_s = 0;
 }
 
+double Scheduler::host_clock() {
+  return host_simulated_s;
+}
+
+void Scheduler::set_host_clock(double seconds) {
+  host_simulated_s = seconds;
+}
+
 void Scheduler::add_cost(const Cost& cost) {
   TRIREME_CHECK(current_cost != nullptr, "add_cost outside of work");
   current_cost->flops += cost.flops;

@@ -125,6 +125,9 @@ class Scheduler {
   /// The latest simulated time of the device's queues; restart_clock sets all back to 0.
   double simulated_seconds(const DeviceState& device);
   void restart_clock();
+  /// Of the calling host thread.
+  static double host_clock();
+  static void set_host_clock(double seconds);
   /// Adds to the cost of the work that the calling queue thread runs.
   static void add_cost(const Cost& cost);
 

@@ -191,6 +191,14 @@ void restart_clock() {
   scheduler().restart_clock();
 }
 
+double host_clock() {
+  return Scheduler::host_clock();
+}
+
+void set_host_clock(double seconds) {
+  Scheduler::set_host_clock(seconds);
+}
+
 void add_cost(const Cost& cost) {
   Scheduler::add_cost(cost);
 }

@@ -150,6 +150,10 @@ void set_profile(std::shared_ptr<const DeviceProfile> profile);
 double simulated_seconds(int device);
 /// Waits for all devices and sets their clocks, and the calling thread's, to 0.
 void restart_clock();
+/// The simulated time of the calling host thread: what it issues starts no earlier. Waiting for work moves it on; a thread that
+/// speaks for something else, such as a link, sets it.
+double host_clock();
+void set_host_clock(double seconds);
 /// Inside work: adds to the cost that was given to submit(), where it was not known yet.
 void add_cost(const Cost& cost);
 

@@ -190,8 +190,8 @@ void try_sum_of_squares(decltype(&kernels::sum_of_squares) sum_of_squares, Trial
 
 void try_squares_by_block(decltype(&kernels::squares_by_block) squares_by_block, Trial& t) {
   const at::Tensor x = t.floats({t.size(0)});
-  at::Tensor sums = at::empty({(x.numel() + kSquaresBlock - 1) / kSquaresBlock},
-                              x.options().dtype(at::kDouble));
+  at::Tensor sums =
+      at::empty({(x.numel() + kSquaresBlock - 1) / kSquaresBlock}, x.options().dtype(at::kDouble));
   squares_by_block(x, sums);
   t.result("sums", sums, {.operations = 1});
 }

@@ -108,8 +108,7 @@ int64_t squares_partial_doubles(int64_t count) {
 
 void sum_of_squares(const float* x, int64_t count, double* partial, double* out, Stream stream) {
   const int64_t blocks = squares_partial_doubles(count);
-  launch("sum_of_squares", &squares_kernel, blocks, kBlock, 0, stream, x, count, kSquares,
-         partial);
+  launch("sum_of_squares", &squares_kernel, blocks, kBlock, 0, stream, x, count, kSquares, partial);
   launch("sum_doubles", &sum_doubles_kernel, 1, kBlock, 0, stream, partial, blocks, out);
 }
 

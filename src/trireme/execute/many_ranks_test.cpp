@@ -1,0 +1,78 @@
+// One result whatever the layout: a few steps over ranks end with the bits of one rank.
+#include <gtest/gtest.h>
+
+#include "trireme/execute/testing/trained_ranks.h"
+
+namespace trireme::execute {
+namespace {
+
+std::vector<TrainingCase> cases() {
+  optim::OptimizerConfig muon;
+  muon.kind = optim::OptimizerKind::kMuon;
+  std::vector<TrainingCase> all = {
+      {"dense", tiny(3), strategy_for(4, 4, 2, 12), {}},
+      {"tied", tiny(7), strategy_for(4, 4, 2, 12), {}},
+      {"learned positions", tiny(0), strategy_for(4, 4, 2, 12), muon},
+      {"experts", tiny_moe("balanced"), strategy_for(4, 4, 2, 12), muon},
+      {"selection bias",
+       tiny_moe("sigmoid in groups with selection bias"),
+       strategy_for(4, 4, 2, 12),
+       {}},
+      {"multi-token", tiny_mtp("softmax", 2), strategy_for(4, 4, 2, 12), {}},
+      {"deepseek", tiny_deepseek(1), strategy_for(4, 4, 2, 12), muon},
+  };
+  for (TrainingCase& one : all)
+    one.strategy.whole_matrices = one.optimizer.kind == optim::OptimizerKind::kMuon;
+  return all;
+}
+
+TEST(ManyRanksTest, DataParallelRanksEndWithTheBitsOfOne) {
+  for (TrainingCase one : cases()) {
+    for (const auto precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+      one.strategy.precision = precision;
+      one.strategy.parallel = {};
+      const Trained want = train(one, at::kCPU);
+      for (const int64_t dp : {2, 3, 4}) {
+        for (const int64_t zero : {0, 1, 2}) {
+          SCOPED_TRACE(
+              fmt::format("{} {} dp {} zero {}", one.name, to_string(precision), dp, zero));
+          one.strategy.parallel.dp = dp;
+          one.strategy.parallel.zero = zero;
+          expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
+        }
+      }
+    }
+  }
+}
+
+TEST(ManyRanksTest, RecomputeDelayAndSeveralMicroBatchesALaneChangeNothing) {
+  TrainingCase one{"experts", tiny_moe("balanced"), strategy_for(4, 2, 2, 12), {}};
+  const Trained want = train(one, at::kCPU);
+  one.strategy.recompute = plan::recompute_from_names(one.spec, {"full"});
+  one.strategy.delay_weight_gradients = true;
+  one.strategy.parallel.dp = 2;
+  for (const int64_t zero : {0, 1, 2}) {
+    one.strategy.parallel.zero = zero;
+    expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
+  }
+}
+
+TEST(ManyRanksTest, RanksOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
+  TrainingCase one{"experts", tiny_moe("balanced"), strategy_for(4, 4, 2, 12), {}};
+  for (const auto precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+    one.strategy.precision = precision;
+    one.strategy.parallel = {};
+    const Trained want = train(one, at::kCPU);
+    std::vector<at::Device> devices;
+    for (const char* name : {"sim:0", "sim:1", "sim:2"})
+      devices.push_back(device::get_device(name).torch_device());
+    one.strategy.parallel.dp = 3;
+    for (const int64_t zero : {0, 1, 2}) {
+      one.strategy.parallel.zero = zero;
+      expect_same_bits(train_on_ranks(one, devices), want);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme::execute

@@ -1,0 +1,215 @@
+#include "trireme/execute/rank_exchange.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "trireme/base/error.h"
+#include "trireme/cluster/lane_tree.h"
+#include "trireme/kernels/ops.h"
+#include "trireme/plan/figures.h"
+#include "trireme/plan/shards.h"
+
+namespace trireme::execute {
+
+namespace {
+
+std::vector<int64_t> slice_sizes(const std::vector<int64_t>& bounds) {
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i + 1 < bounds.size(); ++i) sizes.push_back(bounds[i + 1] - bounds[i]);
+  return sizes;
+}
+
+template <typename T>
+at::Tensor to_device(const std::vector<T>& values, at::ScalarType dtype, at::Device device) {
+  at::Tensor host = at::empty({static_cast<int64_t>(values.size())}, dtype);
+  std::ranges::copy(values, host.data_ptr<T>());
+  return host.to(device);
+}
+
+template <typename T>
+std::vector<T> to_host(const at::Tensor& tensor) {
+  const at::Tensor host = tensor.cpu();
+  return {host.data_ptr<T>(), host.data_ptr<T>() + host.numel()};
+}
+
+}  // namespace
+
+RankExchange::RankExchange(comm::World& world, nn::ParameterStore& store)
+    : world_(world), store_(store), device_(device::get_device(store.device().str())) {}
+
+void RankExchange::begin_step(const plan::Program& program) {
+  program_ = &program;
+  under_way_.clear();
+  times_.clear();
+  pieces_.clear();
+  sums_.assign(program.slices.size(), {});
+  if (members_ == program.groups) return;
+  groups_.clear();
+  for (const std::vector<int>& members : program.groups)
+    groups_.push_back(world_.make_group(members, device_));
+  members_ = program.groups;
+}
+
+comm::Group& RankExchange::group(const plan::Instruction& instruction) {
+  const auto& found = groups_.at(static_cast<size_t>(instruction.group));
+  TRIREME_CHECK(found != nullptr, "rank {} is not in group {}", program_->rank, instruction.group);
+  return *found;
+}
+
+void RankExchange::issued(const plan::Instruction& instruction, comm::Group::Pending work) {
+  under_way_[instruction.id].push_back(std::move(work));
+}
+
+void RankExchange::wait(int instruction, device::Queue& queue) {
+  const auto found = under_way_.find(instruction);
+  if (found == under_way_.end()) return;
+  double begin = 0.0;
+  double end = 0.0;
+  for (const comm::Group::Pending& work : found->second) {
+    work->wait(queue);
+    begin = work == found->second.front() ? work->start_s() : std::min(begin, work->start_s());
+    end = std::max(end, work->end_s());
+  }
+  times_[instruction] = {begin, end};
+  under_way_.erase(found);
+  const plan::Instruction& done = program_->instructions[static_cast<size_t>(instruction)];
+  // What everybody needs in float32 came as such.
+  if (done.kind == plan::OpKind::kGatherParameters && !shares_masters(done.part))
+    store_.refresh_compute(done.part);
+}
+
+std::optional<std::pair<double, double>> RankExchange::times(int instruction) const {
+  const auto found = times_.find(instruction);
+  return found == times_.end() ? std::nullopt : std::optional(found->second);
+}
+
+void RankExchange::count_targets(const plan::Instruction& instruction,
+                                 const std::vector<int64_t>& mine) {
+  comm::Group& ranks = group(instruction);
+  const auto count = static_cast<int64_t>(mine.size());
+  counts_ = at::empty({ranks.size(), count},
+                      at::TensorOptions().dtype(at::kLong).device(store_.device()));
+  issued(instruction,
+         ranks.all_gather(counts_.view({-1}),
+                          std::vector<int64_t>(static_cast<size_t>(ranks.size()), count),
+                          to_device(mine, at::kLong, store_.device()), device_.compute_queue()));
+}
+
+std::vector<int64_t> RankExchange::counted() const {
+  const std::vector<int64_t> all = to_host<int64_t>(counts_);
+  std::vector<int64_t> sums(static_cast<size_t>(counts_.size(1)));
+  for (size_t i = 0; i < all.size(); ++i) sums[i % sums.size()] += all[i];
+  return sums;
+}
+
+// A rank's j-th piece is sent in the j-th exchange: its slices lie one after the other in the accumulator as they are.
+void RankExchange::reduce_gradients(const plan::Instruction& instruction,
+                                    const std::function<at::Tensor(int64_t lane)>& accumulator) {
+  comm::Group& ranks = group(instruction);
+  const std::vector<int64_t> sizes =
+      slice_sizes(program_->slices[static_cast<size_t>(instruction.part)]);
+  const int64_t mine = sizes[static_cast<size_t>(program_->slice)];
+  std::vector<std::vector<cluster::LaneNode>> by_rank(sizes.size());
+  for (const plan::Piece& piece : instruction.pieces)
+    by_rank[static_cast<size_t>(piece.from)].push_back(piece.node);
+  std::vector<Sum>& received = pieces_[{instruction.part, instruction.lane}];
+  const auto options = at::TensorOptions().dtype(at::kFloat).device(store_.device());
+  for (size_t round = 0;; ++round) {
+    std::vector<int64_t> out_counts(sizes.size(), 0);
+    int64_t senders = 0;
+    for (size_t rank = 0; rank < sizes.size(); ++rank) {
+      if (by_rank[rank].size() <= round) continue;
+      out_counts[rank] = mine;
+      ++senders;
+    }
+    if (senders == 0) break;
+    const auto& own = by_rank[static_cast<size_t>(program_->slice)];
+    const bool sends = own.size() > round;
+    const at::Tensor in = sends ? accumulator(own[round].first) : at::empty({0}, options);
+    const std::vector<int64_t> in_counts = sends ? sizes : std::vector<int64_t>(sizes.size(), 0);
+    const at::Tensor out = at::empty({senders * mine}, options);
+    issued(instruction, ranks.all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
+    int64_t at = 0;
+    for (size_t rank = 0; rank < sizes.size(); ++rank) {
+      if (by_rank[rank].size() > round)
+        received.emplace_back(by_rank[rank][round], out.narrow(0, mine * at++, mine));
+    }
+  }
+  std::ranges::sort(received, {}, [](const Sum& sum) { return sum.first.first; });
+}
+
+void RankExchange::combine_pieces(const plan::Instruction& instruction) {
+  std::vector<Sum>& sums = sums_[static_cast<size_t>(instruction.part)];
+  const size_t held = sums.size();
+  auto received = pieces_.extract({instruction.part, instruction.lane});
+  TRIREME_CHECK(!received.empty(), "no pieces of part {}", instruction.part);
+  std::ranges::move(received.mapped(), std::back_inserter(sums));
+  std::vector<cluster::LaneNode> nodes;
+  for (const Sum& sum : sums) nodes.push_back(sum.first);
+  for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
+    Sum& left = sums[static_cast<size_t>(addition.left)];
+    Sum& right = sums[static_cast<size_t>(addition.right)];
+    kernels::add_(left.second, right.second);
+    left.first.size *= 2;
+    right.second.reset();
+  }
+  // What stays of the pieces gets memory of its own: theirs goes as a whole.
+  for (size_t i = held; i < sums.size(); ++i) {
+    if (sums[i].second.defined()) sums[i].second = sums[i].second.clone();
+  }
+  std::erase_if(sums, [](const Sum& sum) { return !sum.second.defined(); });
+}
+
+at::Tensor RankExchange::slice(int part) const {
+  const std::vector<Sum>& sums = sums_.at(static_cast<size_t>(part));
+  TRIREME_CHECK(sums.size() == 1 && sums.front().first.size == program_->strategy.lanes,
+                "part {}: {} sums instead of one over all lanes", part, sums.size());
+  return sums.front().second;
+}
+
+void RankExchange::gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole) {
+  issued(
+      instruction,
+      group(instruction)
+          .all_gather(whole, slice_sizes(program_->slices[static_cast<size_t>(instruction.part)]),
+                      slice(instruction.part), device_.compute_queue()));
+}
+
+bool RankExchange::shares_masters(int part) const {
+  return plan::shares_masters(store_.spec(), program_->strategy, part);
+}
+
+void RankExchange::gather_parameters(const plan::Instruction& instruction) {
+  const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
+  const at::Tensor& whole = shares_masters(instruction.part) ? store_.part_compute(instruction.part)
+                                                             : store_.part_master(instruction.part);
+  const auto mine = static_cast<size_t>(program_->slice);
+  issued(instruction,
+         group(instruction)
+             .all_gather(whole, slice_sizes(bounds),
+                         whole.narrow(0, bounds[mine], bounds[mine + 1] - bounds[mine]),
+                         device_.compute_queue()));
+}
+
+void RankExchange::reduce_figures(const plan::Instruction& instruction,
+                                  const std::vector<double>& mine) {
+  comm::Group& ranks = group(instruction);
+  std::vector<int64_t> counts;
+  for (int index = 0; index < ranks.size(); ++index)
+    counts.push_back(plan::figure_layout(store_.spec(), *program_, index).total());
+  TRIREME_CHECK(counts[static_cast<size_t>(ranks.rank())] == static_cast<int64_t>(mine.size()),
+                "{} figures, not {}", mine.size(), counts[static_cast<size_t>(ranks.rank())]);
+  figures_ = at::empty({std::accumulate(counts.begin(), counts.end(), int64_t{0})},
+                       at::TensorOptions().dtype(at::kDouble).device(store_.device()));
+  issued(instruction,
+         ranks.all_gather(figures_, counts, to_device(mine, at::kDouble, store_.device()),
+                          device_.compute_queue()));
+}
+
+std::vector<double> RankExchange::figures() const {
+  return to_host<double>(figures_);
+}
+
+}  // namespace trireme::execute

@@ -1,0 +1,75 @@
+// What the ranks of a step tell each other: issues communication instructions, keeps what is under way, and adds an owner's
+// pieces. Internal to this room.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "trireme/comm/group.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/plan/program.h"
+#include "trireme/plan/trace.h"
+
+namespace trireme::execute {
+
+/// Lives from step to step; begin_step() forgets the step before. Thread-safety: the step thread only. Ownership: borrows world
+/// and store. Blocking: issuing does not; wait() may.
+class RankExchange {
+ public:
+  RankExchange(comm::World& world, nn::ParameterStore& store);
+
+  /// Collective over the world the first time, when it makes the program's groups. The program outlives the step.
+  void begin_step(const plan::Program& program);
+
+  void count_targets(const plan::Instruction& instruction, const std::vector<int64_t>& mine);
+  /// Sums over all ranks; after wait().
+  std::vector<int64_t> counted() const;
+
+  /// `accumulator` gives the flat gradient of a lane, or of a group of lanes by its first.
+  void reduce_gradients(const plan::Instruction& instruction,
+                        const std::function<at::Tensor(int64_t lane)>& accumulator);
+  /// After wait() for the pieces.
+  void combine_pieces(const plan::Instruction& instruction);
+  /// This rank's slice of a part's gradient: over all lanes once every piece is combined.
+  at::Tensor slice(int part) const;
+  void drop_slice(int part) { sums_.at(static_cast<size_t>(part)).clear(); }
+  void gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole);
+  void gather_parameters(const plan::Instruction& instruction);
+
+  void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
+  std::vector<double> figures() const;  ///< of all ranks; after wait()
+
+  /// Work issued to `queue` from now on sees what the instruction brought; a second wait does nothing. Throws Error{kDevice}.
+  void wait(int instruction, device::Queue& queue);
+  /// When the instruction's transfers ran, seconds on steady_clock(); nothing before wait().
+  std::optional<std::pair<double, double>> times(int instruction) const;
+
+ private:
+  using Sum = std::pair<cluster::LaneNode, at::Tensor>;
+
+  comm::Group& group(const plan::Instruction& instruction);
+  bool shares_masters(int part) const;
+  void issued(const plan::Instruction& instruction, comm::Group::Pending work);
+
+  comm::World& world_;
+  nn::ParameterStore& store_;
+  device::Device& device_;
+  const plan::Program* program_ = nullptr;
+  std::vector<std::vector<int>> members_;  ///< of groups_
+  std::vector<std::unique_ptr<comm::Group>> groups_;
+  std::map<int, std::vector<comm::Group::Pending>> under_way_;  ///< by instruction
+  std::map<int, std::pair<double, double>> times_;
+  std::map<std::pair<int, int64_t>, std::vector<Sum>> pieces_;  ///< by part and first lane
+  std::vector<std::vector<Sum>> sums_;                          ///< by part: of this rank's slice
+  at::Tensor counts_;
+  at::Tensor figures_;
+};
+
+}  // namespace trireme::execute

@@ -1,0 +1,28 @@
+#include "trireme/execute/rank_shares.h"
+
+#include "trireme/plan/shards.h"
+
+namespace trireme::execute {
+
+std::vector<model::ElementRange> state_shares(const model::ModelSpec& spec,
+                                              const plan::Program& program) {
+  if (program.groups.empty() || program.strategy.parallel.zero == 0) return {};
+  std::vector<model::ElementRange> shares;
+  const auto slice = static_cast<size_t>(program.slice);
+  for (size_t part = 0; part < spec.parts.size(); ++part)
+    shares.push_back({program.slices[part][slice], program.slices[part][slice + 1]});
+  return shares;
+}
+
+std::vector<model::ElementRange> master_shares(const model::ModelSpec& spec,
+                                               const plan::Program& program) {
+  if (program.strategy.precision != plan::Precision::kBf16) return {};
+  std::vector<model::ElementRange> shares = state_shares(spec, program);
+  for (size_t part = 0; part < shares.size(); ++part) {
+    if (!plan::shares_masters(spec, program.strategy, static_cast<int>(part)))
+      shares[part] = {0, program.slices[part].back()};
+  }
+  return shares;
+}
+
+}  // namespace trireme::execute

@@ -1,0 +1,186 @@
+#include "trireme/execute/step_figures.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "trireme/base/error.h"
+#include "trireme/kernels/ops.h"
+#include "trireme/plan/figures.h"
+#include "trireme/plan/shards.h"
+
+namespace trireme::execute {
+
+static_assert(plan::kSquaresBlock == kernels::kSquaresBlock);
+
+StepFigures::StepFigures(const model::ModelSpec& spec, const plan::Program& program)
+    : spec_(spec),
+      program_(program),
+      lanes_(static_cast<size_t>(program.strategy.lanes)),
+      squares_(spec.parts.size()) {
+  for (LaneFigures& lane : lanes_)
+    lane.losses.assign(1 + static_cast<size_t>(spec.num_mtp_layers), 0.0);
+}
+
+void StepFigures::add_router(int64_t lane, int layer, const nn::RouterStatistics& one,
+                             double share) {
+  nn::RouterStatistics& all = lane_at(lane).routers[layer];
+  all.load.resize(one.load.size());
+  for (size_t e = 0; e < one.load.size(); ++e) all.load[e] += one.load[e];
+  all.dropped += one.dropped;
+  all.balance_loss += share * one.balance_loss;
+  all.z_loss += share * one.z_loss;
+  all.entropy += share * one.entropy;
+}
+
+void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_of) {
+  const auto slice = static_cast<size_t>(program_.slice);
+  std::vector<at::Tensor> sums(spec_.parts.size());
+  const auto pieces_of = [&](int part, auto&& visit) {
+    const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
+    for (const plan::SquaresRange& range : plan::squares_ranges(spec_, part)) {
+      const int64_t first = std::max(range.first, bounds[slice]);
+      const int64_t last = std::min(range.first + range.elements, bounds[slice + 1]);
+      if (first < last) visit(first - bounds[slice], last - first);
+    }
+  };
+  for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+    int64_t blocks = 0;
+    const auto blocks_in = [](int64_t elements) {
+      return (elements + plan::kSquaresBlock - 1) / plan::kSquaresBlock;
+    };
+    pieces_of(part, [&](int64_t, int64_t count) { blocks += blocks_in(count); });
+    if (blocks == 0) continue;
+    const at::Tensor gradient = slice_of(part);
+    at::Tensor& of_part = sums[static_cast<size_t>(part)];
+    of_part = at::empty({blocks}, gradient.options().dtype(at::kDouble));
+    int64_t at = 0;
+    pieces_of(part, [&](int64_t first, int64_t count) {
+      at::Tensor out = of_part.narrow(0, at, blocks_in(count));
+      kernels::squares_by_block(gradient.narrow(0, first, count), out);
+      at += blocks_in(count);
+    });
+  }
+  // All are issued before the first one is waited for.
+  for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+    const auto at = static_cast<size_t>(part);
+    squares_[at].clear();
+    if (!sums[at].defined()) continue;
+    const at::Tensor on_host = sums[at].cpu();
+    const auto* values = on_host.data_ptr<double>();
+    const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+    const std::vector<int64_t>& bounds = program_.slices[at];
+    const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[slice], bounds[slice + 1]);
+    squares_[at] =
+        plan::sums_of_nodes(plan::squares_nodes(blocks, plan::num_blocks(ranges)), blocks,
+                            std::vector<double>(values, values + on_host.numel()));
+  }
+}
+
+std::vector<double> StepFigures::mine() const {
+  std::vector<double> values;
+  for (const int64_t lane : program_.lanes) {
+    const auto& losses = lanes_[static_cast<size_t>(lane)].losses;
+    values.insert(values.end(), losses.begin(), losses.end());
+  }
+  for (const std::vector<double>& squares : squares_)
+    values.insert(values.end(), squares.begin(), squares.end());
+  for (const int64_t lane : program_.lanes) {
+    for (const auto& [layer, router] : lanes_[static_cast<size_t>(lane)].routers) {
+      for (const int64_t load : router.load) values.push_back(static_cast<double>(load));
+      values.insert(values.end(), {static_cast<double>(router.dropped), router.balance_loss,
+                                   router.z_loss, router.entropy});
+    }
+  }
+  return values;
+}
+
+void StepFigures::take(const std::vector<double>& all) {
+  const auto owners = static_cast<int>(program_.slices.front().size()) - 1;
+  for (std::vector<double>& squares : squares_) squares.clear();
+  auto next = all.begin();
+  for (int index = 0; index < owners; ++index) {
+    const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, owners);
+    for (const int64_t lane : lanes) {
+      for (double& loss : lane_at(lane).losses) loss = *next++;
+    }
+    for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+      const auto at = static_cast<size_t>(part);
+      const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+      const std::vector<int64_t>& bounds = program_.slices[at];
+      const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[static_cast<size_t>(index)],
+                                                      bounds[static_cast<size_t>(index) + 1]);
+      const auto count =
+          static_cast<int64_t>(plan::squares_nodes(blocks, plan::num_blocks(ranges)).size());
+      squares_[at].insert(squares_[at].end(), next, next + count);
+      next += count;
+    }
+    for (const int64_t lane : lanes) {
+      for (const model::PartSpec& part : spec_.parts) {
+        if (part.kind != model::PartKind::kRouter) continue;
+        nn::RouterStatistics& router = lane_at(lane).routers[part.layer];
+        router.load.resize(static_cast<size_t>(
+            spec_.layers[static_cast<size_t>(part.layer)].moe.value().num_experts));
+        for (int64_t& load : router.load) load = static_cast<int64_t>(*next++);
+        router.dropped = static_cast<int64_t>(*next++);
+        router.balance_loss = *next++;
+        router.z_loss = *next++;
+        router.entropy = *next++;
+      }
+    }
+  }
+  TRIREME_CHECK(next == all.end(), "{} figures are left over", all.end() - next);
+}
+
+// Lanes meet as their gradients do: pairs of neighbours, then pairs of pairs.
+double StepFigures::by_tree(const std::function<double(const LaneFigures&)>& value) const {
+  std::vector<double> values;
+  for (const LaneFigures& lane : lanes_) values.push_back(value(lane));
+  for (size_t stride = 1; stride < values.size(); stride *= 2) {
+    for (size_t i = 0; i + stride < values.size(); i += 2 * stride) values[i] += values[i + stride];
+  }
+  return values.front();
+}
+
+double StepFigures::loss_sum(size_t depth) const {
+  return by_tree([&](const LaneFigures& lane) { return lane.losses[depth]; });
+}
+
+double StepFigures::gradient_norm() const {
+  double sum = 0.0;
+  for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+    const auto at = static_cast<size_t>(part);
+    const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+    std::vector<cluster::LaneNode> nodes;
+    const std::vector<int64_t>& bounds = program_.slices[at];
+    for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+      const auto of_slice = plan::squares_nodes(plan::blocks_of(ranges, bounds[i], bounds[i + 1]),
+                                                plan::num_blocks(ranges));
+      nodes.insert(nodes.end(), of_slice.begin(), of_slice.end());
+    }
+    sum += plan::sum_of_tree(nodes, squares_[at]);
+  }
+  return std::sqrt(sum);
+}
+
+std::map<int, nn::RouterStatistics> StepFigures::routers() const {
+  std::map<int, nn::RouterStatistics> all;
+  for (const auto& [layer, first] : lanes_.front().routers) {
+    nn::RouterStatistics& sum = all[layer];
+    sum.load.resize(first.load.size());
+    for (const LaneFigures& lane : lanes_) {
+      const nn::RouterStatistics& one = lane.routers.at(layer);
+      for (size_t e = 0; e < sum.load.size(); ++e) sum.load[e] += one.load[e];
+      sum.dropped += one.dropped;
+    }
+    const int number = layer;
+    sum.balance_loss =
+        by_tree([&](const LaneFigures& lane) { return lane.routers.at(number).balance_loss; });
+    sum.z_loss = by_tree([&](const LaneFigures& lane) { return lane.routers.at(number).z_loss; });
+    sum.entropy = by_tree([&](const LaneFigures& lane) { return lane.routers.at(number).entropy; });
+  }
+  return all;
+}
+
+}  // namespace trireme::execute

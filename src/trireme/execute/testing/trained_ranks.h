@@ -1,0 +1,112 @@
+// A few steps of training over ranks that are threads, put together as one rank would have it. Header only, for tests.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "trireme/comm/local/local_world.h"
+#include "trireme/execute/rank_shares.h"
+#include "trireme/execute/testing/trained_runs.h"
+
+namespace trireme::execute {
+
+/// What one rank is left with.
+struct RankTrained {
+  std::vector<StepResult> steps;
+  std::vector<at::Tensor> compute;              ///< by part: what products read
+  std::vector<at::Tensor> masters;              ///< by part: its share
+  std::vector<std::vector<at::Tensor>> states;  ///< by part: its share
+  std::vector<model::ElementRange> master_ranges;
+};
+
+inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device,
+                              int64_t micro_batches = 4) {
+  const plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
+  const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
+  nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
+                           master_shares(one.spec, program));
+  store.initialize(6);
+  nn::Model model(store);
+  const auto optimizer =
+      optim::make_optimizer(one.optimizer, store.spec(), device, optim::StatePlace::kDevice,
+                            state_shares(one.spec, program));
+  Executor executor(model, store, *optimizer, &world);
+  StepInput input;
+  input.learning_rate = 1e-2;
+  input.clip_norm = 1.0;
+  RankTrained trained;
+  for (input.step = 0; input.step < 3; ++input.step) {
+    const std::vector<data::Batch> all =
+        random_batches(store.spec(), micro_batches, 2, 12, 20 + static_cast<uint64_t>(input.step));
+    input.micro_batches.clear();
+    for (const int64_t index : program.micro_batches())
+      input.micro_batches.push_back(all.at(static_cast<size_t>(index)));
+    trained.steps.push_back(executor.run_step(program, input));
+  }
+  for (int part = 0; part < store.num_parts(); ++part) {
+    trained.compute.push_back(store.part_compute(part).cpu());
+    trained.masters.push_back(store.part_master(part).cpu());
+    trained.master_ranges.push_back(store.master_range(part));
+    trained.states.emplace_back();
+    for (const at::Tensor& state : optimizer->part_states(part))
+      trained.states.back().push_back(state.cpu());
+  }
+  return trained;
+}
+
+/// Shares one after the other; what every rank has whole must be the same on each.
+inline at::Tensor join(const std::vector<at::Tensor>& shares, bool shared) {
+  if (shared) return at::cat(shares);
+  for (const at::Tensor& share : shares) EXPECT_TRUE(at::equal(share, shares.front()));
+  return shares.front();
+}
+
+/// The case over its strategy's ranks, `devices` by rank.
+inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Device>& devices,
+                              int64_t micro_batches = 4) {
+  const auto ranks = static_cast<size_t>(one.strategy.parallel.world());
+  std::vector<RankTrained> all(ranks);
+  comm::run_ranks(static_cast<int>(ranks), [&](comm::World& world) {
+    const auto rank = static_cast<size_t>(world.rank());
+    all[rank] = train_rank(one, world, devices[rank % devices.size()], micro_batches);
+  });
+  Trained trained;
+  trained.steps = all.front().steps;
+  for (const RankTrained& rank : all) {
+    for (size_t step = 0; step < trained.steps.size(); ++step) {
+      EXPECT_EQ(rank.steps[step].loss, trained.steps[step].loss);
+      EXPECT_EQ(rank.steps[step].grad_norm, trained.steps[step].grad_norm);
+      EXPECT_EQ(rank.steps[step].tokens, trained.steps[step].tokens);
+    }
+  }
+  const bool shared = one.strategy.parallel.zero > 0 && ranks > 1;
+  std::vector<std::vector<at::Tensor>> states;
+  for (size_t part = 0; part < all.front().masters.size(); ++part) {
+    const auto each = [&](auto&& value) {
+      std::vector<at::Tensor> tensors;
+      for (const RankTrained& rank : all) tensors.push_back(value(rank));
+      return tensors;
+    };
+    const at::Tensor compute =
+        join(each([&](const RankTrained& r) { return r.compute[part]; }), false);
+    const bool whole = all.front().master_ranges[part].count() == compute.numel();
+    trained.weights.push_back(
+        join(each([&](const RankTrained& r) { return r.masters[part]; }),
+             shared && !(whole && all.back().master_ranges[part].count() == compute.numel())));
+    // A selection bias moves in float32 and is read so.
+    if (std::ranges::none_of(one.spec.parameters, [&](const model::ParameterSpec& parameter) {
+          return parameter.part == static_cast<int>(part) && !parameter.trainable;
+        }))
+      EXPECT_TRUE(at::equal(compute, trained.weights.back().to(compute.scalar_type())));
+    states.emplace_back();
+    for (size_t i = 0; i < 2; ++i)
+      states.back().push_back(
+          join(each([&](const RankTrained& r) { return r.states[part][i]; }), shared));
+  }
+  for (const optim::StateTensor& state : optim::state_views(one.optimizer, one.spec, states))
+    trained.states.push_back(state.tensor);
+  return trained;
+}
+
+}  // namespace trireme::execute

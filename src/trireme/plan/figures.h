@@ -1,0 +1,24 @@
+// What ranks tell each other at the end of a step beside gradients, as float64 values in a fixed order. Pure.
+#pragma once
+
+#include <cstdint>
+
+#include "trireme/plan/program.h"
+
+namespace trireme::plan {
+
+/// How many values data-parallel rank `index` hands out: first the losses, of each of its lanes the head's and the modules' of
+/// multi-token prediction; then, part by part, the sums of squares of the nodes of its slice (squares_nodes()); then of each of
+/// its lanes and each MoE layer a router's statistics: every expert's load, dropped choices, balancing loss, z-loss, entropy.
+struct FigureLayout {
+  int64_t losses = 0;
+  int64_t squares = 0;
+  int64_t routers = 0;
+  int64_t total() const { return losses + squares + routers; }
+};
+FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program, int index);
+
+/// Values of a router's statistics beside the loads.
+inline constexpr int64_t kRouterFigures = 4;
+
+}  // namespace trireme::plan

@@ -1,0 +1,268 @@
+#include "trireme/plan/gradient_sums.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "trireme/base/error.h"
+#include "trireme/cluster/lane_tree.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/shards.h"
+
+namespace trireme::plan {
+
+namespace {
+
+/// Transfers that run while the backward pass goes on: pieces are added so many parts later.
+constexpr size_t kPartsInFlight = 2;
+
+int group_index(const Program& program, const std::vector<int>& members) {
+  const auto found = std::ranges::find(program.groups, members);
+  TRIREME_CHECK(found != program.groups.end(), "a group of {} ranks is not in the program",
+                members.size());
+  return static_cast<int>(found - program.groups.begin());
+}
+
+}  // namespace
+
+std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks) {
+  std::vector<int64_t> lanes;
+  if (strategy.parallel.zero >= 2) {
+    for (int64_t lane = index; lane < strategy.lanes; lane += ranks) lanes.push_back(lane);
+    return lanes;
+  }
+  const cluster::LaneRange range = cluster::lane_range(index, ranks, strategy.lanes);
+  for (int64_t lane = range.first; lane < range.last; ++lane) lanes.push_back(lane);
+  return lanes;
+}
+
+GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, int rank)
+    : spec_(spec),
+      writer_(writer),
+      strategy_(writer.program().strategy),
+      num_parts_(static_cast<int>(spec.parts.size())),
+      accumulators_(spec.parts.size(),
+                    std::vector<int>(static_cast<size_t>(strategy_.lanes), kNone)),
+      slices_(spec.parts.size()),
+      held_(spec.parts.size()) {
+  has_parameters_.assign(spec.parts.size(), 0);
+  Program& program = writer_.program();
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (program.has(parameter.part)) has_parameters_[static_cast<size_t>(parameter.part)] = 1;
+  }
+  program.rank = rank;
+  const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
+  owners_ = mesh.group_size(cluster::Dimension::kData);
+  program.slice = mesh.index_in_group(cluster::Dimension::kData, rank);
+  program.lanes = lanes_of(strategy_, program.slice, owners_);
+  for (int part = 0; part < num_parts_; ++part)
+    program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
+  if (mesh.size() == 1) return;
+  std::vector<int> world(static_cast<size_t>(mesh.size()));
+  std::iota(world.begin(), world.end(), 0);
+  program.groups.push_back(world);
+  for (const cluster::Dimension dimension :
+       {cluster::Dimension::kData, cluster::Dimension::kPipeline}) {
+    for (const std::vector<int>& group : mesh.groups(dimension)) {
+      if (group.size() > 1 && std::ranges::find(program.groups, group) == program.groups.end())
+        program.groups.push_back(group);
+    }
+  }
+  world_group_ = group_index(program, world);
+  if (owners_ > 1) owner_group_ = group_index(program, mesh.group(cluster::Dimension::kData, rank));
+  if (mesh.shape().pp > 1)
+    pipeline_group_ = group_index(program, mesh.group(cluster::Dimension::kPipeline, rank));
+}
+
+int GradientSums::count_targets() {
+  if (world_group_ < 0) return kNone;
+  Instruction& count = writer_.begin(OpKind::kCountTargets, kNone, kNone, kNone);
+  count.resource = Resource::kCommunication;
+  count.group = world_group_;
+  return writer_.current();
+}
+
+void GradientSums::accumulate(int64_t lane, int part) {
+  int& buffer = accumulators_[static_cast<size_t>(part)][static_cast<size_t>(lane)];
+  if (buffer != kNone) {
+    writer_.write(buffer);
+    return;
+  }
+  buffer = writer_.new_buffer(BufferKind::kParameterGradient, part, kNone, lane,
+                              parameter_gradient_bytes(spec_, part));
+  writer_.make(buffer);
+}
+
+void GradientSums::lane_done(int part, int64_t lane) {
+  const std::vector<int64_t>& lanes = writer_.program().lanes;
+  std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
+  if (lane == lanes.front()) order_.push_back(part);
+  if (strategy_.parallel.zero >= 2 && owners_ > 1) {
+    const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
+    reduce(part, round_of_lane(round), {buffers[static_cast<size_t>(lane)]},
+           (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes);
+    return;
+  }
+  combine_lanes(part, lane);
+  if (owners_ == 1 || lane != lanes.back()) return;
+  std::vector<Piece> pieces;
+  std::vector<int> sources;
+  for (int from = 0; from < owners_; ++from) {
+    const cluster::LaneRange range = cluster::lane_range(from, owners_, strategy_.lanes);
+    for (const cluster::LaneNode& node : cluster::cover(range.first, range.last)) {
+      pieces.push_back({node, from});
+      if (from == writer_.program().slice)
+        sources.push_back(buffers[static_cast<size_t>(node.first)]);
+    }
+  }
+  reduce(part, std::move(pieces), std::move(sources), true);
+}
+
+// Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups meet, if the rank has both.
+void GradientSums::combine_lanes(int part, int64_t lane) {
+  std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
+  for (const cluster::LaneNode& left : cluster::carries(writer_.program().lanes.front(), lane)) {
+    const int64_t right = left.first + left.size;
+    Instruction& instruction = writer_.begin(OpKind::kCombineLanes, part, kNone, left.first);
+    instruction.right_lane = right;
+    writer_.write(buffers[static_cast<size_t>(left.first)]);
+    writer_.read(buffers[static_cast<size_t>(right)]);
+  }
+}
+
+std::vector<Piece> GradientSums::round_of_lane(size_t round) const {
+  std::vector<Piece> pieces;
+  for (int from = 0; from < owners_; ++from) {
+    const int64_t lane = static_cast<int64_t>(round) * owners_ + from;
+    if (lane < strategy_.lanes) pieces.push_back({{lane, 1}, from});
+  }
+  return pieces;
+}
+
+int64_t GradientSums::slice_bytes(int part) const {
+  const Program& program = writer_.program();
+  const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
+  const auto mine = static_cast<size_t>(program.slice);
+  return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
+}
+
+void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> sources,
+                          bool last) {
+  const int buffer =
+      writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, pieces.front().node.first,
+                         static_cast<int64_t>(pieces.size()) * slice_bytes(part));
+  Instruction& instruction =
+      writer_.begin(OpKind::kReduceGradients, part, kNone, pieces.front().node.first);
+  instruction.resource = Resource::kCommunication;
+  instruction.group = owner_group_;
+  instruction.pieces = pieces;
+  for (const int source : sources) writer_.read(source);
+  writer_.make(buffer);
+  sent_.push_back({part, std::move(sources), buffer, std::move(pieces), last});
+  if (sent_.size() > kPartsInFlight) combine_oldest();
+}
+
+void GradientSums::combine_oldest() {
+  const Sent sent = std::move(sent_.front());
+  sent_.pop_front();
+  const auto at = static_cast<size_t>(sent.part);
+  std::vector<cluster::LaneNode>& held = held_[at];
+  Instruction& instruction =
+      writer_.begin(OpKind::kCombinePieces, sent.part, kNone, sent.nodes.front().node.first);
+  instruction.pieces = sent.nodes;
+  writer_.read(sent.pieces);
+  for (const int source : sent.sources) writer_.read(source);  // alive until the transfer ended
+  std::vector<cluster::LaneNode> nodes = held;
+  for (const Piece& piece : sent.nodes) nodes.push_back(piece.node);
+  std::vector<char> stays(nodes.size(), 1);
+  for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
+    nodes[static_cast<size_t>(addition.left)].size *= 2;
+    stays[static_cast<size_t>(addition.right)] = 0;
+  }
+  std::vector<cluster::LaneNode> next;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (i < held.size()) writer_.write(slices_[at].at(held[i].first));
+    if (stays[i] == 0) continue;
+    next.push_back(nodes[i]);
+    if (i < held.size()) continue;
+    const int slice = writer_.new_buffer(BufferKind::kGradientSlice, sent.part, kNone,
+                                         nodes[i].first, slice_bytes(sent.part));
+    writer_.make(slice);
+    slices_[at][nodes[i].first] = slice;
+  }
+  held = std::move(next);
+  if (sent.last && strategy_.parallel.zero == 0) gather_gradients(sent.part);
+}
+
+void GradientSums::gather_gradients(int part) {
+  Instruction& instruction = writer_.begin(OpKind::kGatherGradients, part, kNone, kNone);
+  instruction.resource = Resource::kCommunication;
+  instruction.group = owner_group_;
+  writer_.read(slices_[static_cast<size_t>(part)].at(0));
+  writer_.write(finished_gradient(part));
+}
+
+/// What the optimizer reads: the whole gradient, or the owner's slice of it.
+int GradientSums::finished_gradient(int part) const {
+  const auto at = static_cast<size_t>(part);
+  if (owners_ > 1 && strategy_.parallel.zero > 0) return slices_[at].at(0);
+  return accumulators_[at][static_cast<size_t>(writer_.program().lanes.front())];
+}
+
+void GradientSums::finish_step() {
+  if (owners_ > 1 && strategy_.parallel.zero >= 2) {
+    // The last lanes of others, where this rank has one less.
+    const auto rounds = static_cast<size_t>((strategy_.lanes + owners_ - 1) / owners_);
+    for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {
+      for (const int part : order_) reduce(part, round_of_lane(round), {}, round + 1 == rounds);
+    }
+  }
+  while (!sent_.empty()) combine_oldest();
+  int figures = kNone;
+  if (world_group_ >= 0) {
+    writer_.begin(OpKind::kSumSquares, kNone, kNone, kNone);
+    for (int part = 0; part < num_parts_; ++part) {
+      if (has_parameters(part))
+        writer_.read(owners_ > 1 ? slices_[static_cast<size_t>(part)].at(0)
+                                 : finished_gradient(part));
+    }
+    const int squares = writer_.current();
+    Instruction& reduce = writer_.begin(OpKind::kReduceFigures, kNone, kNone, kNone);
+    reduce.resource = Resource::kCommunication;
+    reduce.group = world_group_;
+    writer_.depend(squares);
+    figures = writer_.current();
+  }
+  writer_.begin(OpKind::kGradNorm, kNone, kNone, kNone);
+  writer_.depend(figures);
+  for (const auto& [transfer, buffer] : at_end_) {
+    writer_.read(buffer);
+    writer_.depend(transfer);
+  }
+  const int norm = writer_.current();
+  for (int part = 0; part < num_parts_ && world_group_ < 0; ++part) {
+    if (has_parameters(part)) writer_.read(finished_gradient(part));
+  }
+  std::vector<int> ends;
+  for (int part = 0; part < num_parts_; ++part) {
+    if (!has_parameters(part)) continue;
+    Instruction& step = writer_.begin(OpKind::kOptimizerStep, part, kNone, kNone);
+    const std::vector<int64_t>& workspace = strategy_.optimizer_workspace_bytes;
+    if (!workspace.empty()) step.workspace_bytes = workspace[static_cast<size_t>(part)];
+    writer_.depend(norm);
+    writer_.read(finished_gradient(part));
+    if (owners_ > 1 && strategy_.parallel.zero == 0)
+      writer_.read(slices_[static_cast<size_t>(part)].at(0));  // alive until the gather ended
+    const int stepped = writer_.current();
+    ends.push_back(stepped);
+    if (owners_ == 1 || strategy_.parallel.zero == 0) continue;
+    Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
+    gather.resource = Resource::kCommunication;
+    gather.group = owner_group_;
+    writer_.depend(stepped);
+    ends.push_back(writer_.current());
+  }
+  writer_.begin(OpKind::kCommit, kNone, kNone, kNone).resource = Resource::kHost;
+  for (const int end : ends) writer_.depend(end);
+}
+
+}  // namespace trireme::plan

@@ -1,0 +1,75 @@
+// Sums of gradients, from a lane's accumulators to the optimizer's step, on one rank or over many. Internal to this room.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "trireme/cluster/mesh.h"
+#include "trireme/plan/program_writer.h"
+
+namespace trireme::plan {
+
+/// Writes what adds up lanes' gradients and what follows from them. docs/reduction.md says why the sum does not depend on the
+/// ranks. Only of parts that the rank has. Ownership: borrows the spec and the writer, whose program has its strategy.
+class GradientSums {
+ public:
+  GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, int rank);
+
+  bool has_parameters(int part) const { return has_parameters_[static_cast<size_t>(part)] != 0; }
+  /// Index of the pipeline's ranks in Program::groups; -1: no pipeline.
+  int pipeline_group() const { return pipeline_group_; }
+  bool over_ranks() const { return owners_ > 1; }
+
+  /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
+  int count_targets();
+  /// The current instruction adds to the accumulator of a part and a lane.
+  void accumulate(int64_t lane, int part);
+  /// The part's gradients of the lane are complete: adds and sends what can be.
+  void lane_done(int part, int64_t lane);
+  /// The norm waits for a transfer, and keeps the buffer that it reads until then.
+  void wait_at_end(int transfer, int buffer) { at_end_.push_back({transfer, buffer}); }
+  /// After the last lane: norm, optimizer steps, commit.
+  void finish_step();
+
+ private:
+  static constexpr int kNone = ProgramWriter::kNone;
+
+  /// Pieces that were sent and are not added yet.
+  struct Sent {
+    int part;
+    std::vector<int> sources;  ///< accumulators that the transfer reads until it is waited for
+    int pieces;                ///< the buffer
+    std::vector<Piece> nodes;
+    bool last;  ///< of the part
+  };
+
+  void combine_lanes(int part, int64_t lane);
+  void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
+  void combine_oldest();
+  void gather_gradients(int part);
+  std::vector<Piece> round_of_lane(size_t round) const;
+  int64_t slice_bytes(int part) const;
+  int finished_gradient(int part) const;
+
+  const model::ModelSpec& spec_;
+  ProgramWriter& writer_;
+  const Strategy& strategy_;
+  const int num_parts_;
+  std::vector<char> has_parameters_;
+  std::vector<std::vector<int>>
+      accumulators_;  ///< [part][lane]: buffer of the lane, then of its group
+  int owners_ = 1;    ///< ranks that share states
+  int world_group_ = -1;
+  int owner_group_ = -1;
+  int pipeline_group_ = -1;
+  std::vector<std::map<int64_t, int>>
+      slices_;  ///< [part]: by first lane of a node, its sum's buffer
+  std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending
+  std::deque<Sent> sent_;
+  std::vector<std::pair<int, int>> at_end_;  ///< transfers and their buffers
+  std::vector<int> order_;                   ///< parts as they are done in a lane
+};
+
+}  // namespace trireme::plan

@@ -1,0 +1,85 @@
+// Writes the instructions of one micro-batch, part by part; who calls decides their order. Internal to this room.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "trireme/model/flops.h"
+#include "trireme/plan/gradient_sums.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/program_writer.h"
+
+namespace trireme::plan {
+
+/// What a micro-batch's instructions hand to one another: buffers, per part.
+struct MicroBatch {
+  int64_t index = 0;
+  int64_t lane = 0;
+  bool last_of_lane = false;
+  int batch = ProgramWriter::kNone;
+  std::vector<int> hidden;
+  std::vector<int> hidden_gradient;
+  std::vector<int> saved_input;
+  std::vector<int> saved_weight;
+  std::vector<int> delayed;
+  std::vector<int> weight_gradient;  ///< of a router: of its weights
+};
+
+/// Ownership: borrows spec, writer and sums. The writer's program has its strategy, as validate() accepts it.
+class MicroBatchWriter {
+ public:
+  /// Fills in what the strategy leaves to be chosen.
+  MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& writer, GradientSums& sums);
+
+  /// Brings the batch to the device. Two batches exist at most.
+  void load(int64_t index);
+  MicroBatch begin(int64_t index) const;  ///< after its load()
+  /// All losses wait for this instruction, which knows how many targets the step has.
+  void count_first(int instruction) { counted_ = instruction; }
+
+  void forward(MicroBatch& micro, int part);  ///< any but the last head
+  /// A head's loss; of another part, recompute where the strategy says so, and backward-input. Neither of part 0.
+  void backward_input(MicroBatch& micro, int part);
+  void backward_weight(MicroBatch& micro, int part);  ///< any with parameters but a head
+
+  bool has_parameters(int part) const { return sums_.has_parameters(part); }
+  /// Whether its backward-weight comes after all backward-inputs. Heads and the input of multi-token prediction write to
+  /// accumulators that they share (of the embedding, of the head): they keep their order among them.
+  bool delays(int part) const;
+
+ private:
+  static constexpr int kNone = ProgramWriter::kNone;
+
+  bool goes_on(int head) const;
+  model::PartKind kind(int part) const { return spec_.parts[static_cast<size_t>(part)].kind; }
+  int router_of(int part) const;
+  bool has_shared_expert(int part) const;
+  bool reads_input_for_weights(int part) const;
+  Recompute recompute(int part) const { return strategy_.recompute[static_cast<size_t>(part)]; }
+
+  void make_for(MicroBatch& micro, std::vector<int>& slot, int part, BufferKind kind,
+                int64_t bytes);
+  void make_saved(MicroBatch& micro, int part);
+  void recompute_forward(MicroBatch& micro, int part);
+  void read_inputs(const MicroBatch& micro, int part);
+  void read_residual(const MicroBatch& micro, int part);
+  void loss(MicroBatch& micro, int part);
+  void gradient_of_input(MicroBatch& micro, int part);
+  void read_backward_inputs(const MicroBatch& micro, int part);
+  void make_input_gradients(MicroBatch& micro, int part);
+  void embedding_backward(MicroBatch& micro);
+
+  const model::ModelSpec& spec_;
+  ProgramWriter& writer_;
+  GradientSums& sums_;
+  Strategy& strategy_;
+  const int num_parts_;
+  std::vector<model::TokenFlops> flops_;
+  std::vector<PartBytes> bytes_;
+  double tokens_ = 0.0;
+  int counted_ = kNone;
+  std::map<int64_t, int> batches_;  ///< by index: the buffer
+  std::vector<int64_t> order_;      ///< as they were loaded
+};
+
+}  // namespace trireme::plan

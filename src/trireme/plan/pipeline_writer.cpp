@@ -1,0 +1,257 @@
+#include "trireme/plan/pipeline_writer.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "trireme/base/error.h"
+#include "trireme/plan/memory.h"
+#include "trireme/plan/schedule_text.h"
+
+namespace trireme::plan {
+
+namespace {
+
+/// What a rank has sent and not waited for: their buffers are held until then.
+constexpr size_t kSentInFlight = 2;
+
+}  // namespace
+
+std::vector<char> PipelineLayout::parts_of(int pipeline_rank) const {
+  std::vector<char> mine(static_cast<size_t>(stages.begin.back()), 0);
+  for (int stage = 0; stage < stages.count(); ++stage) {
+    if (schedule.rank_of_stage[static_cast<size_t>(stage)] != pipeline_rank) continue;
+    for (int part = stages.begin[static_cast<size_t>(stage)];
+         part < stages.begin[static_cast<size_t>(stage) + 1]; ++part)
+      mine[static_cast<size_t>(part)] = 1;
+  }
+  return mine;
+}
+
+PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& strategy,
+                               int64_t micro_batches) {
+  const Parallel& parallel = strategy.parallel;
+  if (parallel.pp == 1)
+    return {make_schedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
+            {{0, static_cast<int>(spec.parts.size())}}};
+  PipelineLayout layout;
+  layout.schedule = parallel.schedule == ScheduleKind::kText
+                        ? parse_schedule(parallel.schedule_text, parallel.schedule_file)
+                        : make_schedule(parallel.schedule, static_cast<int>(parallel.pp),
+                                        micro_batches, static_cast<int>(parallel.chunks));
+  std::vector<bool> recomputed(spec.parts.size(), false);
+  for (size_t part = 0; part < strategy.recompute.size(); ++part)
+    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
+  layout.stages =
+      cut_stages(spec, static_cast<int>(parallel.stages()), strategy.seq_len, recomputed);
+  return layout;
+}
+
+bool PipelineWriter::Message::operator<(const Message& other) const {
+  return std::tie(part, micro_batch, gradient) <
+         std::tie(other.part, other.micro_batch, other.gradient);
+}
+
+PipelineWriter::PipelineWriter(const model::ModelSpec& spec, PipelineLayout layout,
+                               int pipeline_rank, int group, ProgramWriter& writer,
+                               MicroBatchWriter& micro_batches, GradientSums& sums)
+    : spec_(spec),
+      layout_(std::move(layout)),
+      rank_(pipeline_rank),
+      group_(group),
+      writer_(writer),
+      micro_batches_(micro_batches),
+      sums_(sums),
+      last_part_(static_cast<int>(spec.parts.size()) - 1),
+      order_(writer.program().micro_batches()) {
+  TRIREME_CHECK(static_cast<int64_t>(order_.size()) == layout_.schedule.micro_batches,
+                "{} micro-batches, and a schedule for {}", order_.size(),
+                layout_.schedule.micro_batches);
+  list_messages();
+}
+
+// In the order in which each of the others will send them.
+void PipelineWriter::list_messages() {
+  const PipelineSchedule& schedule = layout_.schedule;
+  for (int from = 0; from < schedule.num_ranks(); ++from) {
+    if (from == rank_) continue;
+    for (const Action& action : schedule.ranks[static_cast<size_t>(from)]) {
+      Message message{0, action.micro_batch, action.work != Work::kForward};
+      if (action.work == Work::kBackwardWeight) continue;
+      const int to = message.gradient ? action.stage - 1 : action.stage + 1;
+      if (to < 0 || to == schedule.num_stages() || rank_of(to) != rank_) continue;
+      message.part = (message.gradient ? first_part(action.stage) : end_part(action.stage)) - 1;
+      coming_[from].push_back(message);
+      sender_[message] = from;
+    }
+  }
+}
+
+void PipelineWriter::write() {
+  const std::vector<Action>& actions = layout_.schedule.ranks[static_cast<size_t>(rank_)];
+  const bool exchanges = writer_.program().strategy.parallel.ep > 1;
+  for (size_t i = 0; i < actions.size(); ++i) {
+    receive_for(i);
+    if (i + 1 < actions.size()) receive_for(i + 1);
+    // Without an exchange of experts to hide, the forward's result is sent the sooner, the sooner it is done.
+    if (actions[i].with_next && exchanges) {
+      act_together(actions[i], actions[i + 1]);
+      ++i;
+    } else {
+      act(actions[i]);
+    }
+  }
+  wait_for_sent(0);
+  for (const Sent& sent : sent_) sums_.wait_at_end(sent.instruction, sent.buffer);
+}
+
+void PipelineWriter::begin_micro_batch(int64_t index) {
+  if (live_.contains(index)) return;
+  // The host runs one micro-batch ahead.
+  if (index + 1 < static_cast<int64_t>(order_.size()))
+    micro_batches_.load(order_[static_cast<size_t>(index) + 1]);
+  live_.emplace(index, micro_batches_.begin(order_[static_cast<size_t>(index)]));
+}
+
+void PipelineWriter::act(const Action& action) {
+  const int stage = action.stage;
+  const int64_t index = action.micro_batch;
+  const int first = first_part(stage);
+  const int last = end_part(stage) - 1;
+  switch (action.work) {
+    case Work::kForward:
+      begin_micro_batch(index);
+      for (int part = first; part <= last; ++part) forward(stage, index, part);
+      return;
+    case Work::kBackwardInput:
+    case Work::kBackward:
+      for (int part = last; part >= first; --part)
+        backward_input(stage, index, part, action.work == Work::kBackward);
+      if (action.work == Work::kBackward) delayed_weights(stage, index);
+      return;
+    case Work::kBackwardWeight:
+      for (int part = last; part >= first; --part) {
+        if (!spec_.is_head(part)) backward_weight(index, part);
+      }
+      return;
+  }
+}
+
+// Parts in turn: what one exchanges lies behind what the other computes.
+void PipelineWriter::act_together(const Action& forward_action, const Action& backward_action) {
+  begin_micro_batch(forward_action.micro_batch);
+  int up = first_part(forward_action.stage);
+  const int up_end = end_part(forward_action.stage);
+  int down = end_part(backward_action.stage) - 1;
+  const int down_end = first_part(backward_action.stage) - 1;
+  while (up < up_end || down > down_end) {
+    if (up < up_end) forward(forward_action.stage, forward_action.micro_batch, up++);
+    if (down > down_end)
+      backward_input(backward_action.stage, backward_action.micro_batch, down--,
+                     backward_action.work == Work::kBackward);
+  }
+  if (backward_action.work == Work::kBackward)
+    delayed_weights(backward_action.stage, backward_action.micro_batch);
+}
+
+void PipelineWriter::forward(int stage, int64_t index, int part) {
+  MicroBatch& batch = micro(index);
+  if (part == first_part(stage) && stage > 0 && rank_of(stage - 1) != rank_)
+    batch.hidden[static_cast<size_t>(part) - 1] = received_.at({part - 1, index, false});
+  if (part < last_part_) {
+    micro_batches_.forward(batch, part);
+    wait_for_sent(kSentInFlight);
+  }
+  if (part + 1 == end_part(stage) && stage + 1 < layout_.stages.count() &&
+      rank_of(stage + 1) != rank_)
+    send(rank_of(stage + 1), {part, index, false}, batch.hidden[static_cast<size_t>(part)]);
+}
+
+void PipelineWriter::backward_input(int stage, int64_t index, int part, bool with_weight) {
+  MicroBatch& batch = micro(index);
+  if (part + 1 == end_part(stage) && stage + 1 < layout_.stages.count() &&
+      rank_of(stage + 1) != rank_)
+    batch.hidden_gradient[static_cast<size_t>(part)] = received_.at({part, index, true});
+  if (part > 0) {
+    micro_batches_.backward_input(batch, part);
+    wait_for_sent(kSentInFlight);
+  }
+  if (part > 0 && part == first_part(stage) && rank_of(stage - 1) != rank_)
+    send(rank_of(stage - 1), {part - 1, index, true},
+         batch.hidden_gradient[static_cast<size_t>(part) - 1]);
+  // The embedding's comes last, after all that add to its gradients.
+  if (with_weight && part > 0 && !spec_.is_head(part) && !micro_batches_.delays(part))
+    backward_weight(index, part);
+}
+
+void PipelineWriter::backward_weight(int64_t index, int part) {
+  if (sums_.has_parameters(part)) micro_batches_.backward_weight(micro(index), part);
+}
+
+void PipelineWriter::delayed_weights(int stage, int64_t index) {
+  for (int part = end_part(stage) - 1; part >= first_part(stage); --part) {
+    if (part == 0 || micro_batches_.delays(part)) backward_weight(index, part);
+  }
+}
+
+void PipelineWriter::receive_for(size_t at) {
+  const Action& action = layout_.schedule.ranks[static_cast<size_t>(rank_)][at];
+  if (action.work == Work::kBackwardWeight) return;
+  const bool gradient = action.work != Work::kForward;
+  const Message needed{(gradient ? end_part(action.stage) : first_part(action.stage)) - 1,
+                       action.micro_batch, gradient};
+  const auto sender = sender_.find(needed);
+  if (sender == sender_.end()) return;
+  std::deque<Message>& coming = coming_.at(sender->second);
+  while (!received_.contains(needed)) {
+    receive(sender->second, coming.front());
+    coming.pop_front();
+  }
+}
+
+void PipelineWriter::receive(int from, const Message& message) {
+  const int64_t index = order_[static_cast<size_t>(message.micro_batch)];
+  const int64_t lane = index / writer_.program().strategy.micro_batches_per_lane();
+  const int buffer = writer_.new_buffer(
+      message.gradient ? BufferKind::kHiddenGradient : BufferKind::kHidden, message.part, index,
+      kNone, hidden_bytes(spec_, writer_.program().strategy, message.part));
+  // Not before what is computed by then, so that no more is held than that needs.
+  int before = writer_.current();
+  const std::vector<Instruction>& written = writer_.program().instructions;
+  while (before >= 0 && written[static_cast<size_t>(before)].resource != Resource::kCompute)
+    --before;
+  Instruction& instruction = writer_.begin(OpKind::kReceive, message.part, index, lane);
+  instruction.resource = Resource::kCommunication;
+  instruction.group = group_;
+  instruction.peer = from;
+  instruction.of_gradient = message.gradient;
+  writer_.depend(before);
+  writer_.make(buffer);
+  received_[message] = buffer;
+}
+
+void PipelineWriter::send(int to, const Message& message, int buffer) {
+  const int64_t index = order_[static_cast<size_t>(message.micro_batch)];
+  const int64_t lane = index / writer_.program().strategy.micro_batches_per_lane();
+  Instruction& instruction = writer_.begin(OpKind::kSend, message.part, index, lane);
+  instruction.resource = Resource::kCommunication;
+  instruction.group = group_;
+  instruction.peer = to;
+  instruction.of_gradient = message.gradient;
+  writer_.read(buffer);
+  sent_.push_back({writer_.current(), buffer});
+}
+
+// The current instruction, if it computes, waits until no more than `most` are under way.
+void PipelineWriter::wait_for_sent(size_t most) {
+  if (writer_.program().instructions.empty() ||
+      writer_.program().instructions.back().resource != Resource::kCompute)
+    return;
+  while (sent_.size() > most) {
+    writer_.read(sent_.front().buffer);
+    writer_.depend(sent_.front().instruction);
+    sent_.pop_front();
+  }
+}
+
+}  // namespace trireme::plan

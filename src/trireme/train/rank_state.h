@@ -1,0 +1,31 @@
+// The state of a run that ranks share, put together for checkpoints and exports, and taken apart again.
+#pragma once
+
+#include <vector>
+
+#include "trireme/checkpoint/checkpoint.h"
+#include "trireme/comm/group.h"
+#include "trireme/nn/parameter_store.h"
+#include "trireme/optim/optimizer.h"
+
+namespace trireme::train {
+
+/// Whole flat tensors of every part. On ranks that others' shares do not come to, undefined.
+struct WholeState {
+  std::vector<at::Tensor> masters;                   ///< by part, float32
+  std::vector<std::vector<at::Tensor>> part_states;  ///< by part, as Optimizer::part_states()
+};
+
+/// Brings the shares of a run's ranks together on rank 0, on the CPU where more than one rank has a share; where rank 0 has all
+/// of a part, it is the part's own tensor. Collective over the world. Blocks.
+WholeState gather_state(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
+                        comm::World& world);
+
+/// Views with parameters' shapes: of masters alone, and of all that a checkpoint holds.
+std::vector<checkpoint::NamedTensor> parameter_tensors(const nn::ParameterStore& store,
+                                                       const WholeState& whole);
+std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
+                                                   const optim::OptimizerConfig& config,
+                                                   const WholeState& whole);
+
+}  // namespace trireme::train
