@@ -9,12 +9,14 @@
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
+#include "trireme/base/log.h"
 #include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
 #include "trireme/execute/device_copies.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
+#include "trireme/execute/state_visits.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
 #include "trireme/kernels/ops.h"
@@ -145,8 +147,9 @@ class Executor::Step {
       peak = std::max(peak, memory.peak_allocated_bytes);
       reserved = std::max(reserved, memory.peak_reserved_bytes);
     }
-    device_.synchronize();  // what failed late fails here, in its own step
+    wait_for_step();
     timer.read(result_.measurements);
+    read_copies_of_step_before(timer);
     if (exchange_ != nullptr) measure_transfers(begin);
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
@@ -165,6 +168,7 @@ class Executor::Step {
     execute(instruction);
     for (const int buffer : instruction.frees) free(program_.buffers[static_cast<size_t>(buffer)]);
     timer.stop(queue);
+    if (plan::runs_on(program_, instruction)) visits_->time(instruction.part, timer.take_last());
     const auto id = static_cast<size_t>(instruction.id);
     if (is_waited_for_[id] != 0) done_[id] = queue.record();
   }
@@ -364,8 +368,33 @@ class Executor::Step {
       }
     }
     if (!any) return;
-    if (executor.copies_ == nullptr) executor.copies_ = std::make_unique<DeviceCopies>(device_);
+    if (executor.copies_ == nullptr) {
+      executor.copies_ = std::make_unique<DeviceCopies>(device_);
+      executor.visits_ = std::make_unique<StateVisits>(optimizer_, device_, *executor.copies_);
+    }
     copies_ = executor.copies_.get();
+    visits_ = executor.visits_.get();
+  }
+
+  /// What failed late fails here, in its own step; but for copies that run on into the next one.
+  void wait_for_step() {
+    if (visits_ == nullptr || visits_->empty()) {
+      device_.synchronize();
+      return;
+    }
+    device_.compute_queue().synchronize();
+    copies_->in().synchronize();
+  }
+
+  void read_copies_of_step_before(const StepTimer& timer) {
+    if (visits_ == nullptr) return;
+    const auto ended = visits_->collect();
+    for (const plan::Buffer& buffer : program_.buffers) {
+      const auto found = ended.find(buffer.part);
+      if (!buffer.is_carried_in() || found == ended.end()) continue;
+      const auto& [start, stop] = found->second;
+      timer.place(start, stop, result_.measurements[static_cast<size_t>(buffer.offloaded_by)]);
+    }
   }
 
   bool crosses(const plan::Instruction& instruction, int other) const {
@@ -399,11 +428,11 @@ class Executor::Step {
   void release(const plan::Instruction& instruction) {
     for (const int id : instruction.releases) {
       const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
-      device_.compute_queue().wait_for(*done_[static_cast<size_t>(buffer.offloaded_by)]);
       if (buffer.kind == plan::BufferKind::kOptimizerState) {
-        states_.erase(buffer.part);
+        visits_->give_up(buffer.part, buffer.is_carried_in());
         continue;
       }
+      device_.compute_queue().wait_for(*done_[static_cast<size_t>(buffer.offloaded_by)]);
       DeviceCopies::release(offloaded_.at(buffer.offloaded_by));
     }
   }
@@ -414,9 +443,7 @@ class Executor::Step {
     for (const int id : instruction.moves) {
       const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
       if (buffer.kind == plan::BufferKind::kOptimizerState) {
-        const std::vector<at::Tensor> home = optimizer_.part_states(buffer.part);
-        const std::vector<at::Tensor>& here = states_.at(buffer.part);
-        for (size_t i = 0; i < home.size(); ++i) device_.copy(home[i], here[i], copies_->out());
+        visits_->go(buffer.part);
       } else if (buffer.kind == plan::BufferKind::kHidden) {
         tensors.push_back(micro(buffer.micro_batch).hidden.at(static_cast<size_t>(buffer.part)));
       } else if (!std::exchange(kept, true)) {  // a graph's two buffers go together
@@ -436,12 +463,7 @@ class Executor::Step {
       offloaded_.erase(found);
       return;
     }
-    std::vector<at::Tensor>& here = states_[first.part];
-    const std::vector<at::Tensor> home = optimizer_.part_states(first.part);
-    for (const at::Tensor& state : home)
-      here.push_back(at::empty(state.sizes(), state.options().device(store_.device())));
-    copies_->in_after_compute();
-    for (size_t i = 0; i < home.size(); ++i) device_.copy(here[i], home[i], copies_->in());
+    visits_->come(first.part);
   }
 
   void loss(MicroBatch& at, int64_t lane_index, int part) {
@@ -587,8 +609,7 @@ class Executor::Step {
     } else {
       buffers.gradients = finished_gradient(part);
     }
-    if (const auto states = states_.find(part); states != states_.end())
-      buffers.states = states->second;
+    if (program_.strategy.offload_optimizer) buffers.states = visits_->at(part);
     optim::StepParams params;
     params.lr = input_.learning_rate;
     params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
@@ -640,9 +661,9 @@ class Executor::Step {
   std::vector<std::unique_ptr<device::Event>> done_;  ///< by instruction; of those waited for
   std::vector<char> is_waited_for_;
   DeviceCopies* copies_ = nullptr;
-  std::map<int, OffloadedMemory> offloaded_;       ///< by kOffload
-  std::map<int, OffloadedMemory> reloaded_;        ///< by kReload that nobody has waited for yet
-  std::map<int, std::vector<at::Tensor>> states_;  ///< by part: those that visit the device
+  std::map<int, OffloadedMemory> offloaded_;  ///< by kOffload
+  std::map<int, OffloadedMemory> reloaded_;   ///< by kReload that nobody has waited for yet
+  StateVisits* visits_ = nullptr;
 };
 
 Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer,
@@ -652,9 +673,21 @@ Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer
   TRIREME_CHECK(store.master_dtype() == at::kFloat, "training needs float32 masters");
 }
 
-Executor::~Executor() = default;
+Executor::~Executor() {
+  try {
+    settle();
+  } catch (const std::exception& error) {
+    log::warning("optimizer states that were on their way to the host are lost: {}", error.what());
+  }
+}
+
+void Executor::settle() {
+  if (visits_ != nullptr) visits_->settle();
+}
 
 StepResult Executor::run_step(const plan::Program& program, const StepInput& input) {
+  // Another program than the step before's may find other states under way than it knows.
+  if (visits_ != nullptr && !visits_->are_leaving(plan::parts_carried_in(program))) settle();
   return Step(*this, program, input).run();
 }
 

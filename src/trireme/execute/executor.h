@@ -23,6 +23,7 @@ namespace trireme::execute {
 
 class DeviceCopies;
 class RankExchange;
+class StateVisits;
 
 /// Everything one step reads.
 struct StepInput {
@@ -61,7 +62,8 @@ struct StepResult {
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;
   /// What each instruction took and held, by instruction id; bytes as the device's allocator counts
-  /// them, times on the device's clock where it works while the host goes on.
+  /// them, times on the device's clock where it works while the host goes on. Of copies that run on into the next step
+  /// (plan::runs_on()) the times are those of the step before, as of this one's begin; 0 where there was none.
   std::vector<plan::Measurement> measurements;
 };
 
@@ -72,8 +74,9 @@ struct EvaluationResult {
   std::vector<float> token_losses;  ///< row-major [rows, seq_len], zero where ignored
 };
 
-/// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread. Every call blocks until the
-/// work is done. Ownership: borrows model, store and optimizer.
+/// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread.
+/// Every call blocks until the work is done, but for optimizer states on their way to the host: settle(). Ownership: borrows
+/// model, store and optimizer.
 class Executor {
  public:
   /// `world`: of programs of several ranks, and borrowed; null for one.
@@ -90,6 +93,11 @@ class Executor {
   /// Of a program of several ranks, collective over the world: all ranks run their programs of the same step.
   StepResult run_step(const plan::Program& program, const StepInput& input);
 
+  /// With a program that keeps optimizer states on the host, the last of them may be on their way there when a step returns.
+  /// Waits for them and gives their device memory up: before the optimizer's states are read, and before other work than a
+  /// step wants the device's memory. Throws Error{kDevice} if the device failed.
+  void settle();
+
  private:
   class Step;
   nn::Model& model_;
@@ -97,6 +105,7 @@ class Executor {
   optim::Optimizer& optimizer_;
   std::unique_ptr<RankExchange> exchange_;
   std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
+  std::unique_ptr<StateVisits> visits_;   ///< with them
 };
 
 /// Forward and loss without gradients and without multi-token prediction; needs no program. Same arithmetic as the

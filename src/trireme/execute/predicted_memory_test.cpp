@@ -121,7 +121,9 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
       optim::make_optimizer(config, spec, device.torch_device(),
                             memory.offload ? optim::StatePlace::kHost : optim::StatePlace::kDevice);
   Executor executor(model, store, *optimizer);
-  const StepResult result = executor.run_step(program, input);
+  StepResult result = executor.run_step(program, input);
+  // A step like others begins with states that the one before it copies out.
+  if (memory.offload) result = executor.run_step(program, input);
 
   // The executor gives out memory in issue order.
   const plan::Simulation predicted = plan::simulate_in_issue_order(program);

@@ -72,7 +72,12 @@ std::string strategy_text(const model::ModelSpec& spec, const Program& program) 
                         moved < asked ? "; the last ones are needed again at once" : "");
   }
   if (s.offload_optimizer)
-    text += "optimizer states on the host, two parts' at a time on the device\n";
+    text += fmt::format(
+        "optimizer states on the host; {} of {} parts' are on their way there when a step ends\n",
+        parts_carried_in(program).size(),
+        std::ranges::count_if(program.instructions, [](const Instruction& i) {
+          return i.kind == OpKind::kOptimizerStep;
+        }));
   return text;
 }
 

@@ -50,6 +50,9 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
       }
     }
   };
+  for (const Buffer& buffer : program.buffers) {
+    if (buffer.is_carried_in()) held.optimizer_states += buffer.bytes;
+  }
   for (const Instruction& one : program.instructions) {
     if (one.id > instruction) break;
     add(one.releases, -1);

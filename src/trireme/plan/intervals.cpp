@@ -31,4 +31,10 @@ Coverage cover(std::vector<Interval> intervals, std::vector<Interval> by) {
   return {length(own), length(merged(std::move(both))) - length(by)};
 }
 
+void add_folded(std::vector<Interval>& intervals, Interval interval, double period) {
+  const auto [begin, end] = interval;
+  if (begin < 0.0) intervals.emplace_back(begin + period, std::min(0.0, end) + period);
+  if (end > 0.0 || begin >= 0.0) intervals.emplace_back(std::max(0.0, begin), end);
+}
+
 }  // namespace trireme::plan

@@ -20,4 +20,8 @@ struct Coverage {
 };
 Coverage cover(std::vector<Interval> intervals, std::vector<Interval> by);
 
+/// Of something that comes again every `period`: adds what of the interval is in one period that begins at 0, where part of
+/// the interval, which is no longer than the period, may lie before it.
+void add_folded(std::vector<Interval>& intervals, Interval interval, double period);
+
 }  // namespace trireme::plan

@@ -13,7 +13,7 @@ namespace trireme::plan {
 /// backward that reads them, so that a copy has a layer's forward (a layer's backward) to hide behind. A part too close to
 /// the loss for that stays: its activations are needed again before they would be gone.
 ///
-/// Optimizer states: two parts' at a time. While one part is updated the next one's states come and the last one's go.
+/// Optimizer states: when memory has room for them (state_visits.h).
 void insert_offload(const model::ModelSpec& spec, Program& program);
 
 /// Whether a part keeps anything that can be offloaded: not the embedding, not a head.

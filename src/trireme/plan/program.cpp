@@ -138,6 +138,22 @@ std::vector<int64_t> Program::micro_batches() const {
   return all;
 }
 
+bool runs_on(const Program& program, const Instruction& copy) {
+  return copy.kind == OpKind::kOffload && !copy.moves.empty() &&
+         std::ranges::all_of(copy.moves, [&](int id) {
+           return program.buffers[static_cast<size_t>(id)].released_before < 0;
+         });
+}
+
+std::vector<int> parts_carried_in(const Program& program) {
+  std::vector<int> parts;
+  for (const Buffer& buffer : program.buffers) {
+    if (buffer.is_carried_in()) parts.push_back(buffer.part);
+  }
+  std::ranges::sort(parts);
+  return parts;
+}
+
 std::string describe(const model::ModelSpec& spec, const Instruction& instruction) {
   std::string text = to_string(instruction.kind);
   if (instruction.part >= 0) text += " " + spec.parts[static_cast<size_t>(instruction.part)].name;

@@ -30,7 +30,8 @@ struct Strategy {
   /// Parts whose kept activations are on the host between forward and backward, where there is time for it; one entry per
   /// part, empty: none.
   std::vector<char> offload_activations;
-  /// Optimizer states are kept on the host; those of a part visit the device for its step.
+  /// Optimizer states are kept on the host; those of a part visit the device for its step, and as long before and after it
+  /// as memory has room for them.
   bool offload_optimizer = false;
   /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
   bool delay_weight_gradients = false;
@@ -115,10 +116,16 @@ struct Buffer {
   int freed_after = -1;  ///< -1: lives on after the step
   // Where it lives in between, if it is offloaded: on the device and on the host while it is copied out, on the host alone
   // from `released_before` on, on the device again from the start of `reloaded_by`. Optimizer states come from the host
-  // and end there: their `reloaded_by` is `made_by`, and `released_before` is their end on the device.
+  // and end there: their `reloaded_by` is `made_by`, and `released_before` is their end on the device. Where that is -1,
+  // the copy out runs on into the next step, which finds the buffer as one that is carried in.
   int offloaded_by = -1;     ///< kOffload; -1: never leaves the device
   int released_before = -1;  ///< the instruction that begins by giving up its device bytes
   int reloaded_by = -1;      ///< kReload
+  /// Of the step before, whose instruction `offloaded_by` copies it out: there when the step begins, until
+  /// `released_before`.
+  bool is_carried_in() const {
+    return kind == BufferKind::kOptimizerState && made_by < 0 && offloaded_by >= 0;
+  }
 };
 
 /// A partial sum of a part's gradient whose slices one rank sends to their owners.
@@ -172,6 +179,11 @@ struct Program {
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
   int64_t host_resident_bytes = 0;  ///< optimizer states that are kept on the host
 };
+
+/// Whether a copy out may end after the step: the next step gives its buffers up.
+bool runs_on(const Program& program, const Instruction& copy);
+/// Parts whose states are still on the device when the step begins; in order.
+std::vector<int> parts_carried_in(const Program& program);
 
 /// Recompute of every part from a run file's list: "none", "selective" or "full" for all parts, or
 /// entries "part[:mode]" with a part's name ("layer.3.mlp"), its kind ("mlp"), or its layer

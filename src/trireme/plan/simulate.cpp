@@ -1,6 +1,7 @@
 #include "trireme/plan/simulate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <utility>
 
@@ -41,6 +42,14 @@ int64_t activation_bytes(const Program& program, const Instruction& copy) {
   return sum;
 }
 
+int64_t bytes_carried_in(const Program& program) {
+  int64_t sum = 0;
+  for (const Buffer& buffer : program.buffers) {
+    if (buffer.is_carried_in()) sum += buffer.bytes;
+  }
+  return sum;
+}
+
 void run_copies(const Program& program, Simulation& result) {
   std::vector<Interval> compute;
   std::vector<Interval> copies;
@@ -48,7 +57,10 @@ void run_copies(const Program& program, Simulation& result) {
     const SimulatedInstruction& timing = result.instructions[static_cast<size_t>(instruction.id)];
     if (instruction.resource == Resource::kCompute)
       compute.emplace_back(timing.start_s, timing.end_s);
-    if (is_copy(instruction.resource)) copies.emplace_back(timing.start_s, timing.end_s);
+    if (!is_copy(instruction.resource)) continue;
+    // The next step, which is like this one, sees what this one leaves under way.
+    const double begin = runs_on(program, instruction) ? result.step_s : 0.0;
+    add_folded(copies, {timing.start_s - begin, timing.end_s - begin}, result.step_s);
   }
   const Coverage coverage = cover(std::move(copies), std::move(compute));
   result.copy_s = coverage.length;
@@ -64,7 +76,7 @@ void run_memory(const Program& program, Simulation& result) {
   }
   std::sort(events.begin(), events.end());
 
-  int64_t held = program.resident_bytes;
+  int64_t held = program.resident_bytes + bytes_carried_in(program);
   int64_t on_host = program.host_resident_bytes;
   result.peak_bytes = held;
   result.host_peak_bytes = on_host;
@@ -101,9 +113,12 @@ void run_memory(const Program& program, Simulation& result) {
   }
 }
 
-}  // namespace
+/// When the copies that the step before left under way end, by the instruction that began them; seconds of this step.
+using CarriedEnds = std::vector<double>;
 
-Simulation simulate(const Program& program, const std::vector<double>& durations_s) {
+/// Times of a step that begins while those copies run.
+Simulation run_times(const Program& program, const std::vector<double>& durations_s,
+                     const CarriedEnds& carried_ends) {
   const size_t count = program.instructions.size();
   TRIREME_CHECK(durations_s.size() == count, "{} durations for {} instructions", durations_s.size(),
                 count);
@@ -111,17 +126,30 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
   result.instructions.resize(count);
   std::vector<int> cause(count, -1);                      // what an instruction waited for last
   std::map<std::pair<Resource, int>, int> last_in_queue;  // by resource and group
+  double copies_out_until = 0.0;                          // those of the step before
+  for (const double end : carried_ends) copies_out_until = std::max(copies_out_until, end);
+  double compute_waits_until = 0.0;  // for their memory
   int last = -1;
   for (const Instruction& instruction : program.instructions) {
     const auto at = static_cast<size_t>(instruction.id);
     TRIREME_CHECK(durations_s[at] >= 0.0, "instruction {} takes {} s", instruction.id,
                   durations_s[at]);
     double start = 0.0;
+    if (instruction.resource == Resource::kCopyOut) start = copies_out_until;
+    for (const int id : instruction.releases) {
+      const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
+      if (!buffer.is_carried_in()) continue;
+      // So does the compute queue, whoever releases.
+      const double end = carried_ends[static_cast<size_t>(buffer.offloaded_by)];
+      compute_waits_until = std::max(compute_waits_until, end);
+      start = std::max(start, end);
+    }
+    if (instruction.resource == Resource::kCompute) start = std::max(start, compute_waits_until);
     const auto wait_for = [&](int other) {
       if (other < 0) return;
       TRIREME_CHECK(other < instruction.id, "instruction {} waits for {}", instruction.id, other);
       const double end = result.instructions[static_cast<size_t>(other)].end_s;
-      if (cause[at] < 0 || end > start) {
+      if (end > start || (cause[at] < 0 && end >= start)) {
         start = end;
         cause[at] = other;
       }
@@ -134,6 +162,7 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     auto& timing = result.instructions[at];
     timing.start_s = start;
     timing.end_s = start + durations_s[at];
+    if (runs_on(program, instruction)) continue;
     if (last < 0 || timing.end_s >= result.step_s) last = instruction.id;
     result.step_s = std::max(result.step_s, timing.end_s);
   }
@@ -141,6 +170,31 @@ Simulation simulate(const Program& program, const std::vector<double>& durations
     result.critical_path.push_back(id);
   }
   std::reverse(result.critical_path.begin(), result.critical_path.end());
+  return result;
+}
+
+}  // namespace
+
+Simulation simulate(const Program& program, const std::vector<double>& durations_s) {
+  CarriedEnds carried(program.instructions.size(), 0.0);
+  Simulation result = run_times(program, durations_s, carried);
+  // Step after step, until one leaves what it found.
+  constexpr int kMostSteps = 8;
+  constexpr double kSameTime = 1e-9;
+  for (int step = 0; step < kMostSteps; ++step) {
+    CarriedEnds left(program.instructions.size(), 0.0);
+    for (const Instruction& instruction : program.instructions) {
+      const auto at = static_cast<size_t>(instruction.id);
+      if (runs_on(program, instruction))
+        left[at] = std::max(0.0, result.instructions[at].end_s - result.step_s);
+    }
+    double change = 0.0;
+    for (size_t i = 0; i < left.size(); ++i)
+      change = std::max(change, std::abs(left[i] - carried[i]));
+    if (change <= kSameTime * result.step_s) break;
+    carried = std::move(left);
+    result = run_times(program, durations_s, carried);
+  }
   derive_figures(program, result);
   return result;
 }

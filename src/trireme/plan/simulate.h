@@ -1,7 +1,8 @@
 // Runs a Program in event time: what a step costs and holds, without a device.
 //
 // Every resource is a queue that runs its instructions in issue order, one at a time; an
-// instruction starts when its queue is free and its dependencies are done. Pure and deterministic.
+// instruction starts when its queue is free and its dependencies are done. A program whose copies run on into the next
+// step is simulated as one of many steps alike. Pure and deterministic.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ struct MemoryPoint {
   int64_t bytes = 0;
 };
 
-/// When an instruction ran and what was held around it.
+/// When an instruction ran and what was held around it. A copy that runs on into the next step ends after the step.
 struct SimulatedInstruction {
   double start_s = 0.0;
   double end_s = 0.0;
@@ -26,10 +27,11 @@ struct SimulatedInstruction {
 };
 
 struct Simulation {
-  double step_s = 0.0;
+  double step_s = 0.0;                             ///< from one step's begin to the next one's
   std::vector<SimulatedInstruction> instructions;  ///< by instruction id
   /// Ids of one longest chain, from the first instruction to the one that ends last: each starts
-  /// the moment its predecessor (a dependency, or the one before it in its queue) ends.
+  /// the moment its predecessor (a dependency, or the one before it in its queue) ends. The first one may wait for copies
+  /// of the step before.
   std::vector<int> critical_path;
   std::vector<MemoryPoint> memory;  ///< the curve, in order of time; of the device
   int64_t peak_bytes = 0;           ///< resident bytes, buffers and workspaces on the device

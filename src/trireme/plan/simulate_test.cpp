@@ -66,6 +66,44 @@ TEST(Simulate, OverlapsQueuesAndFollowsDependencies) {
   EXPECT_EQ(highest, result.peak_bytes);
 }
 
+/// first (3 s); second (2 s), which gives up what the step before copied out; step (3 s); offload (4 s), which may run on;
+/// last (`last_s`).
+Simulation step_that_runs_on(double last_s) {
+  Program program;
+  program.instructions = {
+      instruction_of(0, Resource::kCompute, {}), instruction_of(1, Resource::kCompute, {0}),
+      instruction_of(2, Resource::kCompute, {1}), instruction_of(3, Resource::kCopyOut, {2}),
+      instruction_of(4, Resource::kCompute, {2})};
+  program.instructions[3].kind = OpKind::kOffload;
+  program.instructions[3].moves = {0};
+  program.instructions[1].releases = {1};
+  for (int id = 0; id < 2; ++id)
+    program.buffers.push_back({id, BufferKind::kOptimizerState, 0, -1, -1, 100, -1, -1});
+  program.buffers[0].made_by = 2;
+  program.instructions[2].makes = {0};
+  program.buffers[0].offloaded_by = program.buffers[1].offloaded_by = 3;
+  program.buffers[1].released_before = program.buffers[1].freed_after = 1;
+  return simulate(program, {3, 2, 3, 4, last_s});
+}
+
+TEST(Simulate, CopiesRunOnIntoTheNextStep) {
+  // compute: 0 [0,3)  1 [4,6)  2 [6,9); offload [9,13), which the next step has until 4.
+  const Simulation waits = step_that_runs_on(0.0);
+  EXPECT_EQ(waits.step_s, 9.0);
+  EXPECT_EQ(waits.instructions[1].start_s, 4.0);
+  EXPECT_EQ(waits.instructions[3].end_s, 13.0);
+  EXPECT_EQ(waits.copy_s, 4.0);
+  EXPECT_EQ(waits.exposed_copy_s, 1.0);
+  EXPECT_EQ(waits.memory.front().bytes, 100);
+  EXPECT_EQ(waits.memory.back().bytes, 100);
+  EXPECT_EQ(waits.peak_bytes, 100);
+  // compute: 0 [0,3)  1 [3,5)  2 [5,8)  4 [8,10); offload [8,12): half of it in each step.
+  const Simulation hides = step_that_runs_on(2.0);
+  EXPECT_EQ(hides.step_s, 10.0);
+  EXPECT_EQ(hides.copy_s, 4.0);
+  EXPECT_EQ(hides.exposed_copy_s, 0.0);
+}
+
 TEST(Simulate, AQueueRunsInOrder) {
   // Instruction 1 could start at once but stands behind 0 in the queue, which waits for the host.
   Program program;

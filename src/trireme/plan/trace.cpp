@@ -80,7 +80,9 @@ Trace predicted_trace(const model::ModelSpec& spec, const Program& program,
   for (const Instruction& instruction : program.instructions) {
     const auto& simulated = simulation.instructions[static_cast<size_t>(instruction.id)];
     TraceEvent event = event_of(spec, instruction);
-    event.start_us = simulated.start_s * 1e6;
+    // What runs on is shown as this step sees it, which the step before began.
+    const double begin_s = runs_on(program, instruction) ? simulation.step_s : 0.0;
+    event.start_us = (simulated.start_s - begin_s) * 1e6;
     event.duration_us = (simulated.end_s - simulated.start_s) * 1e6;
     event.held_bytes_after = simulated.held_bytes_after;
     event.peak_bytes = simulated.peak_bytes;

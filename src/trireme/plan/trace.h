@@ -13,7 +13,8 @@
 
 namespace trireme::plan {
 
-/// One instruction of one step of one rank. Times in microseconds since the step began.
+/// One instruction of one step of one rank. Times in microseconds since the step began; those of a copy that runs on into
+/// the next step (runs_on()) are of the step before's, and may be negative: steps are taken to be alike.
 struct TraceEvent {
   int instruction = -1;  ///< id in the program
   std::string name;      ///< describe()

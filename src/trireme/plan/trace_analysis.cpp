@@ -25,6 +25,7 @@ double hidden_share(const Coverage& coverage) {
 
 TraceSummary summarize(const Trace& trace) {
   TraceSummary summary;
+  summary.step_s = end_of(trace) * 1e-6;
   std::vector<Interval> compute;
   std::vector<Interval> copies;
   std::vector<Interval> comm;
@@ -38,14 +39,13 @@ TraceSummary summarize(const Trace& trace) {
       host.push_back(interval);
     } else if (event.resource == to_string(Resource::kCopyOut) ||
                event.resource == to_string(Resource::kCopyIn)) {
-      copies.push_back(interval);
+      add_folded(copies, interval, summary.step_s);
     } else {
       comm.push_back(interval);
     }
     summary.seconds_by_kind[event.kind] += event.duration_us * 1e-6;
     flops += event.flops;
   }
-  summary.step_s = end_of(trace) * 1e-6;
   compute = merged(std::move(compute));
   summary.compute_s = length(compute);
   summary.host_s = length(merged(std::move(host)));

@@ -343,11 +343,12 @@ std::vector<SchemaEntry> make_schema() {
                   "For a device with "
                   "memory of its own; parts next to the loss stay where they are.",
                   kNoEffect));
-  s.push_back(
-      key("memory.offload_optimizer", REF(memory.offload_optimizer), any(),
-          "Optimizer states are kept in the host's memory, and two parts' at a time on the device "
-          "(same bits). For a device with memory of its own.",
-          kNoEffect));
+  s.push_back(key(
+      "memory.offload_optimizer", REF(memory.offload_optimizer), any(),
+      "Optimizer states are kept in the host's memory; those of a part are on the device for its "
+      "step, and before and after it "
+      "while others need no memory (same bits). For a device with memory of its own.",
+      kNoEffect));
   s.push_back(key("memory.loss_chunk_rows", REF(memory.loss_chunk_rows), at_least(0),
                   "Rows of logits that exist at once; 0: chosen by the planner."));
   s.push_back(key("memory.delay_weight_gradients", REF(memory.delay_weight_gradients), any(),

@@ -349,6 +349,7 @@ std::optional<Validation> Run::validate(int64_t sequences) {
   const int64_t blocks = (dataset.num_windows() + rows - 1) / rows;
   const int64_t wanted =
       sequences == 0 ? blocks : std::clamp<int64_t>((sequences + rows - 1) / rows, 1, blocks);
+  executor_.settle();  // what is under way takes memory that a step would not need yet
   // The ranks take turns; sums are in the order of the blocks whoever computed them.
   std::vector<BlockFigures> mine;
   for (int64_t i = world_.rank(); i < wanted; i += world_.size()) {
@@ -412,6 +413,7 @@ void Run::record(const StepMetrics& m) {
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const double start = steady_clock().now_s();
+  executor_.settle();
   const WholeState whole = gather_state(store_, *optimizer_, world_);
   saved_step_ = state_.step;
   if (!writer_) return;
@@ -478,6 +480,7 @@ TrainResult Run::finish() {
   progress_.clear();
   TrainResult result;
   result.baselines = p_.baselines;
+  executor_.settle();
   const WholeState whole = gather_state(store_, *optimizer_, world_);
   if (folder_ == nullptr) return result;
   writer_->wait();

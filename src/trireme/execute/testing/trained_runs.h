@@ -1,6 +1,8 @@
 // A few steps of training on any device, and whether two of them ended with the same bits. Header only, for tests.
 #pragma once
 
+#include <functional>
+
 #include "trireme/execute/testing/step_fixture.h"
 
 namespace trireme::execute {
@@ -18,7 +20,9 @@ struct TrainingCase {
   optim::OptimizerConfig optimizer;
 };
 
-inline Trained train(const TrainingCase& one, at::Device device) {
+/// With the program as `change` leaves it.
+inline Trained train(const TrainingCase& one, at::Device device,
+                     const std::function<void(plan::Program&)>& change = {}) {
   nn::ParameterStore store(
       one.spec, one.strategy.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
       at::kFloat, device);
@@ -28,7 +32,8 @@ inline Trained train(const TrainingCase& one, at::Device device) {
       one.optimizer, store.spec(), device,
       one.strategy.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice);
   Executor executor(model, store, *optimizer);
-  const plan::Program program = plan::build_program(store.spec(), one.strategy);
+  plan::Program program = plan::build_program(store.spec(), one.strategy);
+  if (change) change(program);
   StepInput input;
   input.learning_rate = 1e-2;
   input.clip_norm = 1.0;
@@ -38,6 +43,7 @@ inline Trained train(const TrainingCase& one, at::Device device) {
         random_batches(store.spec(), 4, 2, 12, 20 + static_cast<uint64_t>(input.step));
     trained.steps.push_back(executor.run_step(program, input));
   }
+  executor.settle();
   for (int part = 0; part < store.num_parts(); ++part)
     trained.weights.push_back(store.part_master(part).cpu());
   for (const optim::StateTensor& state : optimizer->state())
