@@ -38,7 +38,7 @@ int start_several(const std::vector<std::string>& arguments) {
   const comm::Descriptor listener = comm::listen_on({options.address, 0});
   options.port = comm::local_endpoint(listener).port;
   options.listener = listener.get();
-  options.hosts = {comm::host_name()};
+  options.hosts = {comm::this_host()};
   return resilience::launch(options);
 }
 

@@ -121,7 +121,7 @@ void run_launch(const LaunchArguments& arguments, const GlobalOptions& options) 
     // Open from here on, so that nobody else gets the port before rank 0 does.
     listener = comm::listen_on({launch.address, 0});
     launch.port = comm::local_endpoint(listener).port;
-    launch.hosts = {comm::host_name()};
+    launch.hosts = {comm::this_host()};
   }
   launch.listener = listener ? listener.get() : -1;
   const int status = resilience::launch(launch);

@@ -14,7 +14,7 @@ class SingleRank final : public World {
   int rank() const override { return 0; }
   int size() const override { return 1; }
   std::string transport() const override { return "none"; }
-  std::string host(int /*rank*/) const override { return host_name(); }
+  std::string host(int /*rank*/) const override { return this_host(); }
   std::unique_ptr<Group> make_group(const std::vector<int>& members,
                                     device::Device& device) override {
     check_members(members, 1);

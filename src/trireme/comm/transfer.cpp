@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <array>
 #include <chrono>
@@ -55,6 +56,12 @@ void check_same_group(const std::vector<std::string>& lists, int rank) {
   for (size_t other = 0; other < lists.size(); ++other)
     TRIREME_CHECK(lists[other] == list, "rank {} makes group {} where rank {} makes group {}", rank,
                   list, other, lists[other]);
+}
+
+std::string this_host() {
+  std::array<char, 256> name{};
+  if (gethostname(name.data(), name.size() - 1) != 0) return "unknown host";
+  return name.data();
 }
 
 const char* Transfer::in_data() const {

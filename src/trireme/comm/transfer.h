@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "trireme/comm/group.h"
-#include "trireme/comm/rendezvous/socket.h"
 
 namespace trireme::comm {
 
@@ -57,6 +56,8 @@ std::string describe(const Request& request, const std::vector<int>& members);
 void check_members(const std::vector<int>& members, int size);
 /// Throws where ranks, by rank of the world, make different groups at once.
 void check_same_group(const std::vector<std::string>& lists, int rank);
+/// This machine's, as the system says it.
+std::string this_host();
 
 /// The host's side of a transfer: bytes in the host's memory that a back end moves. Thread-safe.
 class Transfer : public std::enable_shared_from_this<Transfer> {

@@ -1,6 +1,8 @@
 // Builds the program of one step: pure, and the only place that decides its order.
 #include "trireme/plan/program.h"
 
+#include <algorithm>
+
 #include "trireme/base/error.h"
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/memory.h"

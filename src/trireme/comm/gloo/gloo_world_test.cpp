@@ -68,7 +68,7 @@ TEST(GlooWorld, BothSendFirst) {
 TEST(GlooWorld, ExchangesSmallThings) {
   run_ranks_over_tcp(3, [](World& world) {
     EXPECT_EQ(world.transport(), "gloo");
-    EXPECT_EQ(world.host(2), host_name());
+    EXPECT_EQ(world.host(2), this_host());
     for (int i = 0; i < 4; ++i) {
       EXPECT_THAT(world.exchange(std::string(static_cast<size_t>(world.rank()), 'x')),
                   ElementsAre("", "x", "xx"));
@@ -94,7 +94,7 @@ TEST(GlooWorld, SaysWhoDidNotComeToATransfer) {
   GlooOptions options;
   options.timeout_s = 2.0;  // also for the rendezvous, to which all of them come at once
   std::latch over(1);
-  const std::string reason = "rank 2 (" + host_name() +
+  const std::string reason = "rank 2 (" + this_host() +
                              ") did not come to receive #0 from rank 2 of group 0,1,2 within 2 s";
   run_ranks_over_tcp(
       3,
@@ -135,7 +135,7 @@ TEST(GlooWorld, AnAbortWakesWhoeverWaits) {
           if (world.rank() == 1) what = error_of([&] { group->all_reduce(x, queue)->wait(queue); });
           if (world.rank() == 2) what = error_of([&] { group->receive(x, 3, queue)->wait(queue); });
           EXPECT_THAT(what,
-                      HasSubstr("rank 3 (" + host_name() + ") gave up: rank three has had enough"));
+                      HasSubstr("rank 3 (" + this_host() + ") gave up: rank three has had enough"));
         },
         options);
   });
@@ -157,7 +157,7 @@ TEST(GlooWorld, AClosedConnectionIsNoticedAtOnce) {
         const at::Tensor x = at::zeros({1});
         const auto work = group->receive(x, 1, cpu().compute_queue());
         const std::string text = error_of([&] { work->wait(cpu().compute_queue()); });
-        EXPECT_THAT(text, HasSubstr("rank 1 (" + host_name() + ") is lost in receive #0"));
+        EXPECT_THAT(text, HasSubstr("rank 1 (" + this_host() + ") is lost in receive #0"));
       },
       options);
 }

@@ -35,7 +35,7 @@ GlooSession::GlooSession(c10::intrusive_ptr<c10d::Store> store, int rank, int si
                          const GlooOptions& options)
     : store_(std::move(store)), rank_(rank), size_(size), options_(options) {
   TRIREME_CHECK(size >= 1 && rank >= 0 && rank < size, "rank {} of {}", rank, size);
-  hosts_ = exchange(host_name(), "the rendezvous");
+  hosts_ = exchange(this_host(), "the rendezvous");
   watcher_ = std::thread([this] { watch(); });
 }
 

@@ -35,7 +35,7 @@ LocalHub::LocalHub(int size, const LocalOptions& options)
       timeout_s_(options.timeout_s),
       late_(options.late),
       simulated_(options.simulated_clock),
-      host_(host_name()),
+      host_(this_host()),
       num_exchanges_(static_cast<size_t>(size), 0),
       gone_(static_cast<size_t>(size), 0),
       links_(size, options),

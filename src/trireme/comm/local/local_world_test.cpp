@@ -276,7 +276,7 @@ TEST(LocalWorld, SaysWhoDidNotCome) {
   options.timeout_s = 0.02;
   const auto worlds = make_local_worlds(3, options);
   const std::string barrier = error_of([&] { worlds[1]->barrier(); });
-  EXPECT_THAT(barrier, HasSubstr("ranks 0, 2 (" + host_name() + ") did not come to barrier #0"));
+  EXPECT_THAT(barrier, HasSubstr("ranks 0, 2 (" + this_host() + ") did not come to barrier #0"));
   EXPECT_THAT(barrier, HasSubstr("within 0.02 s"));
 }
 
@@ -285,7 +285,7 @@ TEST(LocalWorld, SaysWhoDidNotComeToATransfer) {
   options.timeout_s = 1.0;  // also for the groups, which all of them make at once
   std::latch over(1);
   const std::string reason =
-      "rank 2 (" + host_name() + ") did not come to all_gather #0 of group 0,1,2 within 1 s";
+      "rank 2 (" + this_host() + ") did not come to all_gather #0 of group 0,1,2 within 1 s";
   run_ranks(
       3,
       [&](World& world) {
@@ -347,7 +347,7 @@ TEST(LocalWorld, AnAbortSaysWhoAndWhy) {
                      if (world.rank() == 1) throw std::runtime_error("no luck");
                      const auto work = group->all_reduce(at::ones({9}), cpu().compute_queue());
                      const std::string text = error_of([&] { work->wait(cpu().compute_queue()); });
-                     EXPECT_THAT(text, HasSubstr("rank 1 (" + host_name() + ") gave up: no luck"));
+                     EXPECT_THAT(text, HasSubstr("rank 1 (" + this_host() + ") gave up: no luck"));
                      EXPECT_THAT(text, HasSubstr("all_reduce #0 of group 0,1,2"));
                      ++told;
                    },
@@ -367,7 +367,7 @@ TEST(LocalWorld, WhoHasEndedIsNotWaitedFor) {
         const at::Tensor x = at::zeros({1});
         const auto work = group->receive(x, 1, cpu().compute_queue());
         const std::string text = error_of([&] { work->wait(cpu().compute_queue()); });
-        EXPECT_THAT(text, HasSubstr("rank 1 (" + host_name() +
+        EXPECT_THAT(text, HasSubstr("rank 1 (" + this_host() +
                                     ") has ended and does not come to "
                                     "receive #0 from rank 1 of group 0,1"));
         EXPECT_THAT(error_of([&] { world.barrier(); }), HasSubstr("has ended"));

@@ -60,7 +60,7 @@ class TcpRendezvous final : public Rendezvous {
 
   void join(const MeetingOptions& options) {
     std::unique_lock lock(mutex_);
-    const std::string host = options.host.empty() ? host_name() : options.host;
+    const std::string host = options.host.empty() ? this_host() : options.host;
     send({MessageKind::kJoin, kJoinId, rank_, {host, std::to_string(options.size)}});
     // The server's own deadline comes first, and says who is missing.
     const bool answered =
