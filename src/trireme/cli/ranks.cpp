@@ -16,8 +16,8 @@ void run_as_ranks(int threads, double timeout_s, const std::function<void(comm::
     return;
   }
   const comm::Environment environment = comm::process_environment();
-  const auto world = comm::make_process_world(comm::read_placement({}, environment), environment,
-                                              timeout_s);
+  const auto world =
+      comm::make_process_world(comm::read_placement({}, environment), environment, timeout_s);
   try {
     body(world.get());
   } catch (const std::exception& error) {

@@ -106,6 +106,10 @@ class World {
   /// Collective over the world. Throws Error{kDevice} that names who did not come within the time-out. Blocks.
   virtual void barrier() = 0;
 
+  /// Throws Error{kDevice} if a rank is known to be lost or the world was aborted. For long work between transfers. Does not
+  /// block.
+  virtual void check() {}
+
   /// Ends every pending and later transfer of all groups of this world with an error, here and at all peers, which are told
   /// `reason`. From any thread, at any time, more than once.
   virtual void abort(const std::string& reason) = 0;

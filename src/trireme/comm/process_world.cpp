@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <atomic>
+#include <mutex>
 #include <string>
 #include <utility>
 
+#include "trireme/base/error.h"
 #include "trireme/comm/gloo/gloo_world.h"
 #include "trireme/comm/rendezvous.h"
 #include "trireme/comm/rendezvous/torch_store.h"
@@ -24,8 +25,7 @@ class ProcessWorld final : public World {
  public:
   /// `address`: of this machine, for ranks of others.
   ProcessWorld(std::shared_ptr<Rendezvous> rendezvous, const std::string& address, double timeout_s)
-      : rendezvous_(std::move(rendezvous)),
-        timeout_s_(timeout_s) {
+      : rendezvous_(std::move(rendezvous)), timeout_s_(timeout_s) {
     GlooOptions options;
     options.timeout_s = timeout_s;
     for (int rank = 0; rank < rendezvous_->size(); ++rank) {
@@ -35,7 +35,7 @@ class ProcessWorld final : public World {
                              rendezvous_->size(), options);
     // From a thread of its own: an abort asks the rendezvous, which waits for the end of this call.
     rendezvous_->on_peer_lost([this](const PeerLoss& loss) {
-      aborted_ = true;
+      note(describe(loss));
       news_.push([this, reason = describe(loss)] { world_->abort(reason); });
     });
   }
@@ -44,7 +44,7 @@ class ProcessWorld final : public World {
     rendezvous_->on_peer_lost({});
     news_.close();
     world_.reset();
-    rendezvous_->leave(aborted_ ? 0.0 : timeout_s_);
+    rendezvous_->leave(reason().empty() ? timeout_s_ : 0.0);
   }
 
   int rank() const override { return world_->rank(); }
@@ -59,16 +59,32 @@ class ProcessWorld final : public World {
     return world_->exchange(bytes);
   }
   void barrier() override { world_->barrier(); }
+  void check() override {
+    const std::string why = reason();
+    TRIREME_USER_CHECK(why.empty(), kDevice, "the last checkpoint is complete: start the run again",
+                       "{}", why);
+  }
   void abort(const std::string& reason) override {
-    aborted_ = true;
+    note(reason);
     rendezvous_->abort(reason);
     world_->abort(reason);
   }
 
  private:
+  /// The first reason stays.
+  void note(const std::string& reason) {
+    const std::lock_guard lock(mutex_);
+    if (reason_.empty()) reason_ = reason;
+  }
+  std::string reason() {
+    const std::lock_guard lock(mutex_);
+    return reason_;
+  }
+
   std::shared_ptr<Rendezvous> rendezvous_;
   double timeout_s_;
-  std::atomic<bool> aborted_ = false;
+  std::mutex mutex_;
+  std::string reason_;  ///< why the run ends; empty: it does not
   std::unique_ptr<World> world_;
   SerialThread news_{"comm-news"};
 };

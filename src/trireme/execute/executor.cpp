@@ -159,6 +159,7 @@ class Executor::Step {
 
  private:
   void run_one(const plan::Instruction& instruction, StepTimer& timer) {
+    if (exchange_ != nullptr) exchange_->check();
     wait_for_queues(instruction);
     device::Queue& queue = queue_of(instruction);
     timer.start(queue);

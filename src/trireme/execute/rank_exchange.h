@@ -46,6 +46,8 @@ class RankExchange {
   void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
   std::vector<double> figures() const;  ///< of all ranks; after wait()
 
+  /// Throws Error{kDevice} if a rank is lost: nothing computes for long without asking.
+  void check() { world_.check(); }
   /// Work issued to `queue` from now on sees what the instruction brought; a second wait does nothing. Throws Error{kDevice}.
   void wait(int instruction, device::Queue& queue);
   /// When the instruction's transfers ran, seconds on steady_clock(); nothing before wait().

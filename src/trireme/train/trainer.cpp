@@ -355,6 +355,7 @@ std::optional<Validation> Run::validate(int64_t sequences) {
   for (int64_t i = world_.rank(); i < wanted; i += world_.size()) {
     // Evenly over the whole set, the same ones every time.
     const data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
+    world_.check();
     BlockFigures& figures = mine.emplace_back();
     if (batch.num_targets == 0) continue;
     const execute::EvaluationResult result =
