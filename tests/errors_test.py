@@ -209,8 +209,10 @@ wrong_value("learning-rate-share-above-one", "schedule.min_lr_ratio", 2, "schedu
 wrong_value("no-steps", "schedule.steps", 0, "schedule.steps = 0")
 wrong_value("unknown-precision", "precision.recipe", "fp64", "precision.recipe = \"fp64\"", "fp32")
 wrong_value("unknown-policy", "loss.non_finite", "ignore", "loss.non_finite = \"ignore\"")
-for axis, number in [("dp", 2), ("zero", 1), ("tp", 2), ("pp", 2), ("cp", 2), ("ep", 2), ("etp", 2)]:
-    wrong_value(f"parallel-{axis}", f"parallel.{axis}", number, f"parallel.{axis} = {number}", "one rank for now")
+for axis, number in [("tp", 2), ("pp", 2), ("cp", 2), ("ep", 2), ("etp", 2)]:
+    wrong_value(f"parallel-{axis}", f"parallel.{axis}", number, f"parallel.{axis} = {number}", "in this way yet")
+wrong_value("parallel-dp", "parallel.dp", 2, "[parallel] asks for 2 ranks, and 1 is here", "trireme launch --nproc 2")
+wrong_value("no-such-zero", "parallel.zero", 3, "parallel.zero = 3")
 wrong_value("unknown-pipeline-schedule", "parallel.schedule", "1f2b", "parallel.schedule = \"1f2b\"", "1f1b")
 wrong_value("unknown-part", "memory.recompute", ["layer.7.mlp"], "layer.7.mlp")
 wrong_value("unknown-recompute", "memory.recompute", "some", "some")
@@ -470,7 +472,7 @@ def _(folder):
                           env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
-@case("one-of-two-ranks", CONFIG, "WORLD_SIZE = 2")
+@case("one-of-two-ranks", CONFIG, "WORLD_SIZE")
 def _(folder):
     folder.write_run()
     return subprocess.run([PROGRAM, "train", "run.toml"], cwd=folder.path, capture_output=True, text=True, timeout=300,

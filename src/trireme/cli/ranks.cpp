@@ -8,6 +8,10 @@
 
 namespace trireme::cli {
 
+int64_t num_ranks(int threads) {
+  return threads > 1 ? threads : comm::read_placement({}, comm::process_environment()).size;
+}
+
 void run_as_ranks(int threads, double timeout_s, const std::function<void(comm::World*)>& body) {
   if (threads > 1) {
     comm::LocalOptions options;

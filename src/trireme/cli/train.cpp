@@ -85,6 +85,7 @@ void run_train(const TrainArguments& arguments, const GlobalOptions& options) {
     if (!preflight.problems.empty()) throw preflight.problems.front();
     return;
   }
+  train::check_ranks(run, num_ranks(arguments.threads_as_ranks));
   install_interrupt_handlers();
   device::get_device("cpu");  // before the first tensor
   train::TrainResult result;

@@ -93,15 +93,16 @@ Limit one_of(std::vector<std::string> names) {
           list};
 }
 
-/// A key of a run on many ranks: it exists, but only the value of one rank works today.
-Limit one_rank(int64_t only) {
+/// A dimension of a run on many ranks: the key exists, but training does not go over ranks in this way yet.
+Limit only_yet(int64_t only) {
   return {[only](const Value& value) {
-            return std::get<int64_t>(value) == only
-                       ? ""
-                       : fmt::format("is refused: a run has one rank for now, so only {} works",
-                                     only);
+            return std::get<int64_t>(value) == only ? ""
+                                                    : fmt::format(
+                                                          "is refused: training does not go over "
+                                                          "ranks in this way yet, so only {} works",
+                                                          only);
           },
-          fmt::format("{} (one rank for now)", only)};
+          fmt::format("{} (for now)", only)};
 }
 
 Limit two_betas() {
@@ -306,24 +307,24 @@ std::vector<SchemaEntry> make_schema() {
                   "ZeRO stage: what data parallel ranks share. 1: optimizer states (and, in bf16, "
                   "float32 weights); 2: gradients too. The result is the same.",
                   kNoEffect));
-  s.push_back(key("parallel.shard", REF(parallel.shard), one_rank(0), "Size of the sharding group.",
+  s.push_back(key("parallel.shard", REF(parallel.shard), only_yet(0), "Size of the sharding group.",
                   kNoEffect));
   s.push_back(
-      key("parallel.tp", REF(parallel.tp), one_rank(1), "Tensor parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.pp", REF(parallel.pp), one_rank(1), "Pipeline stages.", kNoEffect));
+      key("parallel.tp", REF(parallel.tp), only_yet(1), "Tensor parallel ranks.", kNoEffect));
+  s.push_back(key("parallel.pp", REF(parallel.pp), only_yet(1), "Pipeline stages.", kNoEffect));
   s.push_back(key("parallel.schedule", REF(parallel.schedule),
                   one_of({"gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev", "v-half"}),
                   "Pipeline schedule; without effect on one rank.", kNoEffect));
-  s.push_back(key("parallel.chunks", REF(parallel.chunks), one_rank(1), "Pipeline stages a rank.",
+  s.push_back(key("parallel.chunks", REF(parallel.chunks), only_yet(1), "Pipeline stages a rank.",
                   kNoEffect));
   s.push_back(
-      key("parallel.cp", REF(parallel.cp), one_rank(1), "Context parallel ranks.", kNoEffect));
+      key("parallel.cp", REF(parallel.cp), only_yet(1), "Context parallel ranks.", kNoEffect));
   s.push_back(key("parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
                   "How context parallel attention communicates; without effect on one rank.",
                   kNoEffect));
   s.push_back(
-      key("parallel.ep", REF(parallel.ep), one_rank(1), "Expert parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.etp", REF(parallel.etp), one_rank(1),
+      key("parallel.ep", REF(parallel.ep), only_yet(1), "Expert parallel ranks.", kNoEffect));
+  s.push_back(key("parallel.etp", REF(parallel.etp), only_yet(1),
                   "Tensor parallel ranks of experts.", kNoEffect));
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
                   "`exact`: the layout never changes the result. On one rank both are exact.",

@@ -580,9 +580,10 @@ RunFile on_own_device(const RunFile& run, const comm::World* world) {
   return own;
 }
 
-void check_ranks(const RunFile& run, const comm::World* world) {
+}  // namespace
+
+void check_ranks(const RunFile& run, int64_t here) {
   const int64_t wanted = parallel_of(run.config).world();
-  const int64_t here = world == nullptr ? 1 : world->size();
   TRIREME_USER_CHECK(
       wanted == here, kConfig,
       fmt::format(
@@ -592,13 +593,11 @@ void check_ranks(const RunFile& run, const comm::World* world) {
       here == 1 ? "is" : "are");
 }
 
-}  // namespace
-
 TrainResult train(const RunFile& file, const TrainOptions& options) {
   const RunFile run = on_own_device(file, options.world);
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   if (run.config.threads > 0) at::set_num_threads(static_cast<int>(run.config.threads));
-  check_ranks(run, options.world);
+  check_ranks(run, options.world == nullptr ? 1 : options.world->size());
   if (options.world != nullptr && options.world->rank() > 0) return train_along(run, options);
   RunFolder folder(run.config.out);
   checkpoint::clean_up_transactions(checkpoint::disk(), run.config.out, "export");
