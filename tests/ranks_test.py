@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Training over ranks as a user starts it: one result for threads and processes, lost ranks, interruption and going on with another
+number of ranks. Last line: `N passed, N failed`."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import tiny_run
+
+CASES = []
+LANES = ("--set", "batch.lanes=4", "--set", "checkpoint.every=4")
+
+
+def case(function):
+    CASES.append(function)
+    return function
+
+
+def environment():
+    names = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "MASTER_", "TORCHELASTIC_", "OMPI_", "PMI", "SLURM_", "TRIREME_TOKEN")
+    return {**{k: v for k, v in os.environ.items() if not k.startswith(names)}, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+def over(*ranks, out, dp, zero=0, sets=()):
+    """The command that trains over ranks; `ranks` says what they are, () for one."""
+    launch = ["launch", *map(str, ranks), "--"] if ranks else []
+    return [tiny_run.TRIREME, *launch, "train", "run.toml", *LANES, "--set", f"out={out}", "--set", f"parallel.dp={dp}", "--set",
+            f"parallel.zero={zero}", *sets]
+
+
+def train(folder, *ranks, status=0, **options):
+    done = subprocess.run(over(*ranks, **options), cwd=folder, env=environment(), stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == status, f"status {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def digest(folder, out):
+    text = tiny_run.checked(folder, "checkpoint", "digest", f"{out}/checkpoints", "--json")
+    return json.loads(text.stdout if hasattr(text, "stdout") else text)["digest"]
+
+
+def losses(folder, out):
+    with open(os.path.join(folder, out, "metrics.jsonl"), encoding="utf-8") as file:
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, file)]
+
+
+def started(folder, steps, *ranks, **options):
+    """A run that is under way, once it has done so many steps."""
+    process = subprocess.Popen(over(*ranks, **options),
+                               cwd=folder, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True)
+    path = os.path.join(folder, options["out"], "metrics.jsonl")
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if os.path.exists(path) and len(losses(folder, options["out"])) >= steps:
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError("the run did not begin: " + process.communicate()[0])
+
+
+def children(process):
+    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as file:
+        return [int(child) for child in file.read().split()]
+
+
+@case
+def threads_and_processes_end_as_one_rank_does(folder):
+    train(folder, out="one", dp=1)
+    for name, ranks, dp, zero in (("threads", ("--threads", 3), 3, 1), ("processes", ("--nproc", 2), 2, 2),
+                                  ("more", ("--nproc", 4), 4, 0)):
+        text = train(folder, *ranks, out=name, dp=dp, zero=zero)
+        assert "done: " in text, text
+        assert digest(folder, name) == digest(folder, "one"), name
+        assert losses(folder, name) == losses(folder, "one"), name
+
+
+@case
+def a_killed_rank_ends_all_and_loses_no_checkpoint(folder):
+    process = started(folder, 6, "--nproc", 3, out="killed", dp=3, sets=("--set", "schedule.steps=100000"))
+    os.kill(children(process)[1], signal.SIGKILL)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGKILL, text
+    for rank in (0, 2):
+        assert re.search(rf"\[{rank}\] error: .*rank 1 \(.*\) is gone", text), text
+    assert "has not ended" not in text, text
+    tiny_run.checked(folder, "checkpoint", "verify", "killed/checkpoints")
+
+
+@case
+def an_interrupted_run_goes_on_with_another_number_of_ranks(folder):
+    steps = ("--set", "schedule.steps=120")
+    process = started(folder, 3, "--nproc", 2, out="pieces", dp=2, zero=1, sets=steps)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, text
+    train(folder, "--threads", 3, out="pieces", dp=3, zero=2, sets=steps)
+    train(folder, out="whole", dp=1, sets=steps)
+    assert losses(folder, "pieces") == losses(folder, "whole")
+    assert digest(folder, "pieces") == digest(folder, "whole")
+
+
+@case
+def another_number_of_ranks_than_the_run_asks_for_is_an_error(folder):
+    text = train(folder, "--nproc", 2, out="none", dp=1, status=2)
+    assert "[parallel] asks for 1 rank, and 2 are here" in text and "parallel.dp = 2" in text, text
+    text = train(folder, out="none", dp=3, status=2)
+    assert "asks for 3 ranks, and 1 is here" in text and "trireme launch --nproc 3" in text, text
+
+
+@case
+def ranks_that_were_given_different_things_say_what(folder):
+    with open(os.path.join(folder, "run.toml"), encoding="utf-8") as file:
+        text = file.read()
+    with open(os.path.join(folder, "other.toml"), "w", encoding="utf-8") as file:
+        file.write(text.replace("lr = 1e-2", "lr = 2e-2"))
+    common = {**environment(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TRIREME_TOKEN": "sixteen letters!"}
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        common["MASTER_PORT"] = str(free.getsockname()[1])
+    processes = [subprocess.Popen([tiny_run.TRIREME, "train", name, *LANES, "--set", "parallel.dp=2", "--set", "out=differing"], cwd=folder, stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+                 for rank, name in enumerate(("run.toml", "other.toml"))]
+    for process in processes:
+        text = process.communicate(timeout=120)[0]
+        assert process.returncode == 2, text
+        assert "run file differs" in text, text
+
+
+sys.exit(tiny_run.run_cases(CASES, tiny_run.prepare))
