@@ -149,14 +149,6 @@ void mkl_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t
   });
 }
 
-void serial_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
-                  const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
-                  float* c, int64_t ldc) {
-  if (m == 0 || n == 0) return;
-  const SerialMkl serial;
-  multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
-}
-
 bool has_mkl_bf16_gemm() {
   return cblas_gemm_bf16bf16f32 != nullptr;
 }

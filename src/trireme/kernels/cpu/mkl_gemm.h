@@ -13,12 +13,6 @@ namespace trireme::kernels::cpu {
 void mkl_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
                int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc);
 
-/// The same in one piece on the caller's thread, for blocks of a loop that is parallel itself: its bits depend on
-/// nothing but its shape.
-void serial_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
-                  const float* a, int64_t lda, const float* b, int64_t ldb, bool accumulate,
-                  float* c, int64_t ldc);
-
 /// mkl_sgemm with bfloat16 A and B and float32 accumulation and C. Only when has_mkl_bf16_gemm().
 void mkl_bf16_gemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k,
                    const at::BFloat16* a, int64_t lda, const at::BFloat16* b, int64_t ldb,

@@ -18,7 +18,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/kernels/cpu/flat.h"
-#include "trireme/kernels/cpu/mkl_gemm.h"
+#include "trireme/kernels/cpu/panel_rows.h"
 #include "trireme/kernels/cpu/processor.h"
 
 namespace trireme::kernels::cpu {
@@ -334,7 +334,7 @@ void multiply_panel(int64_t rows, int64_t nb, int64_t inner, const float* a, int
                     const float* panel, bool add, float* c, int64_t ldc) {
   static const bool micro_kernels = has_float_panels();
   if (micro_kernels) return multiply_tiles(rows, nb, inner, a, lda, panel, add, c, ldc);
-  serial_sgemm(false, false, rows, nb, inner, a, lda, panel, kTile, add, c, ldc);
+  multiply_rows(rows, nb, inner, a, lda, panel, add, c, ldc);
 }
 void multiply_panel(int64_t rows, int64_t nb, int64_t inner, const at::BFloat16* a, int64_t lda,
                     const at::BFloat16* panel, bool add, float* c, int64_t ldc) {
