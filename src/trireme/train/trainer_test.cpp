@@ -154,18 +154,18 @@ TEST_P(TrainerTest, RanksLeaveWhatOneRankLeaves) {
                                            "batch.sequences=8", "batch.lanes=4"};
     const std::string one = fmt::format("one-{}", recipe);
     train(run(one, sets), options());
-    for (const int dp : {2, 3}) {
-      for (const int zero : {0, 1, 2}) {
-        const std::string out = fmt::format("{}-{}-{}", recipe, dp, zero);
-        std::vector<std::string> over = sets;
-        over.push_back(fmt::format("parallel.dp={}", dp));
-        over.push_back(fmt::format("parallel.zero={}", zero));
-        train_on_ranks(run(out, over));
-        EXPECT_EQ(digest(out), digest(one)) << out;
-        EXPECT_EQ(figures(out), figures(one)) << out;
-        EXPECT_EQ(read_file(folder_ / out / "export/model.safetensors"),
-                  read_file(folder_ / one / "export/model.safetensors"));
-      }
+    const bool fp32 = recipe == std::string("fp32");
+    for (const auto& [dp, zero] : fp32 ? std::vector<std::pair<int, int>>{{2, 0}, {3, 1}, {2, 2}}
+                                       : std::vector<std::pair<int, int>>{{3, 0}, {2, 1}, {3, 2}}) {
+      const std::string out = fmt::format("{}-{}-{}", recipe, dp, zero);
+      std::vector<std::string> over = sets;
+      over.push_back(fmt::format("parallel.dp={}", dp));
+      over.push_back(fmt::format("parallel.zero={}", zero));
+      train_on_ranks(run(out, over));
+      EXPECT_EQ(digest(out), digest(one)) << out;
+      EXPECT_EQ(figures(out), figures(one)) << out;
+      EXPECT_EQ(read_file(folder_ / out / "export/model.safetensors"),
+                read_file(folder_ / one / "export/model.safetensors"));
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "trireme/base/error.h"
+#include "trireme/kernels/cpu/processor.h"
 
 // libtorch_cpu.so of the wheel exports MKL's entry points without their headers. Weak: another
 // build of libtorch may lack them, and then the products go through at::mm.
@@ -117,15 +118,19 @@ void multiply_tile(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int
 //  - a short inner dimension, or a caller inside a parallel region: one call;
 //  - a result with enough rows and columns: one call per panel of the inner dimension. A panel is a multiple of MKL's own
 //    blocking (384 with AVX-512), so that it leaves the bits of the undivided product;
-//  - the rest: tiles of the result on our threads, each a serial product.
+//  - the rest, and everything on a processor without AVX-512: tiles of the result on our threads, each a serial product.
 void mkl_sgemm(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const float* a,
                int64_t lda, const float* b, int64_t ldb, bool accumulate, float* c, int64_t ldc) {
   if (m == 0 || n == 0) return;
   const bool wide = std::min(m, n) >= kPanelSide && m * n >= kPanelElements;
-  if (k <= kShortInner || at::in_parallel_region() || (wide && k <= kInnerPanel)) {
+  // MKL's other kernels hand out pieces of short inner dimensions as well: always tiles.
+  static const bool measured = processor().avx512;
+  if (k == 0)
+    return multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
+  if (measured && (k <= kShortInner || at::in_parallel_region() || (wide && k <= kInnerPanel))) {
     return multiply(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, accumulate, c, ldc);
   }
-  if (wide) {
+  if (measured && wide) {
     for (int64_t begin = 0; begin < k; begin += kInnerPanel) {
       multiply(transpose_a, transpose_b, m, n, std::min(kInnerPanel, k - begin),
                a + (transpose_a ? begin * lda : begin), lda,
