@@ -128,10 +128,13 @@ def ranks_that_were_given_different_things_say_what(folder):
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                  for rank, name in enumerate(("run.toml", "other.toml"))]
+    statuses = []
     for process in processes:
         text = process.communicate(timeout=120)[0]
-        assert process.returncode == 2, text
         assert "run file differs" in text, text
+        statuses.append(process.returncode)
+    # Who sees it first ends with it; the other one sees it too, or that a peer ended for it.
+    assert 2 in statuses and set(statuses) <= {2, 4}, statuses
 
 
 sys.exit(tiny_run.run_cases(CASES, tiny_run.prepare))
