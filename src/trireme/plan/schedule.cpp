@@ -15,14 +15,14 @@ using Order = std::vector<Action>;
 // Stages go round the ranks again and again, or down the ranks and up again.
 std::vector<int> round_robin(int ranks, int chunks) {
   std::vector<int> rank_of_stage;
-  rank_of_stage.reserve(static_cast<size_t>(ranks * chunks));
+  rank_of_stage.reserve(static_cast<size_t>(ranks) * static_cast<size_t>(chunks));
   for (int stage = 0; stage < ranks * chunks; ++stage) rank_of_stage.push_back(stage % ranks);
   return rank_of_stage;
 }
 
 std::vector<int> v_shape(int ranks) {
   std::vector<int> rank_of_stage;
-  rank_of_stage.reserve(static_cast<size_t>(2 * ranks));
+  rank_of_stage.reserve(2 * static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) rank_of_stage.push_back(rank);
   for (int rank = ranks - 1; rank >= 0; --rank) rank_of_stage.push_back(rank);
   return rank_of_stage;
