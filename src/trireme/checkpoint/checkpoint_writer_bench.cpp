@@ -3,7 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include "trireme/checkpoint/checkpoint_writer.h"
-#include "trireme/checkpoint/test_folder.h"
+#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "trireme/base/file.h"
-#include "trireme/checkpoint/test_folder.h"
+#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

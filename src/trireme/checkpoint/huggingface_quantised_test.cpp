@@ -12,7 +12,7 @@
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/tensor_stream.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/checkpoint/test_folder.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {

@@ -8,7 +8,7 @@
 #include "trireme/base/file.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/checkpoint/test_folder.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {

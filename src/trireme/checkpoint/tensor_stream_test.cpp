@@ -10,7 +10,7 @@
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
 #include "trireme/checkpoint/tensor_file.h"
-#include "trireme/checkpoint/test_folder.h"
+#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -14,6 +14,7 @@
 #include "trireme/plan/refused_names.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/plan/trace_analysis.h"
+#include "trireme/plan/instruction_names.h"
 
 namespace trireme::plan {
 namespace {
@@ -37,22 +38,6 @@ Strategy one_micro_batch(const model::ModelSpec& spec, const std::vector<std::st
   strategy.seq_len = 8;
   strategy.offload_activations = offload_from_names(spec, offload);
   return strategy;
-}
-
-std::vector<std::string> names_of(const model::ModelSpec& spec, const Program& program) {
-  std::vector<std::string> names;
-  for (const Instruction& instruction : program.instructions) {
-    std::string name = describe(spec, instruction);
-    names.push_back(name.substr(0, name.find(" micro-batch")));
-  }
-  return names;
-}
-
-int id_of(const model::ModelSpec& spec, const Program& program, const std::string& name) {
-  const std::vector<std::string> names = names_of(spec, program);
-  const auto found = std::ranges::find(names, name);
-  EXPECT_NE(found, names.end()) << name;
-  return static_cast<int>(found - names.begin());
 }
 
 TEST(Offload, StandsInTheProgramByHand) {

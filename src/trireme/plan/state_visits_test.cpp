@@ -11,6 +11,7 @@
 #include "trireme/plan/memory.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/plan/trace_analysis.h"
+#include "trireme/plan/instruction_names.h"
 
 namespace trireme::plan {
 namespace {
@@ -39,21 +40,9 @@ Strategy on_host(int64_t sequences, int64_t micro, int64_t seq_len) {
   return strategy;
 }
 
-std::vector<std::string> names_of(const model::ModelSpec& spec, const Program& program) {
-  std::vector<std::string> names;
-  for (const Instruction& instruction : program.instructions) {
-    std::string name = describe(spec, instruction);
-    names.push_back(name.substr(0, name.find(" micro-batch")));
-  }
-  return names;
-}
-
 const Instruction& named(const model::ModelSpec& spec, const Program& program,
                          const std::string& name) {
-  const std::vector<std::string> names = names_of(spec, program);
-  const auto found = std::ranges::find(names, name);
-  EXPECT_NE(found, names.end()) << name;
-  return program.instructions[static_cast<size_t>(found - names.begin())];
+  return program.instructions[static_cast<size_t>(id_of(spec, program, name))];
 }
 
 /// The program without its states' visits, and the peak that it has with two parts' states at a time: those of the part

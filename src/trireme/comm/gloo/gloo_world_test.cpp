@@ -11,6 +11,7 @@
 #include "trireme/base/error.h"
 #include "trireme/comm/gloo/tcp_ranks.h"
 #include "trireme/comm/testing/collective_check.h"
+#include "trireme/comm/testing/world_calls.h"
 #include "trireme/comm/transfer.h"
 
 namespace trireme::comm {
@@ -18,21 +19,8 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-device::Device& cpu() {
-  return device::get_device("cpu");
-}
-
-std::string error_of(const std::function<void()>& call, ErrorCode code = ErrorCode::kDevice) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
+using testing::cpu;
+using testing::error_of;
 
 TEST(GlooWorld, TransfersDoWhatPlainLoopsDo) {
   for (uint64_t seed = 0; seed < 8; ++seed) {
@@ -87,7 +75,7 @@ TEST(GlooWorld, SaysWhoDidNotComeToTheRendezvous) {
   options.timeout_s = 0.05;
   const std::string text =
       error_of([&] { make_gloo_world(c10::make_intrusive<c10d::HashStore>(), 1, 3, options); });
-  EXPECT_THAT(text, HasSubstr("ranks 0, 2 did not come to the rendezvous within 0.05 s"));
+  EXPECT_THAT(text, HasSubstr("ranks 0 and 2 did not come to the rendezvous within 0.05 s"));
 }
 
 TEST(GlooWorld, SaysWhoDidNotComeToATransfer) {

@@ -11,6 +11,7 @@
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
+#include "trireme/comm/rank_names.h"
 
 namespace trireme::comm {
 namespace {
@@ -64,15 +65,7 @@ GlooSession::~GlooSession() {
 }
 
 std::string GlooSession::name_ranks(const std::vector<int>& ranks) const {
-  std::vector<std::string> hosts;
-  for (const int rank : ranks) {
-    if (static_cast<size_t>(rank) >= hosts_.size()) continue;
-    if (std::ranges::find(hosts, host(rank)) == hosts.end()) hosts.push_back(host(rank));
-  }
-  std::string text =
-      fmt::format("{} {}", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "));
-  if (!hosts.empty()) text += fmt::format(" ({})", fmt::join(hosts, ", "));
-  return text;
+  return name_ranks_by_host(ranks, hosts_);
 }
 
 std::vector<std::string> GlooSession::exchange(const std::string& bytes, const std::string& what) {

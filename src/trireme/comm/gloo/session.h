@@ -31,7 +31,7 @@ class GlooSession {
   const std::string& host(int rank) const { return hosts_.at(static_cast<size_t>(rank)); }
   const c10::intrusive_ptr<c10d::Store>& store() const { return store_; }
   double timeout_s() const { return options_.timeout_s; }
-  /// "rank 3 (host)", "ranks 1, 3 (a, b)"
+  /// "rank 3 (host)", "rank 1 (a), rank 3 (b)"
   std::string name_ranks(const std::vector<int>& ranks) const;
 
   /// By rank, what each gave. Blocks until all have come to `what`. Throws Error{kDevice}.

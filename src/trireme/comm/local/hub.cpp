@@ -12,6 +12,7 @@
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
+#include "trireme/comm/rank_names.h"
 #include "trireme/base/thread_pool.h"
 #include "trireme/comm/sum.h"
 
@@ -56,8 +57,7 @@ LocalHub::~LocalHub() {
 }
 
 std::string LocalHub::name_ranks(const std::vector<int>& ranks) const {
-  return fmt::format("{} {} ({})", ranks.size() == 1 ? "rank" : "ranks", fmt::join(ranks, ", "),
-                     host_);
+  return name_ranks_by_host(ranks, std::vector<std::string>(static_cast<size_t>(size_), host_));
 }
 
 namespace {

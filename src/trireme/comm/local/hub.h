@@ -51,7 +51,7 @@ class LocalHub {
   void abort(const std::string& reason);
   /// A rank whose world is gone issues nothing any more.
   void leave(int rank);
-  /// "rank 3 (host)", "ranks 1, 3 (host)"
+  /// "rank 3 (host)", "ranks 1 and 3 (host)"
   std::string name_ranks(const std::vector<int>& ranks) const;
 
  private:

@@ -11,6 +11,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/comm/testing/collective_check.h"
+#include "trireme/comm/testing/world_calls.h"
 #include "trireme/comm/transfer.h"
 #include "trireme/device/sim/sim.h"
 
@@ -20,21 +21,8 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-device::Device& cpu() {
-  return device::get_device("cpu");
-}
-
-std::string error_of(const std::function<void()>& call, ErrorCode code = ErrorCode::kDevice) {
-  try {
-    call();
-  } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return "";
-}
+using testing::cpu;
+using testing::error_of;
 
 std::vector<int> all_of(int size) {
   std::vector<int> ranks(static_cast<size_t>(size));
@@ -276,7 +264,7 @@ TEST(LocalWorld, SaysWhoDidNotCome) {
   options.timeout_s = 0.02;
   const auto worlds = make_local_worlds(3, options);
   const std::string barrier = error_of([&] { worlds[1]->barrier(); });
-  EXPECT_THAT(barrier, HasSubstr("ranks 0, 2 (" + this_host() + ") did not come to barrier #0"));
+  EXPECT_THAT(barrier, HasSubstr("ranks 0 and 2 (" + this_host() + ") did not come to barrier #0"));
   EXPECT_THAT(barrier, HasSubstr("within 0.02 s"));
 }
 

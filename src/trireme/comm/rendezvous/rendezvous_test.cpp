@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "trireme/base/error.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/base/secret.h"
 #include "trireme/comm/rendezvous/announcement.h"
 #include "trireme/comm/rendezvous/client.h"
@@ -357,20 +358,9 @@ TEST(Rendezvous, RanksByArrival) {
   leave_all(ranks);
 }
 
-struct Folder {
-  std::string path;
-  Folder() {
-    std::string name = (std::filesystem::temp_directory_path() / "trireme-meet-XXXXXX").string();
-    path = ::mkdtemp(name.data());
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-  ~Folder() { std::filesystem::remove_all(path); }
-};
-
 TEST(Rendezvous, RanksOfOneMachineMeetByAFile) {
-  const Folder folder;
-  const std::string path = announcement_path("job", folder.path, "/nowhere");
+  const TestFolder folder;
+  const std::string path = announcement_path("job", folder.path().string(), "/nowhere");
   // What a run before left, which nobody answers for.
   write_announcement(path, {{"127.0.0.1", 1}, "an old token"});
   std::vector<std::future<std::shared_ptr<Rendezvous>>> futures;
@@ -390,9 +380,9 @@ TEST(Rendezvous, RanksOfOneMachineMeetByAFile) {
 }
 
 TEST(Announcement, IsReadableByItsUserAlone) {
-  const Folder folder;
-  const std::string path = announcement_path("job", "", folder.path);
-  EXPECT_NE(path, announcement_path("another job", "", folder.path));
+  const TestFolder folder;
+  const std::string path = announcement_path("job", "", folder.path().string());
+  EXPECT_NE(path, announcement_path("another job", "", folder.path().string()));
   write_announcement(path, {{"127.0.0.1", 29511}, "token"});
   struct stat status{};
   ASSERT_EQ(::stat(path.c_str(), &status), 0);
@@ -413,26 +403,26 @@ TEST(Announcement, IsReadableByItsUserAlone) {
 }
 
 TEST(Announcement, AFolderThatOthersMayWriteToIsRefused) {
-  const Folder folder;
-  const std::string path = announcement_path("job", "", folder.path);
+  const TestFolder folder;
+  const std::string path = announcement_path("job", "", folder.path().string());
   const std::string own = std::filesystem::path(path).parent_path();
   ::chmod(own.c_str(), 0777);
-  EXPECT_THROW(announcement_path("job", "", folder.path), Error);
+  EXPECT_THROW(announcement_path("job", "", folder.path().string()), Error);
   std::filesystem::remove_all(own);
-  std::filesystem::create_directory_symlink(folder.path, own);
-  EXPECT_THROW(announcement_path("job", "", folder.path), Error);
+  std::filesystem::create_directory_symlink(folder.path().string(), own);
+  EXPECT_THROW(announcement_path("job", "", folder.path().string()), Error);
 }
 
 TEST(MeetingOptions, FollowFromThePlacement) {
-  const Folder folder;
-  const Environment files = {{"XDG_RUNTIME_DIR", folder.path}};
+  const TestFolder folder;
+  const Environment files = {{"XDG_RUNTIME_DIR", folder.path().string()}};
   Placement placement;
   placement.rank = 1;
   placement.size = 4;
   placement.local_size = 4;
   placement.job = "mpirun 7";
   // One machine and no token: by a file.
-  EXPECT_THAT(meeting_options(placement, files).announcement, HasSubstr(folder.path));
+  EXPECT_THAT(meeting_options(placement, files).announcement, HasSubstr(folder.path().string()));
   // trireme launch: a token and a free address.
   placement.address = "127.0.0.1";
   placement.port = 4000;

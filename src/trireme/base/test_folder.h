@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <string>
 
-namespace trireme::checkpoint {
+namespace trireme {
 
 class TestFolder {
  public:
@@ -15,7 +15,7 @@ class TestFolder {
     const bool shared_memory = access("/dev/shm", W_OK) == 0;
     const std::filesystem::path parent =
         shared_memory ? std::filesystem::path("/dev/shm") : std::filesystem::temp_directory_path();
-    std::string name = (parent / "trireme-checkpoint-XXXXXX").string();
+    std::string name = (parent / "trireme-test-XXXXXX").string();  // mkdtemp puts letters in place of the X
     path_ = mkdtemp(name.data());
   }
   ~TestFolder() {
@@ -31,4 +31,4 @@ class TestFolder {
   std::filesystem::path path_;
 };
 
-}  // namespace trireme::checkpoint
+}  // namespace trireme
