@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
-#include "trireme/execute/executor.h"
+#include "trireme/execute/evaluation.h"
 
 namespace trireme::testing {
 

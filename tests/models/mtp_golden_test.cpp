@@ -11,7 +11,7 @@
 #include "trireme/checkpoint/huggingface.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/device/device.h"
-#include "trireme/execute/executor.h"
+#include "trireme/execute/evaluation.h"
 #include "trireme/execute/testing/step_fixture.h"
 
 namespace trireme::testing {

@@ -15,7 +15,8 @@ class TestFolder {
     const bool shared_memory = access("/dev/shm", W_OK) == 0;
     const std::filesystem::path parent =
         shared_memory ? std::filesystem::path("/dev/shm") : std::filesystem::temp_directory_path();
-    std::string name = (parent / "trireme-test-XXXXXX").string();  // mkdtemp puts letters in place of the X
+    std::string name =
+        (parent / "trireme-test-XXXXXX").string();  // mkdtemp puts letters in place of the X
     path_ = mkdtemp(name.data());
   }
   ~TestFolder() {

@@ -7,9 +7,9 @@
 #include <fstream>
 
 #include "trireme/base/file.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/faulty_storage.h"
 #include "trireme/checkpoint/manifest.h"
-#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -2,8 +2,8 @@
 #include <ATen/ops/ones.h>
 #include <benchmark/benchmark.h>
 
-#include "trireme/checkpoint/checkpoint_writer.h"
 #include "trireme/base/test_folder.h"
+#include "trireme/checkpoint/checkpoint_writer.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -11,8 +11,8 @@
 #include <random>
 
 #include "trireme/base/file.h"
-#include "trireme/checkpoint/faulty_storage.h"
 #include "trireme/base/test_folder.h"
+#include "trireme/checkpoint/faulty_storage.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -5,9 +5,9 @@
 
 #include "trireme/base/file.h"
 #include "trireme/base/log.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -7,11 +7,11 @@
 #include <fstream>
 
 #include "trireme/base/file.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/huggingface.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

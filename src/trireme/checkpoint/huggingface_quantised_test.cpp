@@ -7,12 +7,12 @@
 #include <fstream>
 
 #include "trireme/base/file.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/huggingface.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/tensor_stream.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {

@@ -6,9 +6,9 @@
 #include <cmath>
 
 #include "trireme/base/file.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/test_directory.h"
-#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/weight_files.h"
 
 namespace trireme::checkpoint {

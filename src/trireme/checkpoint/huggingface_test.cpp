@@ -7,11 +7,11 @@
 #include <fstream>
 
 #include "trireme/base/file.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/checkpoint/compare.h"
 #include "trireme/checkpoint/faulty_storage.h"
 #include "trireme/checkpoint/model_source.h"
 #include "trireme/checkpoint/tensor_file.h"
-#include "trireme/base/test_folder.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
-#include "trireme/checkpoint/faulty_storage.h"
 #include "trireme/base/test_folder.h"
+#include "trireme/checkpoint/faulty_storage.h"
 
 namespace trireme::checkpoint {
 namespace {

@@ -9,8 +9,8 @@
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
-#include "trireme/checkpoint/tensor_file.h"
 #include "trireme/base/test_folder.h"
+#include "trireme/checkpoint/tensor_file.h"
 
 namespace trireme::checkpoint {
 namespace {

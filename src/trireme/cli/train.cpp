@@ -6,6 +6,7 @@
 #include "trireme/cli/ranks.h"
 #include "trireme/device/device.h"
 #include "trireme/infer/generator.h"
+#include "trireme/train/beginning.h"
 #include "trireme/train/trainer.h"
 
 namespace trireme::cli {

@@ -4,24 +4,24 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
-#include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
 #include "trireme/execute/device_copies.h"
+#include "trireme/execute/evaluation.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
+#include "trireme/execute/selection_bias.h"
 #include "trireme/execute/state_visits.h"
+#include "trireme/execute/step_counts.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
-#include "trireme/plan/simulate.h"
 
 namespace trireme::execute {
 namespace {
@@ -38,34 +38,7 @@ nn::SaveMode to_save_mode(plan::Recompute recompute) {
   return nn::SaveMode::kAll;
 }
 
-at::Tensor to_int64(const std::vector<int32_t>& values, int64_t rows, int64_t length,
-                    at::Device device, const char* what) {
-  TRIREME_CHECK(static_cast<int64_t>(values.size()) == rows * length,
-                "a batch of {} x {} has {} {}", rows, length, values.size(), what);
-  at::Tensor tensor = at::empty({rows, length}, at::kLong);
-  std::ranges::copy(values, tensor.data_ptr<int64_t>());
-  return tensor.to(device);
-}
-
 }  // namespace
-
-nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers, at::Device device) {
-  nn::BatchTensors tensors;
-  tensors.rows = batch.rows;
-  tensors.seq_len = batch.seq_len;
-  const auto moved = [&](const std::vector<int32_t>& values, const char* what) {
-    return to_int64(values, batch.rows, batch.seq_len, device, what);
-  };
-  tensors.tokens = moved(batch.tokens, "tokens");
-  tensors.targets = moved(batch.targets, "targets");
-  tensors.positions = moved(batch.positions, "positions");
-  tensors.segments = batch.segments;
-  for (int depth = 1; depth <= num_mtp_layers; ++depth) {
-    const data::TokensAhead ahead = data::tokens_ahead(batch, depth);
-    tensors.ahead.push_back({moved(ahead.tokens, "tokens"), moved(ahead.targets, "targets")});
-  }
-  return tensors;
-}
 
 /// What lives during one step. Objects are found by what they belong to; the program's frees say
 /// when they go.
@@ -87,20 +60,13 @@ class Executor::Step {
     TRIREME_CHECK(input.micro_batches.size() == own.size(),
                   "the program wants {} micro-batches and gets {}", own.size(),
                   input.micro_batches.size());
-    const auto modules = static_cast<size_t>(model_.spec().num_mtp_layers);
-    Counts counts{.targets = std::vector<int64_t>(1 + modules),
-                  .stops = input.stop_requested ? 1 : 0};
     for (const data::Batch& batch : input.micro_batches) {
       TRIREME_CHECK(batch.rows == strategy.micro && batch.seq_len == strategy.seq_len,
                     "the program wants micro-batches of {} x {} and gets {} x {}", strategy.micro,
                     strategy.seq_len, batch.rows, batch.seq_len);
-      counts.targets[0] += batch.num_targets;
-      for (size_t depth = 1; depth <= modules; ++depth)
-        counts.targets[depth] += data::tokens_ahead(batch, static_cast<int64_t>(depth)).num_targets;
-      counts.bytes += batch.num_bytes;
-      counts.tokens += batch.rows * batch.seq_len;
     }
-    counted(counts);
+    const auto modules = static_cast<size_t>(model_.spec().num_mtp_layers);
+    counted(count(input.micro_batches, modules));
     if (!program.groups.empty()) {
       TRIREME_CHECK(executor.exchange_ != nullptr, "a program of {} ranks needs a world",
                     program.groups.front().size());
@@ -139,7 +105,8 @@ class Executor::Step {
       } catch (const std::exception& error) {
         const auto refusal = device::memory_refusal(error);
         if (!refusal) throw;
-        fail_out_of_memory(instruction, *refusal);
+        throw out_of_memory(store_.spec(), program_, instruction, *refusal,
+                            device_.memory().peak_allocated_bytes);
       }
       const device::MemoryStatistics memory = device_.memory();
       measurement.held_bytes_after = memory.allocated_bytes;
@@ -150,7 +117,7 @@ class Executor::Step {
     wait_for_step();
     timer.read(result_.measurements);
     read_copies_of_step_before(timer);
-    if (exchange_ != nullptr) measure_transfers(begin);
+    if (exchange_ != nullptr) exchange_->place_times(begin, result_.measurements);
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
     result_.seconds = steady_clock().now_s() - begin;
@@ -174,32 +141,6 @@ class Executor::Step {
     if (is_waited_for_[id] != 0) done_[id] = queue.record();
   }
 
-  /// What was held when memory ended, by what the program knows of it and what the allocator counts.
-  [[noreturn]] void fail_out_of_memory(const plan::Instruction& instruction,
-                                       const device::MemoryRefusal& refusal) {
-    const model::ModelSpec& spec = store_.spec();
-    const plan::HeldMemory held = plan::held_before(spec, program_, instruction.id);
-    // What the instruction held itself is gone by now.
-    const int64_t allocated =
-        refusal.held_bytes > 0 ? refusal.held_bytes : device_.memory().peak_allocated_bytes;
-    const int64_t workspace = std::max<int64_t>(allocated - held.total(), 0);
-    const int64_t planned = plan::simulate_in_issue_order(program_)
-                                .instructions[static_cast<size_t>(instruction.id)]
-                                .peak_bytes;
-    throw StepOutOfMemory(
-        fmt::format("out of memory at {}: {}; held: {}", plan::describe(spec, instruction),
-                    refusal.message, plan::describe(spec, held, workspace)),
-        instruction.id, held, workspace,
-        std::max<int64_t>(allocated + refusal.asked_bytes - planned, 0));
-  }
-
-  /// Of this rank's micro-batches, then of all ranks'.
-  struct Counts {
-    std::vector<int64_t> targets;  ///< of the head, then of the modules that predict further
-    int64_t bytes = 0;
-    int64_t tokens = 0;
-    int64_t stops = 0;  ///< ranks that were asked to end
-  };
   struct MicroBatch {
     const data::Batch* input = nullptr;
     nn::BatchTensors batch;
@@ -285,7 +226,7 @@ class Executor::Step {
         at.hidden[at_part] = std::move(result.output);
         at.graphs[at_part] = std::move(result.graph);
         if (model_.part(part).spec().kind == model::PartKind::kRouter)
-          count(instruction.lane, model_.part(part).spec().layer, at.batch);
+          add_router(instruction.lane, model_.part(part).spec().layer, at.batch);
         break;
       }
       case plan::OpKind::kRecompute:
@@ -314,13 +255,9 @@ class Executor::Step {
         kernels::add_(lane(instruction.lane).gradients.at(at_part),
                       lane(instruction.right_lane).gradients.at(at_part));
         break;
-      case plan::OpKind::kCountTargets: {
-        const Counts& mine = counts_;
-        std::vector<int64_t> values = mine.targets;
-        values.insert(values.end(), {mine.bytes, mine.tokens, mine.stops});
-        exchange_->count_targets(instruction, values);
+      case plan::OpKind::kCountTargets:
+        exchange_->count_targets(instruction, counts_.values());
         break;
-      }
       case plan::OpKind::kReduceGradients:
         exchange_->reduce_gradients(
             instruction, [&](int64_t first) { return lane(first).gradients.at(at_part); });
@@ -338,6 +275,7 @@ class Executor::Step {
         figures_.sum_squares([&](int of) { return gradient_slice(of); });
         break;
       case plan::OpKind::kReduceFigures:
+        ask_to_stop();
         exchange_->reduce_figures(instruction, figures_.mine());
         break;
       case plan::OpKind::kGradNorm:
@@ -492,7 +430,7 @@ class Executor::Step {
   }
 
   /// Adds a router's figures; a lane's micro-batches come in order, so the sums are the same each time.
-  void count(int64_t lane, int layer, const nn::BatchTensors& batch) {
+  void add_router(int64_t lane, int layer, const nn::BatchTensors& batch) {
     figures_.add_router(lane, layer, batch.moe->at(layer).statistics, batch.share_of_step);
   }
 
@@ -510,12 +448,19 @@ class Executor::Step {
     return *graph;
   }
 
+  /// As late as all ranks can still learn of it in this step.
+  void ask_to_stop() {
+    if (input_.stop_requested && input_.stop_requested()) figures_.request_stop();
+  }
+
   void norm() {
     if (exchange_ != nullptr) {
       figures_.take(exchange_->figures());
     } else {
+      ask_to_stop();
       figures_.sum_squares([&](int part) { return finished_gradient(part); });
     }
+    result_.stop_requested = figures_.stop_requested();
     bool finite = true;
     for (size_t depth = 0; depth < total_targets_.size(); ++depth) {
       const double loss = figures_.loss_sum(depth) / total_targets_[depth];
@@ -534,12 +479,11 @@ class Executor::Step {
   // ---- ranks ---------------------------------------------------------------------------------------
 
   /// Takes in what this rank's micro-batches hold, or all ranks' once they have said so.
-  void counted(const Counts& counts) {
+  void counted(const StepCounts& counts) {
     counts_ = counts;
     result_.num_targets = counts.targets[0];
     result_.num_bytes = counts.bytes;
     result_.tokens = counts.tokens;
-    result_.stop_requested = counts.stops > 0;
     std::vector<int64_t> targets = counts.targets;
     if (input_.total_targets > 0) targets[0] = input_.total_targets;
     if (!input_.total_mtp_targets.empty()) {
@@ -560,27 +504,7 @@ class Executor::Step {
     exchange_->wait(other, queue_of(instruction));
     if (transfer.kind != plan::OpKind::kCountTargets || has_counted_) return;
     has_counted_ = true;
-    std::vector<int64_t> sums = exchange_->counted();
-    Counts all;
-    for (int64_t* sum : {&all.stops, &all.tokens, &all.bytes}) {
-      *sum = sums.back();
-      sums.pop_back();
-    }
-    all.targets = std::move(sums);
-    counted(all);
-  }
-
-  /// Transfers run beside the queues: their own times take the place of those of being issued.
-  void measure_transfers(double begin) {
-    if (device_.capabilities().asynchronous) return;  // the device's clock is another one
-    for (const plan::Instruction& instruction : program_.instructions) {
-      if (instruction.resource != plan::Resource::kCommunication) continue;
-      const auto times = exchange_->times(instruction.id);
-      if (!times) continue;
-      plan::Measurement& measured = result_.measurements[static_cast<size_t>(instruction.id)];
-      measured.start_s = std::max(times->first - begin, 0.0);
-      measured.duration_s = std::max(times->second - begin - measured.start_s, 0.0);
-    }
+    counted(StepCounts::from_values(exchange_->counted()));
   }
 
   bool shares_states() const { return exchange_ != nullptr && program_.strategy.parallel.zero > 0; }
@@ -616,33 +540,9 @@ class Executor::Step {
     params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
     params.step = input_.step + 1;
     optimizer_.step(part, buffers, params);
-    move_selection_bias(part);
-  }
-
-  /// Once a step and over the global batch: experts that took more than the mean become less attractive, the others
-  /// more (arXiv 2408.15664).
-  void move_selection_bias(int part) {
     const model::PartSpec& where = store_.spec().parts[static_cast<size_t>(part)];
-    if (where.kind != model::PartKind::kRouter) return;
-    const model::MoeSpec& moe = store_.spec().layers[static_cast<size_t>(where.layer)].moe.value();
-    if (!moe.selection_bias) return;
-    const std::vector<int64_t>& load = result_.routers.at(where.layer).load;
-    const int64_t all = std::accumulate(load.begin(), load.end(), int64_t{0});
-    const auto experts = static_cast<int64_t>(load.size());
-    for (const int parameter : store_.part_parameters(part)) {
-      if (store_.spec().parameters[static_cast<size_t>(parameter)].role !=
-          model::Role::kSelectionBias)
-        continue;
-      at::Tensor on_device = store_.master(parameter);
-      const at::Tensor on_host = on_device.cpu();
-      auto* bias = on_host.data_ptr<float>();
-      for (int64_t e = 0; e < experts; ++e) {
-        const int64_t excess = load[static_cast<size_t>(e)] * experts - all;
-        if (excess != 0)
-          bias[e] += static_cast<float>(excess > 0 ? -moe.bias_update_rate : moe.bias_update_rate);
-      }
-      if (!on_device.is_cpu()) on_device.copy_(on_host);
-    }
+    if (where.kind == model::PartKind::kRouter)
+      move_selection_bias(store_, part, result_.routers.at(where.layer).load);
   }
 
   nn::Model& model_;
@@ -653,7 +553,7 @@ class Executor::Step {
   device::Device& device_;
   StepFigures figures_;
   RankExchange* exchange_ = nullptr;  ///< of one rank: none
-  Counts counts_;
+  StepCounts counts_;                 ///< of this rank's micro-batches, then of all ranks'
   bool has_counted_ = false;
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
@@ -690,23 +590,6 @@ StepResult Executor::run_step(const plan::Program& program, const StepInput& inp
   // Another program than the step before's may find other states under way than it knows.
   if (visits_ != nullptr && !visits_->are_leaving(plan::parts_carried_in(program))) settle();
   return Step(*this, program, input).run();
-}
-
-EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows) {
-  const nn::BatchTensors tensors = to_tensors(batch, 0, model.store().device());
-  at::Tensor hidden;
-  for (int part = 0; part < model.spec().head_part(); ++part) {
-    hidden = model.part(part).forward(hidden, tensors, false, nn::SaveMode::kInputOnly).output;
-  }
-  const nn::LossResult loss =
-      model.head().loss(hidden, tensors, 0.0, loss_chunk_rows, nullptr, true);
-  EvaluationResult result;
-  result.loss_sum = loss.loss_sum;
-  result.num_targets = batch.num_targets;
-  result.num_bytes = batch.num_bytes;
-  const at::Tensor losses = loss.token_losses.cpu().contiguous();
-  result.token_losses.assign(losses.data_ptr<float>(), losses.data_ptr<float>() + losses.numel());
-  return result;
 }
 
 }  // namespace trireme::execute

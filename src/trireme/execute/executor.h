@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <vector>
@@ -37,8 +38,8 @@ struct StepInput {
   int64_t step = 0;  ///< zero-based number of the optimizer step; decides the bias correction
   double learning_rate = 0.0;
   double clip_norm = 0.0;  ///< global gradient norm is clipped to it; 0: no clipping
-  /// This rank was asked to end: all ranks learn of it with the step.
-  bool stop_requested = false;
+  /// Whether this rank was asked to end, asked once in the step: all ranks learn of it. Empty: no.
+  std::function<bool()> stop_requested;
   /// By layer: tokens of every expert in the step before, for balancing losses over the global batch; or null.
   const std::map<int, std::vector<int64_t>>* expert_load = nullptr;
 };
@@ -65,13 +66,6 @@ struct StepResult {
   /// them, times on the device's clock where it works while the host goes on. Of copies that run on into the next step
   /// (plan::runs_on()) the times are those of the step before, as of this one's begin; 0 where there was none.
   std::vector<plan::Measurement> measurements;
-};
-
-struct EvaluationResult {
-  double loss_sum = 0.0;  ///< nats, over counted targets
-  int64_t num_targets = 0;
-  int64_t num_bytes = 0;
-  std::vector<float> token_losses;  ///< row-major [rows, seq_len], zero where ignored
 };
 
 /// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread.
@@ -107,14 +101,5 @@ class Executor {
   std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
   std::unique_ptr<StateVisits> visits_;   ///< with them
 };
-
-/// Forward and loss without gradients and without multi-token prediction; needs no program. Same arithmetic as the
-/// training forward.
-/// `loss_chunk_rows` as in plan::Strategy (0: chosen here).
-EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t loss_chunk_rows = 0);
-
-/// The micro-batch's integers as tensors on `device`, for so many modules of multi-token prediction. Copies.
-nn::BatchTensors to_tensors(const data::Batch& batch, int num_mtp_layers = 0,
-                            at::Device device = at::kCPU);
 
 }  // namespace trireme::execute

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "trireme/base/error.h"
+#include "trireme/device/out_of_memory.h"
 #include "trireme/plan/held_memory.h"
 
 namespace trireme::execute {
@@ -34,5 +35,11 @@ class StepOutOfMemory : public Error {
   int64_t workspace_bytes_;
   int64_t missing_in_plan_bytes_;
 };
+
+/// What was held when memory ended at an instruction: by what the program knows of it, and what the allocator counted, or
+/// `peak_bytes` where the refusal does not say.
+StepOutOfMemory out_of_memory(const model::ModelSpec& spec, const plan::Program& program,
+                              const plan::Instruction& instruction,
+                              const device::MemoryRefusal& refusal, int64_t peak_bytes);
 
 }  // namespace trireme::execute

@@ -80,9 +80,13 @@ void RankExchange::wait(int instruction, device::Queue& queue) {
     store_.refresh_compute(done.part);
 }
 
-std::optional<std::pair<double, double>> RankExchange::times(int instruction) const {
-  const auto found = times_.find(instruction);
-  return found == times_.end() ? std::nullopt : std::optional(found->second);
+void RankExchange::place_times(double begin_s, std::vector<plan::Measurement>& measurements) const {
+  if (device_.capabilities().asynchronous) return;
+  for (const auto& [instruction, times] : times_) {
+    plan::Measurement& measured = measurements[static_cast<size_t>(instruction)];
+    measured.start_s = std::max(times.first - begin_s, 0.0);
+    measured.duration_s = std::max(times.second - begin_s - measured.start_s, 0.0);
+  }
 }
 
 void RankExchange::count_targets(const plan::Instruction& instruction,

@@ -8,7 +8,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -50,8 +49,9 @@ class RankExchange {
   void check() { world_.check(); }
   /// Work issued to `queue` from now on sees what the instruction brought; a second wait does nothing. Throws Error{kDevice}.
   void wait(int instruction, device::Queue& queue);
-  /// When the instruction's transfers ran, seconds on steady_clock(); nothing before wait().
-  std::optional<std::pair<double, double>> times(int instruction) const;
+  /// When transfers ran, by instruction, in place of when they were issued: they run beside the queues. Seconds since `begin_s`, on
+  /// steady_clock(); nothing where the device has a clock of its own.
+  void place_times(double begin_s, std::vector<plan::Measurement>& measurements) const;
 
  private:
   using Sum = std::pair<cluster::LaneNode, at::Tensor>;

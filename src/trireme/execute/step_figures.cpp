@@ -39,7 +39,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
   std::vector<at::Tensor> sums(spec_.parts.size());
   const auto pieces_of = [&](int part, auto&& visit) {
     const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
-    for (const plan::SquaresRange& range : plan::squares_ranges(spec_, part)) {
+    for (const plan::SquaresRange& range : program_.squares[static_cast<size_t>(part)]) {
       const int64_t first = std::max(range.first, bounds[slice]);
       const int64_t last = std::min(range.first + range.elements, bounds[slice + 1]);
       if (first < last) visit(first - bounds[slice], last - first);
@@ -69,7 +69,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     if (!sums[at].defined()) continue;
     const at::Tensor on_host = sums[at].cpu();
     const auto* values = on_host.data_ptr<double>();
-    const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+    const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
     const std::vector<int64_t>& bounds = program_.slices[at];
     const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[slice], bounds[slice + 1]);
     squares_[at] =
@@ -93,6 +93,7 @@ std::vector<double> StepFigures::mine() const {
                                    router.z_loss, router.entropy});
     }
   }
+  values.push_back(stop_requested_ ? 1.0 : 0.0);
   return values;
 }
 
@@ -107,7 +108,7 @@ void StepFigures::take(const std::vector<double>& all) {
     }
     for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
       const auto at = static_cast<size_t>(part);
-      const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+      const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
       const std::vector<int64_t>& bounds = program_.slices[at];
       const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[static_cast<size_t>(index)],
                                                       bounds[static_cast<size_t>(index) + 1]);
@@ -129,6 +130,7 @@ void StepFigures::take(const std::vector<double>& all) {
         router.entropy = *next++;
       }
     }
+    stop_requested_ = *next++ != 0.0 || stop_requested_;
   }
   TRIREME_CHECK(next == all.end(), "{} figures are left over", all.end() - next);
 }
@@ -151,7 +153,7 @@ double StepFigures::gradient_norm() const {
   double sum = 0.0;
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
     const auto at = static_cast<size_t>(part);
-    const std::vector<plan::SquaresRange> ranges = plan::squares_ranges(spec_, part);
+    const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
     std::vector<cluster::LaneNode> nodes;
     const std::vector<int64_t>& bounds = program_.slices[at];
     for (size_t i = 0; i + 1 < bounds.size(); ++i) {

@@ -26,6 +26,8 @@ class StepFigures {
   /// Adds a router's figures of a micro-batch, `share` of the step.
   void add_router(int64_t lane, int layer, const nn::RouterStatistics& one, double share);
 
+  void request_stop() { stop_requested_ = true; }
+
   /// Sums of squares of the blocks of a gradient's slice, `slice_of(part)`, of all parts with parameters. Waits for the
   /// device.
   void sum_squares(const std::function<at::Tensor(int part)>& slice_of);
@@ -37,6 +39,7 @@ class StepFigures {
   /// Of the whole step, once all lanes' figures are here.
   double loss_sum(size_t depth) const;
   double gradient_norm() const;
+  bool stop_requested() const { return stop_requested_; }  ///< of any rank
   std::map<int, nn::RouterStatistics> routers() const;
 
  private:
@@ -50,6 +53,7 @@ class StepFigures {
   const model::ModelSpec& spec_;
   const plan::Program& program_;
   std::vector<LaneFigures> lanes_;
+  bool stop_requested_ = false;
   std::vector<std::vector<double>> squares_;  ///< by part: of the nodes that are here, ascending
 };
 

@@ -13,7 +13,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/data/jinja/builtins.h"
 #include "trireme/data/tokenizer_unicode.h"
-#include "trireme/execute/executor.h"
+#include "trireme/execute/evaluation.h"
 
 namespace trireme::infer {
 

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "trireme/base/error.h"
-#include "trireme/execute/executor.h"
+#include "trireme/execute/evaluation.h"
 #include "trireme/infer/evaluation.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/model/mtp_test_specs.h"

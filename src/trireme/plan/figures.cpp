@@ -11,7 +11,7 @@ FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program,
   layout.losses = lanes * (1 + spec.num_mtp_layers);
   const auto slice = static_cast<size_t>(index);
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
-    const std::vector<SquaresRange> ranges = squares_ranges(spec, part);
+    const std::vector<SquaresRange>& ranges = program.squares[static_cast<size_t>(part)];
     const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
     layout.squares += static_cast<int64_t>(
         squares_nodes(blocks_of(ranges, bounds[slice], bounds[slice + 1]), num_blocks(ranges))

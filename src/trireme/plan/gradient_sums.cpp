@@ -54,8 +54,10 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   owners_ = mesh.group_size(cluster::Dimension::kData);
   program.slice = mesh.index_in_group(cluster::Dimension::kData, rank);
   program.lanes = lanes_of(strategy_, program.slice, owners_);
-  for (int part = 0; part < num_parts_; ++part)
+  for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
+    program.squares.push_back(squares_ranges(spec, part));
+  }
   if (mesh.size() == 1) return;
   std::vector<int> world(static_cast<size_t>(mesh.size()));
   std::iota(world.begin(), world.end(), 0);

@@ -10,11 +10,11 @@
 #include "trireme/base/error.h"
 #include "trireme/model/moe_test_configs.h"
 #include "trireme/model/mtp_test_specs.h"
+#include "trireme/plan/instruction_names.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/refused_names.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/plan/trace_analysis.h"
-#include "trireme/plan/instruction_names.h"
 
 namespace trireme::plan {
 namespace {

@@ -161,6 +161,17 @@ struct Instruction {
   std::vector<Piece> pieces;
 };
 
+/// Elements of a block of squares; what kernels::squares_by_block() takes.
+inline constexpr int64_t kSquaresBlock = 1024;
+
+/// A stretch of a part's flat elements in which blocks of squares count from its beginning (shards.h).
+struct SquaresRange {
+  int64_t first = 0;
+  int64_t elements = 0;
+  bool operator==(const SquaresRange&) const = default;
+  int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
+};
+
 struct Program {
   Strategy strategy;  ///< as built: loss_chunk_rows chosen, recompute filled in
   std::vector<Instruction> instructions;
@@ -173,7 +184,8 @@ struct Program {
   std::vector<std::vector<int>> groups;
   /// By part: boundaries of the slices of the ranks that share its states; {0, elements} where nobody shares.
   std::vector<std::vector<int64_t>> slices;
-  int slice = 0;  ///< this rank's place among them
+  std::vector<std::vector<SquaresRange>> squares;  ///< by part: squares_ranges()
+  int slice = 0;                                   ///< this rank's place among them
   /// Numbers of this rank's micro-batches in the global batch, in the order in which it computes them.
   std::vector<int64_t> micro_batches() const;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held

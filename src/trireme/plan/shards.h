@@ -10,17 +10,6 @@
 
 namespace trireme::plan {
 
-/// Elements of a block of squares; what kernels::squares_by_block() takes.
-inline constexpr int64_t kSquaresBlock = 1024;
-
-/// A stretch of a part's flat elements in which blocks of squares count from its beginning.
-struct SquaresRange {
-  int64_t first = 0;
-  int64_t elements = 0;
-  bool operator==(const SquaresRange&) const = default;
-  int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
-};
-
 /// The stretches of a part, in order: a parameter, or a matrix of a stack of experts, begins a new one unless whole blocks lie
 /// before it. So blocks never straddle matrices, and are the same however the part is cut.
 std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part);

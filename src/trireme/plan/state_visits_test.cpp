@@ -8,10 +8,10 @@
 #include <random>
 
 #include "trireme/model/moe_test_configs.h"
+#include "trireme/plan/instruction_names.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/plan/trace_analysis.h"
-#include "trireme/plan/instruction_names.h"
 
 namespace trireme::plan {
 namespace {

@@ -181,4 +181,35 @@ std::vector<StepMetrics> read_metrics(const std::filesystem::path& path) {
   return result;
 }
 
+std::vector<std::pair<std::string, float>> scalars_of(const StepMetrics& m) {
+  std::vector<std::pair<std::string, float>> scalars = {
+      {"train/loss", static_cast<float>(m.loss)},
+      {"train/grad_norm", static_cast<float>(m.grad_norm)},
+      {"train/lr", static_cast<float>(m.lr)},
+      {"speed/step_s", static_cast<float>(m.step_s)},
+      {"speed/tokens_per_s", static_cast<float>(m.tokens_per_s)},
+      {"speed/model_tflops", static_cast<float>(m.model_tflops)},
+      {"speed/loader_exposed_s", static_cast<float>(m.loader_exposed_s)},
+      {"speed/checkpoint_stall_s", static_cast<float>(m.checkpoint_stall_s)},
+      {"memory/peak_bytes", static_cast<float>(m.peak_bytes)},
+      {"memory/page_faults", static_cast<float>(m.page_faults)}};
+  if (m.mtp_loss) scalars.emplace_back("train/mtp_loss", static_cast<float>(*m.mtp_loss));
+  if (!m.load.empty()) {
+    scalars.emplace_back("moe/balance_loss", static_cast<float>(m.balance_loss));
+    scalars.emplace_back("moe/z_loss", static_cast<float>(m.z_loss));
+    scalars.emplace_back("moe/router_entropy", static_cast<float>(m.router_entropy));
+    scalars.emplace_back("moe/dropped", static_cast<float>(m.dropped));
+    for (size_t i = 0; i < m.load.size(); ++i)
+      scalars.emplace_back(fmt::format("moe/largest_load_{}", i),
+                           static_cast<float>(largest_load(m.load[i])));
+  }
+  if (m.valid_loss) {
+    scalars.emplace_back("valid/loss", static_cast<float>(*m.valid_loss));
+    scalars.emplace_back("valid/perplexity", static_cast<float>(*m.valid_perplexity));
+  }
+  if (m.valid_bits_per_byte)
+    scalars.emplace_back("valid/bits_per_byte", static_cast<float>(*m.valid_bits_per_byte));
+  return scalars;
+}
+
 }  // namespace trireme::train

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trireme/base/json.h"
@@ -74,5 +75,8 @@ class MetricsFile {
 
 /// All whole lines of the file, in order; empty if it is absent.
 std::vector<StepMetrics> read_metrics(const std::filesystem::path& path);
+
+/// The same figures for event files: "train/loss" ...
+std::vector<std::pair<std::string, float>> scalars_of(const StepMetrics& metrics);
 
 }  // namespace trireme::train

@@ -12,6 +12,7 @@
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/kernels/registry.h"
 #include "trireme/model/flops.h"
+#include "trireme/plan/explain_layout.h"
 #include "trireme/plan/held_memory.h"
 #include "trireme/train/device_trial.h"
 #include "trireme/train/memory_advice.h"
@@ -327,6 +328,7 @@ std::string describe(const Preflight& p) {
         "step\n",
         c.schedule.steps, c.batch.sequences, p.program.strategy.micro_batches(), c.batch.lanes,
         p.program.instructions.size());
+    text += plan::explain_layout(p.model.spec, p.program.strategy);
     text +=
         fmt::format("memory     {} at the peak of a step, {} between steps; the {} has {}\n",
                     bytes(p.peak_bytes), bytes(p.resident_bytes),
@@ -410,6 +412,8 @@ OrderedJson to_json(const Preflight& p) {
       json["data"][name] = {{"tokens", dataset->num_tokens()},
                             {"documents", dataset->num_documents()}};
   }
+  if (p.program.strategy.parallel.world() > 1)
+    json["layout"] = plan::layout_json(p.model.spec, p.program.strategy);
   return json;
 }
 

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include <numeric>
+#include <sstream>
+#include <string>
 
 #include "trireme/base/error.h"
 #include "trireme/train/train_state.h"
@@ -12,68 +14,70 @@ namespace trireme::train {
 
 namespace {
 
-/// Shares of all ranks one after the other, on rank 0.
-at::Tensor gather_to_first(const at::Tensor& share, bool mine_is_all, comm::Group& ranks,
-                           const std::vector<int64_t>& counts, device::Device& device) {
-  if (mine_is_all) return ranks.rank() == 0 ? share : at::Tensor();
-  const bool first = ranks.rank() == 0;
-  const auto size = static_cast<size_t>(ranks.size());
-  std::vector<int64_t> in_counts(size, 0);
-  in_counts.front() = share.numel();
-  const std::vector<int64_t> out_counts = first ? counts : std::vector<int64_t>(size, 0);
-  const at::Tensor whole = at::empty(
-      {std::accumulate(out_counts.begin(), out_counts.end(), int64_t{0})}, share.options());
-  const auto work = ranks.all_to_all(whole, out_counts, share, in_counts, device.compute_queue());
-  work->wait(device.compute_queue());
-  return first ? whole.cpu() : at::Tensor();
-}
+constexpr size_t kShares = 3;  // of a part: its masters, its optimizer's first and second states
 
 }  // namespace
 
-WholeState gather_state(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
-                        comm::World& world) {
+StateGather::StateGather(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
+                         comm::World& world)
+    : store_(store),
+      optimizer_(optimizer),
+      world_(world),
+      device_(device::get_device(store.device().str())),
+      counts_(kShares * static_cast<size_t>(store.num_parts())) {
+  std::string mine;
+  for (int part = 0; part < store.num_parts(); ++part) {
+    mine += fmt::format("{} ", store.part_master(part).numel());
+    for (const at::Tensor& state : optimizer.part_states(part))
+      mine += fmt::format("{} ", state.numel());
+  }
+  for (const std::string& of_rank : world.exchange(mine)) {
+    std::istringstream numbers(of_rank);
+    for (std::vector<int64_t>& counts : counts_) numbers >> counts.emplace_back();
+  }
+}
+
+// Shares of all ranks one after the other, on rank 0. What every rank has whole does not move: shares add up to a part once.
+// Second states are of some of the elements that the first are of.
+at::Tensor StateGather::gather(const at::Tensor& share, size_t which) {
+  const std::vector<int64_t>& counts = counts_[which];
+  const int64_t whole = store_.part_numel(static_cast<int>(which / kShares));
+  const auto sum_of = [](const std::vector<int64_t>& of) {
+    return std::accumulate(of.begin(), of.end(), int64_t{0});
+  };
+  const bool is_second = which % kShares == 2;
+  const bool everybody_has_all = sum_of(counts_[is_second ? which - 1 : which]) > whole;
+  const bool first = world_.rank() == 0;
+  if (world_.size() == 1 || everybody_has_all) return first ? share : at::Tensor();
+  if (ranks_ == nullptr) {
+    std::vector<int> members(static_cast<size_t>(world_.size()));
+    std::iota(members.begin(), members.end(), 0);
+    ranks_ = world_.make_group(members, device_);
+  }
+  std::vector<int64_t> in_counts(counts.size(), 0);
+  in_counts.front() = share.numel();
+  const std::vector<int64_t> out_counts = first ? counts : std::vector<int64_t>(counts.size(), 0);
+  const at::Tensor sent = share.to(store_.device());  // states may be kept on the host
+  const at::Tensor joined = at::empty({first ? sum_of(counts) : 0}, sent.options());
+  ranks_->all_to_all(joined, out_counts, sent, in_counts, device_.compute_queue())
+      ->wait(device_.compute_queue());
+  return first ? joined.cpu() : at::Tensor();
+}
+
+WholeState StateGather::masters() {
   WholeState whole;
-  const auto parts = static_cast<size_t>(store.num_parts());
-  std::string sizes;  // of this rank's shares: a line a part
-  for (size_t part = 0; part < parts; ++part) {
-    const std::vector<at::Tensor> states = optimizer.part_states(static_cast<int>(part));
-    sizes += fmt::format("{} {} {}\n", store.part_master(static_cast<int>(part)).numel(),
-                         states.at(0).numel(), states.at(1).numel());
-  }
-  std::vector<std::vector<int64_t>> by_rank;
-  for (const std::string& text : world.exchange(sizes)) {
-    std::vector<int64_t>& numbers = by_rank.emplace_back();
-    size_t at = 0;
-    while (numbers.size() < 3 * parts) {
-      size_t used = 0;
-      numbers.push_back(std::stoll(text.substr(at, 64), &used));
-      at += used;
-    }
-  }
-  device::Device& device = device::get_device(store.device().str());
-  std::vector<int> members(static_cast<size_t>(world.size()));
-  std::iota(members.begin(), members.end(), 0);
-  const std::unique_ptr<comm::Group> ranks = world.make_group(members, device);
-  for (size_t part = 0; part < parts; ++part) {
-    const int64_t numel = store.part_numel(static_cast<int>(part));
-    const auto counts_of = [&](size_t which) {
-      std::vector<int64_t> counts;
-      for (const auto& numbers : by_rank) counts.push_back(numbers[3 * part + which]);
-      return counts;
-    };
-    const std::vector<int64_t> masters = counts_of(0);
-    // Ranks have all of it or shares of it, and then all of them do.
-    const auto all_have = [&](const std::vector<int64_t>& counts) {
-      return counts.front() == numel && counts.back() == numel;
-    };
-    whole.masters.push_back(gather_to_first(store.part_master(static_cast<int>(part)),
-                                            all_have(masters), *ranks, masters, device));
-    const bool states_are_whole = world.size() == 1 || all_have(counts_of(1));
+  for (int part = 0; part < store_.num_parts(); ++part)
+    whole.masters.push_back(gather(store_.part_master(part), kShares * static_cast<size_t>(part)));
+  return whole;
+}
+
+WholeState StateGather::masters_and_states() {
+  WholeState whole = masters();
+  for (int part = 0; part < store_.num_parts(); ++part) {
     std::vector<at::Tensor>& states = whole.part_states.emplace_back();
-    size_t which = 1;
-    for (const at::Tensor& state : optimizer.part_states(static_cast<int>(part)))
-      states.push_back(
-          gather_to_first(state, states_are_whole, *ranks, counts_of(which++), device));
+    size_t which = kShares * static_cast<size_t>(part);
+    for (const at::Tensor& state : optimizer_.part_states(part))
+      states.push_back(gather(state, ++which));
   }
   return whole;
 }

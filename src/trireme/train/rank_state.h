@@ -1,6 +1,8 @@
 // The state of a run that ranks share, put together for checkpoints and exports, and taken apart again.
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "trireme/checkpoint/checkpoint.h"
@@ -16,10 +18,27 @@ struct WholeState {
   std::vector<std::vector<at::Tensor>> part_states;  ///< by part, as Optimizer::part_states()
 };
 
-/// Brings the shares of a run's ranks together on rank 0, on the CPU where more than one rank has a share; where rank 0 has all
-/// of a part, it is the part's own tensor. Collective over the world. Blocks.
-WholeState gather_state(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
-                        comm::World& world);
+/// Brings the shares of a run's ranks together on rank 0, on the CPU where more than one rank has a share; where every rank has
+/// all of a part, it is the part's own tensor. Ownership: borrows all three. Collective over the world: all ranks make it, and
+/// call it alike. Blocks.
+class StateGather {
+ public:
+  StateGather(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
+              comm::World& world);
+  WholeState masters();
+  WholeState masters_and_states();
+
+ private:
+  at::Tensor gather(const at::Tensor& share, size_t which);
+
+  const nn::ParameterStore& store_;
+  const optim::Optimizer& optimizer_;
+  comm::World& world_;
+  device::Device& device_;
+  std::unique_ptr<comm::Group> ranks_;  ///< from the first share on
+  std::vector<std::vector<int64_t>>
+      counts_;  ///< by share (a part's masters, first and second states), by rank: elements
+};
 
 /// Views with parameters' shapes: of masters alone, and of all that a checkpoint holds.
 std::vector<checkpoint::NamedTensor> parameter_tensors(const nn::ParameterStore& store,

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <map>
 #include <set>
-#include <span>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/file.h"
@@ -16,15 +15,16 @@
 #include "trireme/base/log.h"
 #include "trireme/base/temporary_file.h"
 #include "trireme/checkpoint/checkpoint_writer.h"
-#include "trireme/comm/agreement.h"
 #include "trireme/data/loader.h"
 #include "trireme/device/device.h"
+#include "trireme/execute/evaluation.h"
 #include "trireme/execute/executor.h"
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_shares.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/train/artifacts.h"
+#include "trireme/train/beginning.h"
 #include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
 #include "trireme/train/rank_samples.h"
@@ -33,7 +33,7 @@
 #include "trireme/train/step_benchmark.h"
 #include "trireme/train/tensorboard.h"
 #include "trireme/train/train_state.h"
-#include "trireme/train/validation_blocks.h"
+#include "trireme/train/validation.h"
 
 namespace trireme::train {
 
@@ -53,12 +53,6 @@ std::string differing_config_keys(const std::string& theirs, const std::string& 
   }
   return fmt::format("{}", fmt::join(keys, ", "));
 }
-
-/// Loss of a validation pass.
-struct Validation {
-  double loss = 0.0;
-  std::optional<double> bits_per_byte;
-};
 
 /// One run from its checkpoint, or from step 0, to its end. Used by train() only.
 class Run {
@@ -81,6 +75,7 @@ class Run {
             c_.memory.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
             execute::state_shares(p_.model.spec, p_.program))),
         executor_(model_, store_, *optimizer_, options.world),
+        gather_(store_, *optimizer_, world_),
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
         progress_(c_.log.every, options.quiet || folder == nullptr) {
@@ -93,7 +88,7 @@ class Run {
     state_.data = hash_text(p_.data.train->fingerprint()) +
                   (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
     state_.arithmetic = execute::arithmetic_name();
-    if (options.world != nullptr) agree_on_run();
+    if (options.world != nullptr) agree_on_run(p_, state_, options.version, world_);
     if (from) {
       resume(*from);
     } else {
@@ -106,7 +101,6 @@ class Run {
  private:
   bool done() const { return state_.step >= c_.schedule.steps; }
   bool is_last(int64_t step) const { return step >= c_.schedule.steps; }
-  void agree_on_run() const;
   void initialize();
   void resume(const checkpoint::Checkpoint& from);
   void loop();
@@ -131,6 +125,7 @@ class Run {
   nn::Model model_;
   std::unique_ptr<optim::Optimizer> optimizer_;
   execute::Executor executor_;
+  StateGather gather_;
   const optim::BatchRampSpec ramp_;
   const optim::ScheduleSpec schedule_;
   Progress progress_;
@@ -144,24 +139,6 @@ class Run {
   std::optional<MetricsFile> metrics_file_;
   std::optional<EventFile> events_;
 };
-
-/// Ranks that were given different things would train something that nobody asked for, or wait for each other.
-void Run::agree_on_run() const {
-  std::string program;
-  const plan::Strategy strategy = strategy_of(c_, p_.model.spec, p_.precision.precision);
-  for (const plan::Instruction& one : plan::build_program(p_.model.spec, strategy, 0).instructions)
-    program += plan::describe(p_.model.spec, one) + "\n";
-  const std::vector<std::string> keys = differing_keys(RunConfig{}, c_);
-  const auto digest = [](const std::string& text) {
-    return hash_text(xxh3(std::as_bytes(std::span(text))));
-  };
-  comm::agree(world_, {{"code", options_.version},
-                       {"model", digest(p_.model.spec.config_json)},
-                       {"program", digest(program)},
-                       {"run file", digest(fmt::format("{}", fmt::join(keys, "\n")))},
-                       {"data", state_.data},
-                       {"arithmetic", state_.arithmetic}});
-}
 
 void Run::initialize() {
   if (!p_.model.initial) {
@@ -250,7 +227,7 @@ execute::StepResult Run::step(data::Loader& loader, StepMetrics& metrics) {
   input.learning_rate = optim::learning_rate(schedule_, state_.step);
   input.clip_norm = c_.optim.clip;
   if (!state_.expert_load.empty()) input.expert_load = &state_.expert_load;
-  input.stop_requested = interrupted();
+  input.stop_requested = interrupted;
   for (size_t m = 0; m < program.micro_batches().size(); ++m)
     input.micro_batches.push_back(loader.next());
   execute::StepResult result = run_step(program, input);
@@ -344,78 +321,23 @@ void Run::keep_what_is_good() {
 
 std::optional<Validation> Run::validate(int64_t sequences) {
   if (p_.data.valid == nullptr) return std::nullopt;
-  const data::Dataset& dataset = *p_.data.valid;
-  const int64_t rows = c_.batch.micro;
-  const int64_t blocks = (dataset.num_windows() + rows - 1) / rows;
-  const int64_t wanted =
-      sequences == 0 ? blocks : std::clamp<int64_t>((sequences + rows - 1) / rows, 1, blocks);
   executor_.settle();  // what is under way takes memory that a step would not need yet
-  // The ranks take turns; sums are in the order of the blocks whoever computed them.
-  std::vector<BlockFigures> mine;
-  for (int64_t i = world_.rank(); i < wanted; i += world_.size()) {
-    // Evenly over the whole set, the same ones every time.
-    const data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
-    world_.check();
-    BlockFigures& figures = mine.emplace_back();
-    if (batch.num_targets == 0) continue;
-    const execute::EvaluationResult result =
-        execute::evaluate(model_, batch, c_.memory.loss_chunk_rows);
-    figures = {result.loss_sum, result.num_targets, result.num_bytes};
-  }
-  double loss_sum = 0.0;
-  int64_t targets = 0;
-  int64_t bytes = 0;
-  for (const BlockFigures& block : in_turns(mine, wanted, world_)) {
-    loss_sum += block.loss_sum;
-    targets += block.targets;
-    bytes += block.bytes;
-  }
-  if (targets == 0) return std::nullopt;
-  Validation validation;
-  validation.loss = loss_sum / static_cast<double>(targets);
-  if (bytes > 0) validation.bits_per_byte = loss_sum / std::log(2.0) / static_cast<double>(bytes);
-  return validation;
+  return evaluate_dataset(model_, *p_.data.valid,
+                          {c_.batch.micro, sequences, c_.memory.loss_chunk_rows}, world_);
 }
 
 void Run::record(const StepMetrics& m) {
   if (folder_ == nullptr) return;
   metrics_file_->append(m);
   if (!events_) return;
-  std::vector<std::pair<std::string, float>> scalars = {
-      {"train/loss", static_cast<float>(m.loss)},
-      {"train/grad_norm", static_cast<float>(m.grad_norm)},
-      {"train/lr", static_cast<float>(m.lr)},
-      {"speed/step_s", static_cast<float>(m.step_s)},
-      {"speed/tokens_per_s", static_cast<float>(m.tokens_per_s)},
-      {"speed/model_tflops", static_cast<float>(m.model_tflops)},
-      {"speed/loader_exposed_s", static_cast<float>(m.loader_exposed_s)},
-      {"speed/checkpoint_stall_s", static_cast<float>(m.checkpoint_stall_s)},
-      {"memory/peak_bytes", static_cast<float>(m.peak_bytes)},
-      {"memory/page_faults", static_cast<float>(m.page_faults)}};
-  if (m.mtp_loss) scalars.emplace_back("train/mtp_loss", static_cast<float>(*m.mtp_loss));
-  if (!m.load.empty()) {
-    scalars.emplace_back("moe/balance_loss", static_cast<float>(m.balance_loss));
-    scalars.emplace_back("moe/z_loss", static_cast<float>(m.z_loss));
-    scalars.emplace_back("moe/router_entropy", static_cast<float>(m.router_entropy));
-    scalars.emplace_back("moe/dropped", static_cast<float>(m.dropped));
-    for (size_t i = 0; i < m.load.size(); ++i)
-      scalars.emplace_back(fmt::format("moe/largest_load_{}", i),
-                           static_cast<float>(largest_load(m.load[i])));
-  }
-  if (m.valid_loss) {
-    scalars.emplace_back("valid/loss", static_cast<float>(*m.valid_loss));
-    scalars.emplace_back("valid/perplexity", static_cast<float>(*m.valid_perplexity));
-  }
-  if (m.valid_bits_per_byte)
-    scalars.emplace_back("valid/bits_per_byte", static_cast<float>(*m.valid_bits_per_byte));
-  events_->add_scalars(wall_time_s(), m.step, scalars);
+  events_->add_scalars(wall_time_s(), m.step, scalars_of(m));
 }
 
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const double start = steady_clock().now_s();
   executor_.settle();
-  const WholeState whole = gather_state(store_, *optimizer_, world_);
+  const WholeState whole = gather_.masters_and_states();
   saved_step_ = state_.step;
   if (!writer_) return;
   // No checkpoint is ahead of metrics.jsonl, whatever happens to the machine.
@@ -482,7 +404,8 @@ TrainResult Run::finish() {
   TrainResult result;
   result.baselines = p_.baselines;
   executor_.settle();
-  const WholeState whole = gather_state(store_, *optimizer_, world_);
+  WholeState whole;
+  if (c_.hf_export.enabled) whole = gather_.masters();
   if (folder_ == nullptr) return result;
   writer_->wait();
   if (c_.hf_export.enabled) {
@@ -532,33 +455,9 @@ TrainResult Run::run() {
   return result;
 }
 
-/// What rank 0 found before the others begin.
-struct Beginning {
-  bool done = false;  ///< nothing is left to do
-  std::string precision;
-  std::string checkpoint;  ///< to resume from; "" for none
-};
-
-std::string to_text(const Beginning& beginning) {
-  return Json{{"done", beginning.done},
-              {"precision", beginning.precision},
-              {"checkpoint", beginning.checkpoint}}
-      .dump();
-}
-
-Beginning beginning_from(const std::string& text) {
-  const Json json = parse_json(text, "rank 0's message");
-  return {json.at("done"), json.at("precision"), json.at("checkpoint")};
-}
-
-/// Rank 0's first: it prepares the data that the others then find.
-void tell_ranks(comm::World* world, const Beginning& beginning) {
-  if (world != nullptr) world->exchange(to_text(beginning));
-}
-
 /// A rank that only computes.
 TrainResult train_along(const RunFile& run, const TrainOptions& options) {
-  const Beginning beginning = beginning_from(options.world->exchange("").front());
+  const Beginning beginning = hear_first_rank(*options.world);
   TrainResult result;
   result.was_done = beginning.done;
   if (beginning.done) return result;
@@ -571,27 +470,7 @@ TrainResult train_along(const RunFile& run, const TrainOptions& options) {
   return training.run();
 }
 
-/// Ranks of a machine take its accelerators in turn, if the run file names their kind alone.
-RunFile on_own_device(const RunFile& run, const comm::World* world) {
-  RunFile own = run;
-  std::string& name = own.config.device.name;
-  if (world != nullptr && world->size() > 1 && name != "cpu" && name.find(':') == std::string::npos)
-    name += fmt::format(":{}", world->rank_on_host());
-  return own;
-}
-
 }  // namespace
-
-void check_ranks(const RunFile& run, int64_t here) {
-  const int64_t wanted = parallel_of(run.config).world();
-  TRIREME_USER_CHECK(
-      wanted == here, kConfig,
-      fmt::format(
-          "start it with trireme launch --nproc {} (or --threads {}), or set parallel.dp = {}",
-          wanted, wanted, here),
-      "[parallel] asks for {} rank{}, and {} {} here", wanted, wanted == 1 ? "" : "s", here,
-      here == 1 ? "is" : "are");
-}
 
 TrainResult train(const RunFile& file, const TrainOptions& options) {
   const RunFile run = on_own_device(file, options.world);

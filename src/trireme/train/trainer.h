@@ -42,9 +42,6 @@ struct TrainResult {
 /// Errors: the first of inspect_run()'s problems; Error{kInterrupted} after interrupted() was set and a checkpoint
 /// written; Error{kNumerical} under the policy of [loss]; Error{kData} for the disk.
 /// Thread-safety: one run at a time in a process.
-/// Error{kConfig} if the run's [parallel] table asks for another number of ranks than there are.
-void check_ranks(const RunFile& run, int64_t here);
-
 /// Collective over the world. Rank 0 writes what the run leaves; the others read it.
 TrainResult train(const RunFile& run, const TrainOptions& options);
 

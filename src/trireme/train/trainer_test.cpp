@@ -10,80 +10,17 @@
 
 #include "trireme/base/file.h"
 #include "trireme/base/interrupt.h"
-#include "trireme/base/log.h"
 #include "trireme/checkpoint/tensor_file.h"
-#include "trireme/comm/local/local_world.h"
 #include "trireme/train/rank_state.h"
 #include "trireme/train/run_folder.h"
+#include "trireme/train/testing/trainer_fixture.h"
 #include "trireme/train/train_state.h"
 
 namespace trireme::train {
 namespace {
 
-namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-const char kConfig[] =
-    R"({"model_type": "llama", "vocab_size": 320, "hidden_size": 16, "intermediate_size": 32,
-  "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
-  "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true})";
-
-/// A run of a tiny model in a folder of its own, on a device by name.
-class TrainerTest : public ::testing::TestWithParam<const char*> {
- protected:
-  void SetUp() override {
-    log::set_level(log::Level::kWarning);
-    std::string name = ::testing::UnitTest::GetInstance()->current_test_info()->name();
-    std::ranges::replace(name, '/', '_');
-    folder_ = fs::path(::testing::TempDir()) / ("trainer_" + name);
-    fs::remove_all(folder_);
-    fs::create_directories(folder_);
-    std::ofstream(folder_ / "config.json") << kConfig;
-    std::ofstream text(folder_ / "text.txt");
-    for (int i = 0; i < 60; ++i) text << "line " << i * i << " of a text that repeats itself\n";
-  }
-  void TearDown() override {
-    set_interrupted(false);
-    fs::remove_all(folder_);
-  }
-
-  RunFile run(const std::string& out, std::vector<std::string> sets = {}) const {
-    const std::string text = fmt::format(
-        "out = \"{0}/{1}\"\nthreads = 1\n[device]\nname = \"{2}\"\n[model]\nconfig = "
-        "\"{0}/config.json\"\n[data]\ntrain = "
-        "\"{0}/text.txt\"\nvalid = \"{0}/text.txt\"\ncache = \"{0}/cache\"\n"
-        "seq_len = 16\n[batch]\nsequences = 4\nmicro = 1\nlanes = 2\n[optim]\nlr = "
-        "1e-2\n[schedule]\nsteps = 6\nwarmup = 1\n"
-        "[precision]\nrecipe = \"fp32\"\n[eval]\nevery = 2\n[checkpoint]\nevery = "
-        "2\n[log]\ntrace_step = 2\n",
-        folder_.string(), out, GetParam());
-    return parse_run_file(text, "run.toml", sets);
-  }
-
-  static TrainOptions options() {
-    TrainOptions options;
-    options.quiet = true;
-    return options;
-  }
-
-  std::string digest(const std::string& out) const {
-    return checkpoint::Checkpoint(folder_ / out / "checkpoints").manifest().digest;
-  }
-
-  /// metrics.jsonl without what is measured by a clock or an allocator.
-  std::string figures(const std::string& out) const {
-    std::string text;
-    for (const StepMetrics& m : read_metrics(folder_ / out / "metrics.jsonl")) {
-      text += fmt::format("{} {} {} {} {} {} {} {} {} {}\n", m.step, m.tokens, m.loss,
-                          m.mtp_loss.value_or(-1), m.grad_norm, m.lr, m.sequences,
-                          m.valid_loss.value_or(-1), m.valid_bits_per_byte.value_or(-1), m.load);
-    }
-    return text;
-  }
-
-  fs::path folder_;
-};
 
 TEST_P(TrainerTest, LearnsAndLeavesEverythingBehind) {
   const TrainResult result =
@@ -135,74 +72,6 @@ TEST_P(TrainerTest, LostStepsAreDoneAgainTheSame) {
   train(run("killed"), options());
   EXPECT_EQ(digest("whole"), digest("killed"));
   EXPECT_EQ(figures("whole"), figures("killed"));
-}
-
-/// The run over ranks that are threads.
-void train_on_ranks(const RunFile& run) {
-  comm::run_ranks(static_cast<int>(run.config.parallel.dp), [&](comm::World& world) {
-    TrainOptions options;
-    options.quiet = true;
-    options.world = &world;
-    train(run, options);
-  });
-}
-
-TEST_P(TrainerTest, RanksLeaveWhatOneRankLeaves) {
-  for (const char* recipe : {"fp32", "bf16"}) {
-    const std::string precision = fmt::format("precision.recipe={}", recipe);
-    const std::vector<std::string> sets = {precision, "batch.ramp_start=4", "batch.ramp_steps=3",
-                                           "batch.sequences=8", "batch.lanes=4"};
-    const std::string one = fmt::format("one-{}", recipe);
-    train(run(one, sets), options());
-    const bool fp32 = recipe == std::string("fp32");
-    for (const auto& [dp, zero] : fp32 ? std::vector<std::pair<int, int>>{{2, 0}, {3, 1}, {2, 2}}
-                                       : std::vector<std::pair<int, int>>{{3, 0}, {2, 1}, {3, 2}}) {
-      const std::string out = fmt::format("{}-{}-{}", recipe, dp, zero);
-      std::vector<std::string> over = sets;
-      over.push_back(fmt::format("parallel.dp={}", dp));
-      over.push_back(fmt::format("parallel.zero={}", zero));
-      train_on_ranks(run(out, over));
-      EXPECT_EQ(digest(out), digest(one)) << out;
-      EXPECT_EQ(figures(out), figures(one)) << out;
-      EXPECT_EQ(read_file(folder_ / out / "export/model.safetensors"),
-                read_file(folder_ / one / "export/model.safetensors"));
-    }
-  }
-}
-
-TEST_P(TrainerTest, ARunGoesOnWithAnotherNumberOfRanks) {
-  const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
-  train(run("whole", sets), options());
-  const auto with = [&](int dp, int zero) {
-    std::vector<std::string> over = sets;
-    over.push_back(fmt::format("parallel.dp={}", dp));
-    over.push_back(fmt::format("parallel.zero={}", zero));
-    return run("pieces", over);
-  };
-  int pieces = 0;
-  for (const auto& [dp, zero] : {std::pair{3, 1}, {1, 0}, {2, 2}, {4, 1}, {2, 0}, {3, 2}}) {
-    set_interrupted(true);
-    try {
-      train_on_ranks(with(dp, zero));
-    } catch (const Error& error) {
-      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
-      ++pieces;
-    }
-  }
-  EXPECT_EQ(pieces, 5);
-  EXPECT_EQ(digest("pieces"), digest("whole"));
-  EXPECT_EQ(figures("pieces"), figures("whole"));
-}
-
-TEST_P(TrainerTest, RanksThatAreNotThereAreAnError) {
-  try {
-    train(run("a", {"parallel.dp=2"}), options());
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::kConfig);
-    EXPECT_THAT(error.what(), HasSubstr("2 ranks, and 1 is here"));
-    EXPECT_THAT(error.hint(), HasSubstr("trireme launch --nproc 2"));
-  }
 }
 
 TEST_P(TrainerTest, ADoneRunIsLeftAlone) {
@@ -470,7 +339,8 @@ TEST_P(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
   const auto optimizer = optim::make_optimizer(optimizer_of(muon.config), spec);
   const auto alone = comm::single_rank();
   std::vector<checkpoint::NamedTensor> tensors =
-      state_tensors(store, optimizer_of(muon.config), gather_state(store, *optimizer, *alone));
+      state_tensors(store, optimizer_of(muon.config),
+                    StateGather(store, *optimizer, *alone).masters_and_states());
   const std::string momentum = "optimizer.momentum_buffer.";
   std::string moved;
   for (checkpoint::NamedTensor& tensor : tensors) {
@@ -581,9 +451,6 @@ TEST_P(ChatTrainerTest, WhatIsMissingIsNamedBeforeStepZero) {
               HasSubstr("plain.jsonl:1: no key \"messages\""));
 }
 
-std::string device_of(const ::testing::TestParamInfo<const char*>& info) {
-  return info.param;
-}
 INSTANTIATE_TEST_SUITE_P(Devices, TrainerTest, ::testing::Values("cpu", "sim"), device_of);
 INSTANTIATE_TEST_SUITE_P(Devices, MtpTrainerTest, ::testing::Values("cpu", "sim"), device_of);
 INSTANTIATE_TEST_SUITE_P(Devices, LostMtpTrainerTest, ::testing::Values("cpu", "sim"), device_of);

@@ -17,10 +17,10 @@
 namespace trireme::comm {
 namespace {
 
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
 using testing::cpu;
+using ::testing::ElementsAre;
 using testing::error_of;
+using ::testing::HasSubstr;
 
 TEST(GlooWorld, TransfersDoWhatPlainLoopsDo) {
   for (uint64_t seed = 0; seed < 8; ++seed) {

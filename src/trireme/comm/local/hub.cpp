@@ -12,8 +12,8 @@
 
 #include "trireme/base/clock.h"
 #include "trireme/base/error.h"
-#include "trireme/comm/rank_names.h"
 #include "trireme/base/thread_pool.h"
+#include "trireme/comm/rank_names.h"
 #include "trireme/comm/sum.h"
 
 namespace trireme::comm {

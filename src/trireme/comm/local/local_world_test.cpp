@@ -18,11 +18,11 @@
 namespace trireme::comm {
 namespace {
 
+using testing::cpu;
 using ::testing::ElementsAre;
+using testing::error_of;
 using ::testing::HasSubstr;
 using ::testing::Not;
-using testing::cpu;
-using testing::error_of;
 
 std::vector<int> all_of(int size) {
   std::vector<int> ranks(static_cast<size_t>(size));

@@ -17,8 +17,8 @@
 #include <thread>
 
 #include "trireme/base/error.h"
-#include "trireme/base/test_folder.h"
 #include "trireme/base/secret.h"
+#include "trireme/base/test_folder.h"
 #include "trireme/comm/rendezvous/announcement.h"
 #include "trireme/comm/rendezvous/client.h"
 #include "trireme/comm/rendezvous/torch_store.h"

@@ -16,7 +16,8 @@ inline device::Device& cpu() {
 }
 
 /// What a call throws, which must be of this code.
-inline std::string error_of(const std::function<void()>& call, ErrorCode code = ErrorCode::kDevice) {
+inline std::string error_of(const std::function<void()>& call,
+                            ErrorCode code = ErrorCode::kDevice) {
   try {
     call();
   } catch (const Error& error) {

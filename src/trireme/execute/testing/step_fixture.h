@@ -12,6 +12,7 @@
 
 #include "trireme/data/tokens_ahead.h"
 #include "trireme/device/device.h"
+#include "trireme/execute/evaluation.h"
 #include "trireme/execute/executor.h"
 #include "trireme/model/moe_test_configs.h"
 #include "trireme/nn/testing/reference_model.h"
