@@ -472,7 +472,7 @@ def _(folder):
                           env=dict(os.environ, OMP_NUM_THREADS="1"))
 
 
-@case("one-of-two-ranks", CONFIG, "2 are here")
+@case("one-of-two-ranks", CONFIG, "MASTER_ADDR")
 def _(folder):
     folder.write_run()
     return subprocess.run([PROGRAM, "train", "run.toml"], cwd=folder.path, capture_output=True, text=True, timeout=300,

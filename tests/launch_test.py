@@ -252,7 +252,10 @@ def torchrun():
     if not found:
         raise tiny_run.Skipped("there is no torchrun in .deps")
     program = found[0]
-    asked = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    try:
+        asked = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120, check=False)
+    except OSError as error:  # an environment of another machine, whose Python is not here
+        raise tiny_run.Skipped(f"{program} does not run: {error}") from error
     if asked.returncode != 0:
         raise tiny_run.Skipped(f"{program} does not run: " + asked.stderr.strip().splitlines()[-1])
     return program

@@ -88,6 +88,31 @@ def generates_and_evaluates(folder):
 
 
 @case
+def ranks_talk_by_its_own_collectives(folder):
+    few = ["--set", "schedule.steps=6", "--set", "schedule.warmup=1", "--set", "batch.lanes=2"]
+
+    def over_two(out, *more, status=0, **environment):
+        return run(folder, "launch", "--nproc", "2", "--", "train", "run.toml", "--set", f"out={out}", *ON_ABACUS, *few, "--set",
+                   "parallel.dp=2", "--set", "parallel.zero=1", *more, status=status, OMP_NUM_THREADS="1", **environment)
+
+    def digest(out):
+        return json.loads(run(folder, "checkpoint", "digest", out, "--json").stdout)["digest"]
+
+    train(folder, "one_rank", *ON_ABACUS, *few)
+    own = os.path.join(DEVICES, "libtrireme_abacus_collectives.so")
+    said = f"collectives of abacus: {own}"
+    for out, more, environment in (("found", [], {"TRIREME_DEVICE_PATH": DEVICES}),
+                                   ("named", ["--set", f"device.collectives={own}"], {"STORE_COLLECTIVES": "sequential"})):
+        done = over_two(out, *more, **environment)
+        assert said in done.stdout + done.stderr, done.stderr
+        assert digest(out) == digest("one_rank"), out
+    done = over_two("by_host", "--set", "device.collectives=host", TRIREME_DEVICE_PATH=DEVICES)
+    assert said not in done.stdout + done.stderr and digest("by_host") == digest("one_rank"), done.stderr
+    text = over_two("none", "--set", "device.collectives=absent.so", status=2).stderr
+    assert "the collectives absent.so do not open" in text and 'device.collectives to "host"' in text, text
+
+
+@case
 def the_run_file_and_a_search_path_name_it(folder):
     with open(os.path.join(folder, "plugin.toml"), "w", encoding="utf-8") as file:
         file.write(tiny_run.RUN + f'\n[device]\nname = "abacus"\nplugin = "{ABACUS}"\n')

@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <string>
 #include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/comm/gloo/gloo_world.h"
+#include "trireme/comm/plugin/plugin_world.h"
 #include "trireme/comm/rendezvous.h"
 #include "trireme/comm/rendezvous/torch_store.h"
 #include "trireme/comm/serial_thread.h"
@@ -31,8 +33,10 @@ class ProcessWorld final : public World {
     for (int rank = 0; rank < rendezvous_->size(); ++rank) {
       if (rendezvous_->host(rank) != rendezvous_->host(0)) options.address = address;
     }
-    world_ = make_gloo_world(as_torch_store(rendezvous_, timeout_s), rendezvous_->rank(),
-                             rendezvous_->size(), options);
+    const c10::intrusive_ptr<c10d::Store> store = as_torch_store(rendezvous_, timeout_s);
+    world_ =
+        make_plugin_world(make_gloo_world(store, rendezvous_->rank(), rendezvous_->size(), options),
+                          store, timeout_s);
     // From a thread of its own: an abort asks the rendezvous, which waits for the end of this call.
     rendezvous_->on_peer_lost([this](const PeerLoss& loss) {
       note(describe(loss));
@@ -60,9 +64,9 @@ class ProcessWorld final : public World {
   }
   void barrier() override { world_->barrier(); }
   void check() override {
-    const std::string why = reason();
-    TRIREME_USER_CHECK(why.empty(), kDevice, "the last checkpoint is complete: start the run again",
-                       "{}", why);
+    if (!ends_.load(std::memory_order_acquire)) return;  // asked before every instruction
+    throw Error(ErrorCode::kDevice, reason(),
+                "the last checkpoint is complete: start the run again");
   }
   void abort(const std::string& reason) override {
     note(reason);
@@ -75,6 +79,7 @@ class ProcessWorld final : public World {
   void note(const std::string& reason) {
     const std::lock_guard lock(mutex_);
     if (reason_.empty()) reason_ = reason;
+    ends_.store(true, std::memory_order_release);
   }
   std::string reason() {
     const std::lock_guard lock(mutex_);
@@ -85,6 +90,7 @@ class ProcessWorld final : public World {
   double timeout_s_;
   std::mutex mutex_;
   std::string reason_;  ///< why the run ends; empty: it does not
+  std::atomic<bool> ends_{false};
   std::unique_ptr<World> world_;
   SerialThread news_{"comm-news"};
 };

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "trireme/checkpoint/storage.h"
+#include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/device.h"
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/kernels/registry.h"
@@ -247,6 +248,7 @@ Preflight inspect_run(const RunFile& run, const std::string& precision, int rank
   attempt(p.problems, [&] {
     device::use_plugin(run.config.device.name, run.config.device.plugin);
     p.device_memory_bytes = device::get_device(run.config.device.name).total_memory_bytes();
+    comm::use_collectives(run.config.device.name, run.config.device.collectives);
   });
   attempt(p.problems, [&] { choose_kernels(run.config); });
   const std::string recipe = precision.empty() ? run.config.precision.recipe : precision;

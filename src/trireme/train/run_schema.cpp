@@ -402,6 +402,11 @@ std::vector<SchemaEntry> make_schema() {
                   "between them. Empty: `libtorch_NAME.so` or "
                   "`libNAME.so` in the folders of the variable `TRIREME_DEVICE_PATH`.",
                   kNoEffect));
+  s.push_back(key("device.collectives", REF(device.collectives), any(),
+                  "How ranks that are processes talk: the library of the device's collectives "
+                  "(`docs/devices.md`), or `host`: through the host's memory, over TCP. Empty: "
+                  "`libtrireme_NAME_collectives.so` where device libraries are found, else `host`.",
+                  kNoEffect));
 
   s.push_back(key("kernels.load", REF(kernels.load), any(),
                   "Shared libraries with kernels (`examples/kernel`)."));
