@@ -10,10 +10,13 @@
 #include <c10/core/StreamGuard.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "trireme/base/error.h"
+#include "trireme/device/graph.h"
 #include "trireme/device/memory.h"
 
 namespace trireme::device {
@@ -95,6 +98,18 @@ class Device {
   virtual at::Tensor random_state() const = 0;
   virtual void set_random_state(const at::Tensor& state) = 0;
   virtual void seed(uint64_t seed) = 0;
+
+  /// Of Capabilities::graph_capture; the others throw Error{kDevice}.
+  virtual std::shared_ptr<GraphMemory> new_graph_memory() {
+    throw Error(ErrorCode::kDevice, type() + " records no work", "run it without graphs");
+  }
+  /// Calls `work`, whose calls of this thread to compute_queue() are recorded and not done. Tensors that it makes are of `memory`. It
+  /// may not wait for the device, nor for another queue's work, nor read anything back: that throws Error{kDevice} that names the
+  /// last work recorded, or what the vendor's library says.
+  virtual std::unique_ptr<Graph> record(const std::function<void()>& /*work*/,
+                                        const std::shared_ptr<GraphMemory>& /*memory*/) {
+    throw Error(ErrorCode::kDevice, type() + " records no work", "run it without graphs");
+  }
 
   /// Whether the vendor's profiler shows ranges; they cost nothing elsewhere.
   virtual bool has_ranges() const { return false; }

@@ -24,7 +24,7 @@ struct DeviceAbi {
   uint64_t layout;
 };
 constexpr DeviceAbi kDeviceAbi = {
-    1,
+    2,
     {TORCH_VERSION_MAJOR, TORCH_VERSION_MINOR, TORCH_VERSION_PATCH},
     sizeof(Capabilities) * 4096 + sizeof(MemoryStatistics) * 64 + sizeof(Device)};
 

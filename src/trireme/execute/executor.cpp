@@ -15,6 +15,7 @@
 #include "trireme/execute/evaluation.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
+#include "trireme/execute/recorded_step.h"
 #include "trireme/execute/selection_bias.h"
 #include "trireme/execute/state_visits.h"
 #include "trireme/execute/step_counts.h"
@@ -74,6 +75,13 @@ class Executor::Step {
       exchange_->begin_step(program);
     }
 
+    if (strategy.record) {
+      if (executor.recorded_ == nullptr)
+        executor.recorded_ = std::make_unique<RecordedStep>(device_);
+      recorded_ = executor.recorded_.get();
+      recorded_->begin_step(store_.spec(), program);
+    }
+
     const auto parts = static_cast<size_t>(model_.num_parts());
     for (size_t i = 0; i < own.size(); ++i) {
       MicroBatch& micro = micro_batches_[own[i]];
@@ -96,12 +104,18 @@ class Executor::Step {
     StepTimer timer(device_);
     int64_t peak = 0;
     int64_t reserved = 0;
-    for (const plan::Instruction& instruction : program_.instructions) {
+    for (size_t at = 0; at < program_.instructions.size(); ++at) {
+      const plan::Instruction& instruction = program_.instructions[at];
       const device::Range range(device_,
                                 [&] { return plan::describe(model_.spec(), instruction); });
-      plan::Measurement& measurement = result_.measurements[static_cast<size_t>(instruction.id)];
       try {
-        run_one(instruction, timer);
+        const plan::RecordedRun* run =
+            recorded_ == nullptr ? nullptr : recorded_->run_at(instruction.id);
+        if (run != nullptr && run_recorded(*run, timer)) {
+          at = static_cast<size_t>(run->end) - 1;
+        } else {
+          run_one(instruction, timer);
+        }
       } catch (const std::exception& error) {
         const auto refusal = device::memory_refusal(error);
         if (!refusal) throw;
@@ -109,13 +123,18 @@ class Executor::Step {
                             device_.memory().peak_allocated_bytes);
       }
       const device::MemoryStatistics memory = device_.memory();
-      measurement.held_bytes_after = memory.allocated_bytes;
-      measurement.peak_bytes = memory.peak_allocated_bytes;
+      for (auto id = static_cast<size_t>(instruction.id); id <= at; ++id) {
+        result_.measurements[id].held_bytes_after = memory.allocated_bytes;
+        result_.measurements[id].peak_bytes = memory.peak_allocated_bytes;
+      }
       peak = std::max(peak, memory.peak_allocated_bytes);
       reserved = std::max(reserved, memory.peak_reserved_bytes);
     }
     wait_for_step();
     timer.read(result_.measurements);
+    for (const plan::RecordedRun* run : replayed_) share_time(*run);
+    result_.runs_replayed = static_cast<int64_t>(replayed_.size());
+    if (recorded_ != nullptr) result_.runs_recorded = recorded_->num_recorded();
     read_copies_of_step_before(timer);
     if (exchange_ != nullptr) exchange_->place_times(begin, result_.measurements);
     result_.peak_allocated_bytes = peak;
@@ -132,13 +151,89 @@ class Executor::Step {
     timer.start(queue);
     release(instruction);
     device_.reset_peak_memory();
-    for (const int buffer : instruction.makes) make(program_.buffers[static_cast<size_t>(buffer)]);
-    execute(instruction);
-    for (const int buffer : instruction.frees) free(program_.buffers[static_cast<size_t>(buffer)]);
+    compute(instruction);
     timer.stop(queue);
     if (plan::runs_on(program_, instruction)) visits_->time(instruction.part, timer.take_last());
     const auto id = static_cast<size_t>(instruction.id);
     if (is_waited_for_[id] != 0) done_[id] = queue.record();
+  }
+
+  /// False: the run is to be run as any other.
+  bool run_recorded(const plan::RecordedRun& run, StepTimer& timer) {
+    const auto each = [&](const auto& call) {
+      for (int id = run.first; id < run.end; ++id)
+        call(program_.instructions[static_cast<size_t>(id)]);
+    };
+    if (exchange_ != nullptr) exchange_->check();
+    each([&](const plan::Instruction& instruction) { wait_for_queues(instruction); });
+    device::Queue& queue = device_.compute_queue();
+    MicroBatch& at = micro(run.micro_batch);
+    RecordedStep::Access access;
+    access.batch = &at.batch;
+    access.tensor = [&](const plan::Buffer& buffer) -> at::Tensor& {
+      const auto part = static_cast<size_t>(buffer.part);
+      return buffer.kind == plan::BufferKind::kHidden ? at.hidden.at(part) : at.gradient.at(part);
+    };
+    // What stays where it is is not made while work is recorded.
+    each([&](const plan::Instruction& instruction) { make_all(instruction); });
+    bool computed = false;
+    access.work = [&] {
+      computed = true;
+      each([&](const plan::Instruction& instruction) { compute(instruction); });
+    };
+    timer.start(queue);
+    device_.reset_peak_memory();
+    if (!recorded_->run(run, access)) {
+      timer.drop_start();
+      return false;
+    }
+    timer.stop(queue);
+    each([&](const plan::Instruction& instruction) {
+      if (!computed) pass(instruction);
+      if (instruction.id != run.first) timer.repeat_stop();
+      const auto id = static_cast<size_t>(instruction.id);
+      if (is_waited_for_[id] != 0) done_[id] = queue.record();
+    });
+    replayed_.push_back(&run);
+    return true;
+  }
+
+  /// What an instruction changes beside what recorded work does.
+  void pass(const plan::Instruction& instruction) {
+    if (instruction.kind == plan::OpKind::kBackwardWeight)
+      sink_of(model_.part(instruction.part), lane(instruction.lane));
+    free_all(instruction);
+  }
+
+  /// The device ran them at one go: each takes its share of the arithmetic.
+  void share_time(const plan::RecordedRun& run) {
+    const plan::Measurement whole = result_.measurements[static_cast<size_t>(run.first)];
+    double flops = 0.0;
+    for (int id = run.first; id < run.end; ++id)
+      flops += program_.instructions[static_cast<size_t>(id)].flops;
+    double at = whole.start_s;
+    for (int id = run.first; id < run.end; ++id) {
+      plan::Measurement& measured = result_.measurements[static_cast<size_t>(id)];
+      measured.start_s = at;
+      measured.duration_s = whole.duration_s *
+                            program_.instructions[static_cast<size_t>(id)].flops /
+                            std::max(flops, 1.0);
+      at += measured.duration_s;
+    }
+  }
+
+  void make_all(const plan::Instruction& instruction) {
+    for (const int buffer : instruction.makes) make(program_.buffers[static_cast<size_t>(buffer)]);
+  }
+  void free_all(const plan::Instruction& instruction) {
+    for (const int buffer : instruction.frees) free(program_.buffers[static_cast<size_t>(buffer)]);
+  }
+
+  /// An instruction's work, without the moments around it.
+  void compute(const plan::Instruction& instruction) {
+    make_all(instruction);
+    execute(instruction);
+    free_all(instruction);
   }
 
   struct MicroBatch {
@@ -160,9 +255,11 @@ class Executor::Step {
   // Only gradient accumulators are made here: every other buffer is an instruction's result.
   void make(const plan::Buffer& buffer) {
     if (buffer.kind != plan::BufferKind::kParameterGradient) return;
+    const int64_t elements = store_.part_numel(buffer.part);
     lane(buffer.lane).gradients.at(static_cast<size_t>(buffer.part)) =
-        at::empty({store_.part_numel(buffer.part)},
-                  at::TensorOptions().dtype(at::kFloat).device(store_.device()));
+        recorded_ != nullptr
+            ? recorded_->accumulator(buffer, elements)
+            : at::empty({elements}, at::TensorOptions().dtype(at::kFloat).device(store_.device()));
   }
 
   void free(const plan::Buffer& buffer) {
@@ -553,7 +650,9 @@ class Executor::Step {
   device::Device& device_;
   StepFigures figures_;
   RankExchange* exchange_ = nullptr;  ///< of one rank: none
-  StepCounts counts_;                 ///< of this rank's micro-batches, then of all ranks'
+  RecordedStep* recorded_ = nullptr;  ///< of a program that records
+  std::vector<const plan::RecordedRun*> replayed_;
+  StepCounts counts_;  ///< of this rank's micro-batches, then of all ranks'
   bool has_counted_ = false;
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch

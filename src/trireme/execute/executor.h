@@ -24,6 +24,7 @@ namespace trireme::execute {
 
 class DeviceCopies;
 class RankExchange;
+class RecordedStep;
 class StateVisits;
 
 /// Everything one step reads.
@@ -62,6 +63,8 @@ struct StepResult {
   double seconds = 0.0;
   int64_t peak_allocated_bytes = 0;
   int64_t peak_reserved_bytes = 0;
+  int64_t runs_recorded = 0;  ///< of Strategy::record: runs of instructions that were new
+  int64_t runs_replayed = 0;  ///< and that recorded work did
   /// What each instruction took and held, by instruction id; bytes as the device's allocator counts
   /// them, times on the device's clock where it works while the host goes on. Of copies that run on into the next step
   /// (plan::runs_on()) the times are those of the step before, as of this one's begin; 0 where there was none.
@@ -98,8 +101,9 @@ class Executor {
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;
   std::unique_ptr<RankExchange> exchange_;
-  std::unique_ptr<DeviceCopies> copies_;  ///< from the first program that offloads on
-  std::unique_ptr<StateVisits> visits_;   ///< with them
+  std::unique_ptr<RecordedStep> recorded_;  ///< from the first program that records on
+  std::unique_ptr<DeviceCopies> copies_;    ///< from the first program that offloads on
+  std::unique_ptr<StateVisits> visits_;     ///< with them
 };
 
 }  // namespace trireme::execute

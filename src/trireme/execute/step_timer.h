@@ -13,7 +13,7 @@ namespace trireme::execute {
 
 /// A moment on the device's clock, or on the host's.
 struct Moment {
-  std::unique_ptr<device::Event> event;  ///< null: the host's
+  std::shared_ptr<device::Event> event;  ///< null: the host's
   double host_s = 0.0;
   double seconds() const { return event != nullptr ? event->seconds() : host_s; }
 };
@@ -27,6 +27,14 @@ class StepTimer {
 
   void start(device::Queue& queue) { moments_.push_back(now(queue)); }
   void stop(device::Queue& queue) { moments_.push_back(now(queue)); }
+
+  /// The last start was none.
+  void drop_start() { moments_.pop_back(); }
+  /// Another instruction, which was done with the one before it.
+  void repeat_stop() {
+    const Moment last = moments_.back();
+    moments_.insert(moments_.end(), 2, last);
+  }
 
   /// The last instruction's start and end, which may come after the step's; read() leaves it out.
   std::pair<Moment, Moment> take_last() {

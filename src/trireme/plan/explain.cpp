@@ -92,7 +92,8 @@ std::string memory_text(const model::ModelSpec& spec, const Program& program,
   line("bfloat16 weights", resident.compute_weights);
   line("optimizer states", resident.optimizer_states);
   line("tables", resident.tables);
-  line("together", resident.total());
+  line("recorded work", program.recorded_bytes);
+  line("together", resident.total() + program.recorded_bytes);
   line("optimizer states on the host", resident.host_optimizer_states);
   text += fmt::format("  {:<28}{:>12}", "peak of the step", mebibytes(simulation.peak_bytes));
   if (simulation.peak_instruction >= 0) {

@@ -17,7 +17,8 @@ int64_t HeldMemory::activation_bytes() const {
 }
 
 int64_t HeldMemory::total() const {
-  return weights + optimizer_states + tables + gradients + batches + activation_bytes();
+  return weights + optimizer_states + tables + gradients + batches + recorded_work +
+         activation_bytes();
 }
 
 HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int instruction) {
@@ -26,6 +27,7 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
   held.weights = resident.master_weights + resident.compute_weights;
   held.optimizer_states = resident.optimizer_states;
   held.tables = resident.tables;
+  held.recorded_work = program.recorded_bytes;
   const auto add = [&](const std::vector<int>& buffers, int64_t sign) {
     for (const int id : buffers) {
       const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
@@ -83,6 +85,7 @@ std::string describe(const model::ModelSpec& spec, const HeldMemory& held, int64
   add("weights", held.weights);
   add("optimizer states", held.optimizer_states);
   add("tables", held.tables);
+  add("recorded work", held.recorded_work);
   add("gradients", held.gradients);
   add("batches", held.batches);
   if (const int64_t activations = held.activation_bytes(); activations > 0) {

@@ -16,6 +16,8 @@ struct HeldMemory {
   int64_t tables = 0;            ///< of rotary embeddings
   int64_t gradients = 0;         ///< of parameters
   int64_t batches = 0;
+  int64_t recorded_work =
+      0;  ///< of Strategy::record: gradients, activations and workspace, all the time
   /// By part: outputs, what is kept for backward, and the gradients of both.
   std::map<int, int64_t> activations;
   int64_t activation_bytes() const;

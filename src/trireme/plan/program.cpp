@@ -10,6 +10,7 @@
 #include "trireme/plan/offload.h"
 #include "trireme/plan/pipeline_writer.h"
 #include "trireme/plan/program_writer.h"
+#include "trireme/plan/recorded_work.h"
 
 namespace trireme::plan {
 
@@ -128,6 +129,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   sums.finish_step();
   writer.free_after_last_use();
   insert_offload(spec, program);
+  if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);
 }
 

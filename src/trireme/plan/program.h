@@ -35,6 +35,8 @@ struct Strategy {
   bool offload_optimizer = false;
   /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
   bool delay_weight_gradients = false;
+  /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
+  bool record = false;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
@@ -189,6 +191,7 @@ struct Program {
   /// Numbers of this rank's micro-batches in the global batch, in the order in which it computes them.
   std::vector<int64_t> micro_batches() const;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
+  int64_t recorded_bytes = 0;  ///< of it, what recorded work holds
   int64_t host_resident_bytes = 0;  ///< optimizer states that are kept on the host
 };
 

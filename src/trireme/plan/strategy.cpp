@@ -5,6 +5,7 @@
 #include "trireme/base/suggest.h"
 #include "trireme/plan/offload.h"
 #include "trireme/plan/program.h"
+#include "trireme/plan/recorded_work.h"
 #include "trireme/plan/validate_parallel.h"
 
 namespace trireme::plan {
@@ -206,6 +207,9 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
       strategy.optimizer_state_bytes.size() != spec.parts.size()) {
     reject(fmt::format("optimizer_state_bytes has {} entries for {} parts: give one per part",
                        strategy.optimizer_state_bytes.size(), spec.parts.size()));
+  }
+  if (strategy.record) {
+    for (std::string& reason : validate_recording(spec, strategy)) reject(std::move(reason));
   }
   if (power_of_two) {
     for (ParallelProblem& problem : validate_parallel(spec, strategy))

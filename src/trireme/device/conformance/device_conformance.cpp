@@ -22,6 +22,7 @@ constexpr Entry kEntries[] = {
     {"events", &try_events},
     {"synchronize", &try_synchronize},
     {"event-times", &try_event_times},
+    {"recorded-work", &try_recorded_work},
     {"copies", &try_copies},
     {"peer-copies", &try_peer_copies},
     {"memory-statistics", &try_memory_statistics},

@@ -68,5 +68,6 @@ void try_memory_reuse(Trials& trials);
 void try_random_numbers(Trials& trials);
 void try_views(Trials& trials);
 void try_host_reads(Trials& trials);
+void try_recorded_work(Trials& trials);
 
 }  // namespace trireme::device::conformance

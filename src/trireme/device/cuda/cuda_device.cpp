@@ -1,10 +1,13 @@
 #include "trireme/device/cuda/cuda_device.h"
 
 #include <ATen/Context.h>
+#include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 #include <torch/csrc/profiler/stubs/base.h>
 
@@ -12,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/device/accelerator/accelerator_device.h"
@@ -27,6 +31,24 @@ cudaDeviceProp properties_of(int index) {
   C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   return properties;
 }
+
+struct CudaGraphMemory final : GraphMemory {
+  at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+  bool used = false;
+};
+
+class CudaGraph final : public Graph {
+ public:
+  explicit CudaGraph(std::shared_ptr<CudaGraphMemory> memory) : memory_(std::move(memory)) {}
+  void replay(Queue& queue) override {
+    const QueueGuard guard(queue);
+    graph.replay();
+  }
+  at::cuda::CUDAGraph graph;
+
+ private:
+  const std::shared_ptr<CudaGraphMemory> memory_;
+};
 
 class CudaDevice final : public AcceleratorDevice {
  public:
@@ -65,6 +87,40 @@ class CudaDevice final : public AcceleratorDevice {
     const std::lock_guard lock(mutex_);
     result.cap_bytes = cap_bytes_;
     return result;
+  }
+
+  std::shared_ptr<GraphMemory> new_graph_memory() override {
+    return std::make_shared<CudaGraphMemory>();
+  }
+  /// On a stream beside: the default stream cannot be recorded.
+  std::unique_ptr<Graph> record(const std::function<void()>& work,
+                                const std::shared_ptr<GraphMemory>& memory) override {
+    const auto pool = std::dynamic_pointer_cast<CudaGraphMemory>(memory);
+    TRIREME_CHECK(pool != nullptr, "work of {} is recorded into other memory",
+                  torch_device().str());
+    // What earlier steps left in the allocator would be held twice.
+    if (!std::exchange(pool->used, true)) allocator::emptyCache();
+    auto graph = std::make_unique<CudaGraph>(pool);
+    const c10::cuda::CUDAStreamGuard guard(
+        c10::cuda::getStreamFromPool(false, torch_device().index()));
+    try {
+      graph->graph.capture_begin(pool->pool, cudaStreamCaptureModeThreadLocal);
+      try {
+        work();
+      } catch (...) {
+        try {
+          graph->graph.capture_end();
+        } catch (const c10::Error&) {  // what `work` threw says more
+        }
+        throw;
+      }
+      graph->graph.capture_end();
+    } catch (const c10::Error& error) {
+      throw Error(ErrorCode::kDevice,
+                  fmt::format("{}: {}", torch_device().str(), error.what_without_backtrace()),
+                  "run it without graphs");
+    }
+    return graph;
   }
 
   // NVTX, as the wheel binds it: nothing happens where no profiler listens.

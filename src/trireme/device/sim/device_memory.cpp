@@ -169,14 +169,44 @@ void* DeviceMemory::allocate(size_t bytes, WorkQueue& queue) {
     lock.lock();
     if (!take_under_cap()) fail_out_of_memory(bytes, ", and others took what was free");
   }
-  blocks_[offset] = {rounded, &queue, {}};
+  blocks_[offset] = {rounded, rounded, &queue, {}};
   MemoryStatistics& s = statistics_;
-  s.allocated_bytes += static_cast<int64_t>(rounded);
-  s.peak_allocated_bytes = std::max(s.peak_allocated_bytes, s.allocated_bytes);
   s.reserved_bytes = std::max(s.reserved_bytes, static_cast<int64_t>(offset + rounded));
   s.peak_reserved_bytes = std::max(s.peak_reserved_bytes, s.reserved_bytes);
-  ++s.num_allocations;
+  count(rounded);
   return begin_ + offset;
+}
+
+void DeviceMemory::count(size_t bytes) {
+  statistics_.allocated_bytes += static_cast<int64_t>(bytes);
+  statistics_.peak_allocated_bytes =
+      std::max(statistics_.peak_allocated_bytes, statistics_.allocated_bytes);
+  ++statistics_.num_allocations;
+}
+
+/// From the end of the last hole: low addresses are for what comes and goes.
+void* DeviceMemory::reserve(WorkQueue& queue) {
+  const Lock lock(mutex_);
+  const size_t bytes = cap_bytes_ / kAlignment * kAlignment;
+  if (holes_.empty() || holes_.rbegin()->second.bytes <= bytes) return nullptr;
+  Hole& last = holes_.rbegin()->second;
+  std::erase_if(last.uses, [](const auto& use) { return use.first->done() >= use.second; });
+  if (!last.uses.empty()) return nullptr;
+  last.bytes -= bytes;
+  const size_t offset = holes_.rbegin()->first + last.bytes;
+  blocks_[offset] = {bytes, 0, &queue, {}};
+  return begin_ + offset;
+}
+
+void DeviceMemory::hold(void* range, size_t bytes) {
+  const Lock lock(mutex_);
+  Block& block = blocks_.at(static_cast<size_t>(static_cast<char*>(range) - begin_));
+  if (bytes <= block.held) return;
+  const size_t more = bytes - block.held;
+  if (bytes > block.bytes || static_cast<size_t>(statistics_.allocated_bytes) + more > cap_bytes_)
+    fail_out_of_memory(more, " (by recorded work)");
+  block.held = bytes;
+  count(more);
 }
 
 void DeviceMemory::free(void* address) {
@@ -187,7 +217,7 @@ void DeviceMemory::free(void* address) {
   TRIREME_CHECK(found != blocks_.end(), "{} is no block of sim:{}", address, device_);
   const Block block = std::move(found->second);
   blocks_.erase(found);
-  statistics_.allocated_bytes -= static_cast<int64_t>(block.bytes);
+  statistics_.allocated_bytes -= static_cast<int64_t>(block.held);
   Hole hole{block.bytes, {{block.queue, block.queue->issued()}}};
   for (WorkQueue* queue : block.also_used_by) hole.uses.emplace_back(queue, queue->issued());
 

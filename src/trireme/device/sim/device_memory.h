@@ -35,6 +35,11 @@ class DeviceMemory {
   void free(void* address);
   void record_use(void* address, WorkQueue& queue);
 
+  /// Addresses for as many bytes as the cap, of which none is held. They go with free(). Null where there is no such range.
+  void* reserve(WorkQueue& queue);
+  /// `bytes` of a reserved range are held from now on; it never gets less. Throws c10::OutOfMemoryError.
+  void hold(void* range, size_t bytes);
+
   bool contains(const void* address) const;
   void* host_address(const void* address) const;
 
@@ -52,6 +57,7 @@ class DeviceMemory {
   using Uses = std::vector<std::pair<WorkQueue*, uint64_t>>;
   struct Block {
     size_t bytes = 0;
+    size_t held = 0;  ///< of them; less only in a reserved range
     WorkQueue* queue = nullptr;
     std::vector<WorkQueue*> also_used_by;
   };
@@ -64,6 +70,7 @@ class DeviceMemory {
   static bool join(Hole& lower, Hole& upper);
   void join_holes();
   bool take(size_t bytes, WorkQueue& queue, size_t* offset);
+  void count(size_t bytes);
   size_t bytes_used_by_others(const WorkQueue& queue) const;
   Uses all_uses(const WorkQueue& queue) const;
   [[noreturn]] void fail_out_of_memory(size_t bytes, const char* why) const;

@@ -8,8 +8,10 @@
 #include <c10/core/DeviceGuard.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <exception>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -18,6 +20,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/device/operators/for_each_tensor.h"
+#include "trireme/device/sim/graph_arena.h"
 #include "trireme/device/sim/runtime.h"
 
 namespace trireme::device::sim {
@@ -57,6 +60,10 @@ class CpuCall {
 
   void run() {
     const c10::Stream stream = current_stream(device_.index());
+    if (GraphArena::current() != nullptr) {
+      record(stream);
+      return;
+    }
     std::exception_ptr error;
     submit(stream, {name_, {}, std::move(written_)}, [this, &error] {
       try {
@@ -97,6 +104,29 @@ class CpuCall {
   }
 
  private:
+  /// Work that writes arguments can be done later and again; what makes tensors has to be done first.
+  void record(const c10::Stream& stream) {
+    const auto is_argument = [](const c10::Argument& result) {
+      return result.alias_info() != nullptr;
+    };
+    TRIREME_USER_CHECK(remade_.empty() && std::ranges::all_of(op_.schema().returns(), is_argument),
+                       kDevice, "give it the tensor that it writes to",
+                       "{} makes a tensor on the CPU while work of {} is recorded", name_,
+                       device_.str());
+    struct Call {
+      c10::OperatorHandle op;
+      torch::jit::Stack stack;
+      std::vector<at::Tensor> hosts;
+      Cost cost;
+    };
+    const auto call = std::make_shared<Call>(Call{op_, stack_, hosts_, cost()});
+    submit(stream, {name_, {}, std::move(written_)}, [call] {
+      torch::jit::Stack stack = call->stack;
+      call->op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
+      add_cost(call->cost);
+    });
+  }
+
   c10::Device find_device() const {
     std::optional<c10::Device> found;
     for (const IValue& value : arguments_) {

@@ -1,6 +1,10 @@
 #include "trireme/device/sim/graph_arena.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
+
+#include "trireme/base/error.h"
 
 namespace trireme::device::sim {
 namespace {
@@ -12,7 +16,7 @@ thread_local GraphArena* chosen_arena = nullptr;
 /// What a tensor's memory is given back by: it keeps the arena.
 struct GraphArena::Block {
   std::shared_ptr<GraphArena> arena;
-  void* address;
+  size_t offset;
   size_t bytes;
 };
 
@@ -29,40 +33,63 @@ GraphArena::Guard::~Guard() {
 }
 
 GraphArena::~GraphArena() {
-  DeviceMemory& memory = Runtime::get().device(device_).memory;
-  for (const auto& [address, bytes] : blocks_) memory.free(address);
+  if (range_ != nullptr) Runtime::get().device(device_).memory.free(range_);
 }
 
 c10::DataPtr GraphArena::allocate(size_t bytes) {
   Runtime& runtime = Runtime::get();
   const c10::Device device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device_));
   if (bytes == 0) return {nullptr, device};
+  const size_t rounded =
+      (bytes + DeviceMemory::kAlignment - 1) / DeviceMemory::kAlignment * DeviceMemory::kAlignment;
   const std::lock_guard lock(mutex_);
-  void* address = nullptr;
-  size_t held = 0;
-  // A much larger block stays for what needs it.
-  const auto found = free_.lower_bound({bytes, nullptr});
-  if (found != free_.end() && found->first - bytes <= found->first / 8) {
-    std::tie(held, address) = *found;
-    free_.erase(found);
-  } else {
-    held = bytes;
-    address = runtime.device(device_).memory.allocate(bytes, runtime.queue(current_stream(device_)));
-    blocks_[address] = held;
+  DeviceMemory& memory = runtime.device(device_).memory;
+  if (range_ == nullptr)
+    range_ = static_cast<char*>(memory.reserve(runtime.queue(current_stream(device_))));
+  TRIREME_USER_CHECK(range_ != nullptr, kDevice, "give the simulated device a lower cap",
+                     "sim:{} has no addresses left for recorded work", device_);
+  size_t offset = 0;
+  auto hole = holes_.end();
+  for (auto it = holes_.begin(); it != holes_.end(); ++it) {
+    if (it->second >= rounded && (hole == holes_.end() || it->second < hole->second)) hole = it;
   }
-  return {address, new Block{shared_from_this(), address, held}, &give_back, device};
+  if (hole != holes_.end()) {
+    offset = hole->first;
+    if (hole->second > rounded) holes_[offset + rounded] = hole->second - rounded;
+    holes_.erase(hole);
+  } else {
+    // The last hole grows, where it is at the end.
+    offset = end_;
+    if (!holes_.empty() && holes_.rbegin()->first + holes_.rbegin()->second == end_) {
+      offset = holes_.rbegin()->first;
+    }
+    memory.hold(range_, offset + rounded);
+    holes_.erase(offset);
+    end_ = offset + rounded;
+  }
+  return {range_ + offset, new Block{shared_from_this(), offset, rounded}, &give_back, device};
 }
 
 void GraphArena::give_back(void* block) {
   const std::unique_ptr<Block> owned(static_cast<Block*>(block));
-  const std::lock_guard lock(owned->arena->mutex_);
-  owned->arena->free_.emplace(owned->bytes, owned->address);
+  GraphArena& arena = *owned->arena;
+  const std::lock_guard lock(arena.mutex_);
+  auto at = arena.holes_.emplace(owned->offset, owned->bytes).first;
+  if (const auto next = std::next(at);
+      next != arena.holes_.end() && at->first + at->second == next->first) {
+    at->second += next->second;
+    arena.holes_.erase(next);
+  }
+  if (at == arena.holes_.begin()) return;
+  if (const auto before = std::prev(at); before->first + before->second == at->first) {
+    before->second += at->second;
+    arena.holes_.erase(at);
+  }
 }
 
 void GraphArena::record_use(WorkQueue& queue) {
   const std::lock_guard lock(mutex_);
-  DeviceMemory& memory = Runtime::get().device(device_).memory;
-  for (const auto& [address, bytes] : blocks_) memory.record_use(address, queue);
+  if (range_ != nullptr) Runtime::get().device(device_).memory.record_use(range_, queue);
 }
 
 }  // namespace trireme::device::sim

@@ -7,14 +7,15 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
+#include <utility>
 
 #include "trireme/device/graph.h"
 #include "trireme/device/sim/runtime.h"
 
 namespace trireme::device::sim {
 
-/// Blocks are held until the arena goes; freed ones are for the arena's next allocations only, smallest first. Thread-safe.
+/// A range of addresses of its own, held up to the highest block there ever was: freed blocks are for the arena's next allocations
+/// only, in the smallest hole that fits. Thread-safe.
 class GraphArena final : public GraphMemory, public std::enable_shared_from_this<GraphArena> {
  public:
   explicit GraphArena(int device) : device_(device) {}
@@ -43,8 +44,9 @@ class GraphArena final : public GraphMemory, public std::enable_shared_from_this
 
   const int device_;
   std::mutex mutex_;
-  std::map<void*, size_t> blocks_;             ///< all of them
-  std::set<std::pair<size_t, void*>> free_;    ///< by size
+  char* range_ = nullptr;           ///< null: nothing was asked for
+  size_t end_ = 0;                  ///< of the highest block
+  std::map<size_t, size_t> holes_;  ///< bytes by offset, below end_; no two are neighbours
 };
 
 }  // namespace trireme::device::sim

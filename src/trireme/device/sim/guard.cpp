@@ -50,9 +50,9 @@ class SimAllocator final : public c10::DeviceAllocator {
   void emptyCache(c10::MempoolId_t) override {}
   void recordStream(const c10::DataPtr& block, Stream stream) override {
     if (block.get() == nullptr) return;
-    Runtime::SimDevice* device = Runtime::get().owner(block.get_context());
+    Runtime::SimDevice* device = Runtime::get().owner(block.get());
     if (device != nullptr) {
-      device->memory.record_use(block.get_context(), Runtime::get().queue(stream));
+      device->memory.record_use(block.get(), Runtime::get().queue(stream));
     }
   }
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(DeviceIndex index) override {

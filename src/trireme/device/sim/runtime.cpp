@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "trireme/base/error.h"
+#include "trireme/device/sim/graph_arena.h"
 
 namespace trireme::device::sim {
 namespace {
@@ -113,9 +114,13 @@ c10::DataPtr Runtime::allocate(size_t bytes) {
   const int index = current_device();
   WorkQueue& work_queue = queue(current_stream(index));
   SimDevice& owner = device(index);
-  void* address = owner.memory.allocate(bytes, work_queue);
-  c10::DataPtr block(address, address, &free_block, torch_device_of(index));
-  if (address == nullptr) return c10::DataPtr(nullptr, torch_device_of(index));
+  GraphArena* arena = GraphArena::current();
+  void* own = arena == nullptr ? owner.memory.allocate(bytes, work_queue) : nullptr;
+  c10::DataPtr block = arena != nullptr
+                           ? arena->allocate(bytes)
+                           : c10::DataPtr(own, own, &free_block, torch_device_of(index));
+  void* address = block.get();
+  if (address == nullptr) return block;
   if (options_.poison) {
     void* host = owner.memory.host_address(address);
     scheduler_.submit(

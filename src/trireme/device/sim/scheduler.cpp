@@ -32,7 +32,7 @@ double time_of(double amount, double rate) {
   return rate > 0 ? amount / rate : 0;
 }
 
-double duration(const Cost& cost, const DeviceProfile& profile) {
+double duration(const Cost& cost, const DeviceProfile& profile, bool launched) {
   auto flops = profile.flops_per_s.find(cost.dtype);
   if (flops == profile.flops_per_s.end()) {
     flops = profile.flops_per_s.find(c10::ScalarType::Float);
@@ -41,7 +41,7 @@ double duration(const Cost& cost, const DeviceProfile& profile) {
   const double bytes_per_s = cost.path == Cost::Path::kMemory     ? profile.bytes_per_s
                              : cost.path == Cost::Path::kHostLink ? profile.host_link_bytes_per_s
                                                                   : profile.peer_link_bytes_per_s;
-  return profile.launch_latency_s +
+  return (launched ? profile.launch_latency_s : 0.0) +
          std::max(time_of(cost.flops, flops_per_s), time_of(cost.bytes, bytes_per_s));
 }
 
@@ -77,40 +77,84 @@ uint64_t Scheduler::push(WorkQueue& queue, Item item) {
   return sequence;
 }
 
-void Scheduler::submit(WorkQueue& queue, Kernel kernel, std::function<void()> work, bool internal) {
+void Scheduler::submit(WorkQueue& queue, Kernel kernel, std::function<void()> run, bool internal) {
   TRIREME_CHECK(!is_queue_thread, "kernel '{}' is issued by work of a queue", kernel.name);
-  Item item;
-  item.num_threads = at::get_num_threads();
+  Work work;
+  work.num_threads = at::get_num_threads();
+  work.internal = internal;
   if (!kernel.outputs.empty()) {
     const at::Tensor& output = kernel.outputs.front();
-    item.output = output.numel() > 0 ? host_address(output.const_data_ptr()) : nullptr;
-    item.output_bytes =
+    work.output = output.numel() > 0 ? host_address(output.const_data_ptr()) : nullptr;
+    work.output_bytes =
         static_cast<int64_t>(output.element_size()) * (output.is_contiguous() ? output.numel() : 1);
     kernel.outputs.clear();
   }
-  item.kernel = std::move(kernel);
-  item.run = std::move(work);
+  work.kernel = std::move(kernel);
+  work.run = std::move(run);
   const Lock lock(mutex_);
+  if (queue.recording_ != nullptr) {
+    queue.recording_->push_back(std::move(work));
+    return;
+  }
+  issue(queue, std::move(work), true);
+}
+
+void Scheduler::issue(WorkQueue& queue, Work work, bool launched) {
   DeviceState& device = queue.device_;
   if (device.failed) {
     throw Error(ErrorCode::kDevice, device.error,
                 "everything issued to this device since then is void");
   }
-  if (!internal) {
+  Item item;
+  item.launched = launched;
+  if (!work.internal) {
     for (size_t i = 0; i < device.faults.size(); ++i) {
       const Fault& fault = device.faults[i];
-      if (item.kernel.name.find(fault.kernel) == std::string::npos) continue;
-      if (fault.kind == Fault::Kind::kFlipBit && item.output == nullptr) continue;
+      if (work.kernel.name.find(fault.kernel) == std::string::npos) continue;
+      if (fault.kind == Fault::Kind::kFlipBit && work.output == nullptr) continue;
       if (++device.seen[i] == fault.nth && !item.fault.fires) item.fault = {true, fault};
     }
     item.profile = profile_;
   }
+  item.work = std::move(work);
   push(queue, std::move(item));
+}
+
+bool Scheduler::begin_recording(WorkQueue& queue, std::vector<Work>& works) {
+  const Lock lock(mutex_);
+  if (queue.recording_ != nullptr) return false;
+  queue.recording_ = &works;
+  return true;
+}
+
+void Scheduler::end_recording(WorkQueue& queue) {
+  const Lock lock(mutex_);
+  queue.recording_ = nullptr;
+}
+
+void Scheduler::replay(WorkQueue& queue, const std::vector<Work>& works) {
+  const Lock lock(mutex_);
+  check_not_recording(queue, "other recorded work is issued");
+  bool launched = true;
+  for (const Work& work : works) {
+    issue(queue, work, launched);
+    if (!work.internal) launched = false;
+  }
+}
+
+void Scheduler::check_not_recording(const WorkQueue& queue, const char* what) const {
+  if (queue.recording_ == nullptr) return;
+  const std::vector<Work>& works = *queue.recording_;
+  throw Error(ErrorCode::kDevice,
+              fmt::format("sim:{}: {} while work is recorded, after '{}'", queue.device_.index,
+                          what, works.empty() ? "nothing" : works.back().kernel.name),
+              "recorded work can neither be waited for nor read back");
 }
 
 MarkerRef Scheduler::record(WorkQueue& queue) {
   auto marker = std::make_shared<Marker>();
   const Lock lock(mutex_);
+  check_not_recording(queue, "an event is recorded");
   marker->queue = &queue;
   marker->sequence = queue.issued() + 1;
   Item item;
@@ -122,6 +166,7 @@ MarkerRef Scheduler::record(WorkQueue& queue) {
 
 void Scheduler::wait_in_queue(WorkQueue& queue, const MarkerRef& marker) {
   const Lock lock(mutex_);
+  check_not_recording(queue, "another queue's event is waited for");
   Item item;
   item.kind = Item::Kind::kWait;
   item.marker = marker;
@@ -207,7 +252,7 @@ void Scheduler::loop(WorkQueue& queue) {
       case Item::Kind::kWork:
         run_work(queue, item, lock);
         if (item.profile != nullptr)
-          queue.simulated_s_ += duration(item.kernel.cost, *item.profile);
+          queue.simulated_s_ += duration(item.work.kernel.cost, *item.profile, item.launched);
         break;
     }
     queue.running_ = false;
@@ -223,20 +268,20 @@ void Scheduler::run_work(WorkQueue& queue, Item& item, Lock& lock) {
   if (fires && item.fault.fault.kind == Fault::Kind::kHang) {
     if (picked_ == &queue) picked_ = nullptr;  // other queues go on
     if (!wait_while_hung(device, lock)) {
-      fail(device, item.kernel, "it did not end and was aborted (an injected fault)");
+      fail(device, item.work.kernel, "it did not end and was aborted (an injected fault)");
     }
   }
   if (fires && item.fault.fault.kind == Fault::Kind::kFail) {
-    fail(device, item.kernel, "an injected fault");
+    fail(device, item.work.kernel, "an injected fault");
   }
   const bool skip = device.failed;
   lock.unlock();
   std::string reason;
   if (!skip) {
-    if (item.num_threads != at::get_num_threads()) at::set_num_threads(item.num_threads);
-    current_cost = &item.kernel.cost;
+    if (item.work.num_threads != at::get_num_threads()) at::set_num_threads(item.work.num_threads);
+    current_cost = &item.work.kernel.cost;
     try {
-      item.run();
+      item.work.run();
     } catch (const std::exception& error) {
       reason = error.what();
       if (reason.empty()) reason = "an exception without a text";
@@ -244,20 +289,20 @@ void Scheduler::run_work(WorkQueue& queue, Item& item, Lock& lock) {
       reason = "an unknown exception";
     }
     current_cost = nullptr;
-    if (fires && item.fault.fault.kind == Fault::Kind::kFlipBit && item.output != nullptr) {
+    if (fires && item.fault.fault.kind == Fault::Kind::kFlipBit && item.work.output != nullptr) {
       const int64_t bit = item.fault.fault.bit;
-      if (bit / 8 < item.output_bytes) {
-        static_cast<unsigned char*>(item.output)[bit / 8] ^=
+      if (bit / 8 < item.work.output_bytes) {
+        static_cast<unsigned char*>(item.work.output)[bit / 8] ^=
             static_cast<unsigned char>(1u << (bit % 8));
       } else {
         reason = fmt::format("bit {} to flip lies outside its first output of {} bytes", bit,
-                             item.output_bytes);
+                             item.work.output_bytes);
       }
     }
   }
-  item.run = nullptr;  // what it holds may take locks of its own
+  item.work.run = nullptr;  // what it holds may take locks of its own
   lock.lock();
-  if (!reason.empty()) fail(device, item.kernel, reason);
+  if (!reason.empty()) fail(device, item.work.kernel, reason);
 }
 
 bool Scheduler::wait_while_hung(DeviceState& device, Lock& lock) {
@@ -279,6 +324,7 @@ void Scheduler::fail(DeviceState& device, const Kernel& kernel, const std::strin
 bool Scheduler::query(WorkQueue& queue, uint64_t sequence) {
   if (queue.done() >= sequence) return true;
   const Lock lock(mutex_);
+  check_not_recording(queue, "work is asked for");
   if (demand(queue, sequence)) progress();
   return false;
 }
@@ -292,6 +338,7 @@ void Scheduler::wait_locked(WorkQueue& queue, uint64_t sequence, Lock& lock) {
 
 void Scheduler::wait(WorkQueue& queue, uint64_t sequence) {
   Lock lock(mutex_);
+  check_not_recording(queue, "work is waited for");
   wait_locked(queue, sequence, lock);
   // Later than the item's own end only where another thread issues to the queue meanwhile.
   host_simulated_s = std::max(host_simulated_s, queue.simulated_s_);
@@ -309,6 +356,7 @@ void Scheduler::wait_device(const DeviceState& device) {
     const Lock lock(mutex_);
     for (const auto& queue : queues_) {
       if (&queue->device_ != &device) continue;
+      check_not_recording(*queue, "the device is waited for");
       ends.emplace_back(queue.get(), queue->issued());
       demand(*queue, queue->issued());
     }

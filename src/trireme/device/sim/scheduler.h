@@ -50,6 +50,16 @@ struct DeviceState {
   std::atomic<bool> failed{false};
 };
 
+/// One kernel as it is issued; what is recorded is issued again and again.
+struct Work {
+  Kernel kernel;  ///< without its outputs
+  std::function<void()> run;
+  void* output = nullptr;  ///< host address of the first output, for a flipped bit
+  int64_t output_bytes = 0;
+  int num_threads = 0;
+  bool internal = false;  ///< no kernel: faults and the clock do not see it
+};
+
 /// One queue. Made by the scheduler; its thread starts with the first piece of work.
 class WorkQueue {
  public:
@@ -66,13 +76,10 @@ class WorkQueue {
     enum class Kind { kWork, kRecord, kWait } kind = Kind::kWork;
     uint64_t sequence = 0;
     double issued_s = 0;  ///< simulated time at which the host issued it
-    Kernel kernel;
-    std::function<void()> run;
+    Work work;
+    bool launched = true;  ///< by a call of its own; false: it goes with the one before it
     MarkerRef marker;
     ArmedFault fault;
-    void* output = nullptr;  ///< host address of the first output, for a flipped bit
-    int64_t output_bytes = 0;
-    int num_threads = 0;
     std::shared_ptr<const DeviceProfile> profile;  ///< when it was issued
   };
 
@@ -86,6 +93,7 @@ class WorkQueue {
   int num_holds_ = 0;
   bool started_ = false;
   bool running_ = false;
+  std::vector<Work>* recording_ = nullptr;  ///< where work goes instead; null: it is run
   std::condition_variable wake_;
 };
 
@@ -99,6 +107,12 @@ class Scheduler {
   /// Error{kDevice} if the device has failed.
   void submit(WorkQueue& queue, Kernel kernel, std::function<void()> work, bool internal = false);
   MarkerRef record(WorkQueue& queue);
+  /// Until end_recording(), what is submitted to the queue goes to `works` and nothing else may be asked of it: that throws
+  /// Error{kDevice}. Returns false if it is recording already.
+  bool begin_recording(WorkQueue& queue, std::vector<Work>& works);
+  void end_recording(WorkQueue& queue);
+  /// Submits them as one launch.
+  void replay(WorkQueue& queue, const std::vector<Work>& works);
   /// Work issued to `queue` from now on runs after the marker is reached. Does not block.
   void wait_in_queue(WorkQueue& queue, const MarkerRef& marker);
 
@@ -135,6 +149,8 @@ class Scheduler {
   using Lock = std::unique_lock<std::mutex>;
   using Item = WorkQueue::Item;
   uint64_t push(WorkQueue& queue, Item item);
+  void issue(WorkQueue& queue, Work work, bool launched);
+  void check_not_recording(const WorkQueue& queue, const char* what) const;
   void loop(WorkQueue& queue);
   void run_work(WorkQueue& queue, Item& item, Lock& lock);
   bool wait_while_hung(DeviceState& device, Lock& lock);

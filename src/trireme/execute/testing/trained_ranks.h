@@ -37,11 +37,12 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   input.clip_norm = 1.0;
   RankTrained trained;
   for (input.step = 0; input.step < 3; ++input.step) {
-    const std::vector<data::Batch> all =
-        random_batches(store.spec(), micro_batches, 2, 12, 20 + static_cast<uint64_t>(input.step));
+    const std::vector<data::Batch> all = random_batches(store.spec(), micro_batches, 2, one.length,
+                                                        20 + static_cast<uint64_t>(input.step));
     input.micro_batches.clear();
     for (const int64_t index : program.micro_batches())
       input.micro_batches.push_back(all.at(static_cast<size_t>(index)));
+    if (one.one_document) join_documents(input.micro_batches);
     trained.steps.push_back(executor.run_step(program, input));
   }
   for (int part = 0; part < store.num_parts(); ++part) {

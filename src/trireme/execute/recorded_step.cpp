@@ -1,0 +1,119 @@
+#include "trireme/execute/recorded_step.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "trireme/base/error.h"
+#include "trireme/base/log.h"
+
+namespace trireme::execute {
+namespace {
+
+/// More likenesses than a step of equal batches has: documents begin elsewhere in each.
+constexpr size_t kMostRecorded = 64;
+
+}  // namespace
+
+void RecordedStep::begin_step(const model::ModelSpec& spec, const plan::Program& program) {
+  under_way_.clear();
+  num_recorded_ = 0;
+  program_ = &program;
+  work_ = plan::recorded_work(spec, program);
+  runs_.clear();
+  for (const plan::RecordedRun& run : work_.runs) runs_[run.first] = &run;
+  const plan::Strategy& strategy = program.strategy;
+  std::string text = fmt::format("{} x {}, {}", strategy.micro, strategy.seq_len, work_.num_places);
+  for (const auto& [micro_batch, alike] : work_.alike) text += alike;
+  records_ = text == program_text_ && !gave_up_;
+  if (text == program_text_) return;
+  program_text_ = std::move(text);
+  recorded_.clear();
+  kept_.clear();
+  accumulators_.clear();
+  memory_.reset();
+}
+
+const plan::RecordedRun* RecordedStep::run_at(int instruction) const {
+  if (!records_) return nullptr;
+  const auto found = runs_.find(instruction);
+  return found == runs_.end() ? nullptr : found->second;
+}
+
+const at::Tensor& RecordedStep::accumulator(const plan::Buffer& buffer, int64_t elements) {
+  const int place = work_.places.at(static_cast<size_t>(buffer.id));
+  at::Tensor& tensor = accumulators_[{buffer.part, place}];
+  if (!tensor.defined()) {
+    tensor = at::empty({elements},
+                       at::TensorOptions().dtype(at::kFloat).device(device_.torch_device()));
+  }
+  return tensor;
+}
+
+RecordedStep::Recorded* RecordedStep::like(const plan::RecordedRun& run,
+                                           const nn::BatchTensors& batch) {
+  const auto [at, is_first] = under_way_.try_emplace(run.micro_batch, nullptr, 0);
+  if (!is_first) return at->second.first;
+  const std::string key =
+      fmt::format("{} documents at {}", work_.alike.at(run.micro_batch), batch.segments);
+  auto found = recorded_.find(key);
+  if (found == recorded_.end()) {
+    if (recorded_.size() == kMostRecorded) {
+      if (!gave_up_) {
+        log::warning(
+            "documents begin elsewhere in every batch: device.graphs has no effect from here on");
+      }
+      gave_up_ = true;
+      return nullptr;
+    }
+    found = recorded_.emplace(key, Recorded()).first;
+  }
+  at->second.first = &found->second;
+  return at->second.first;
+}
+
+at::Tensor& RecordedStep::kept(const plan::Buffer& buffer, const at::Tensor& like) {
+  at::Tensor& tensor = kept_[{buffer.kind, buffer.part}];
+  if (!tensor.defined()) tensor = at::empty_like(like);
+  return tensor;
+}
+
+bool RecordedStep::run(const plan::RecordedRun& run, const Access& access) {
+  Recorded* recorded = like(run, *access.batch);
+  if (recorded == nullptr) return false;
+  device::Queue& queue = device_.compute_queue();
+  const auto buffer = [&](int id) -> const plan::Buffer& {
+    return program_->buffers.at(static_cast<size_t>(id));
+  };
+  for (const int id : run.takes) {
+    const at::Tensor given = access.tensor(buffer(id));
+    device_.copy(kept(buffer(id), given), given, queue);
+  }
+  if (!positions_.defined() || positions_.sizes() != access.batch->positions.sizes())
+    positions_ = at::empty_like(access.batch->positions);
+  if (access.batch->positions.const_data_ptr() != positions_.const_data_ptr())
+    device_.copy(positions_, access.batch->positions, queue);
+
+  // All are [rows, seq_len, hidden], and the first run takes the embedding's.
+  for (const int id : run.gives) kept(buffer(id), kept_.begin()->second);
+  size_t& done = under_way_.at(run.micro_batch).second;
+  if (done == recorded->size()) {
+    for (const int id : run.takes) access.tensor(buffer(id)) = kept(buffer(id), {});
+    access.batch->positions = positions_;
+    if (memory_ == nullptr) memory_ = device_.new_graph_memory();
+    const auto work = [&] {
+      access.work();
+      for (const int id : run.gives)
+        device_.copy(kept(buffer(id), {}), access.tensor(buffer(id)), device_.compute_queue());
+    };
+    recorded->push_back(device_.record(work, memory_));
+    ++num_recorded_;
+  }
+  recorded->at(done)->replay(queue);
+  for (const int id : run.gives) access.tensor(buffer(id)) = kept(buffer(id), {});
+  ++done;
+  return true;
+}
+
+}  // namespace trireme::execute
