@@ -479,6 +479,7 @@ def _(folder):
                           env=dict(os.environ, WORLD_SIZE="2", RANK="1"))
 
 
+wrong_value("graphs-on-the-processor", "device.graphs", True, "device.graphs", "records no work")
 wrong_value("no-nucleus", "sample.top_p", 0.0, "sample.top_p", "above 0")
 wrong_value("prompt-past-the-context", "sample.prompts", ["word " * 40], "sample.prompts", "context")
 

@@ -26,6 +26,7 @@ struct BenchTrainArguments {
   int64_t seq_len = 256;
   int64_t warmup = 2;
   int64_t steps = 3;
+  bool graphs = false;
   bool kernels = false;
   bool print_config = false;
   bool print_flops = false;
@@ -78,6 +79,7 @@ void run_bench_train(const BenchTrainArguments& arguments, const GlobalOptions& 
   strategy.precision =
       arguments.precision == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32;
   strategy.recompute.assign(benchmark.spec.parts.size(), parse_recompute(arguments.recompute));
+  strategy.record = arguments.graphs;
   if (arguments.print_memory) {
     const int64_t bytes = predicted_peak_bytes(benchmark);
     if (options.json) {
@@ -171,6 +173,7 @@ void add_bench_train(CLI::App& bench, GlobalOptions& options) {
   command->add_option("--steps", arguments->steps, "steps measured")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_flag("--graphs", arguments->graphs, "as device.graphs of a run file");
   command->add_flag("--kernels", arguments->kernels,
                     "with --json: also the time of each kernel in one more step");
   command->add_flag("--print-config", arguments->print_config,

@@ -5,14 +5,15 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "trireme/base/error.h"
-#include "trireme/base/log.h"
+#include <algorithm>
 
 namespace trireme::execute {
 namespace {
 
-/// More likenesses than a step of equal batches has: documents begin elsewhere in each.
-constexpr size_t kMostRecorded = 64;
+/// Where its documents begin is read on the host.
+bool is_static(const nn::BatchTensors& batch) {
+  return std::ranges::all_of(batch.segments, [](const auto& row) { return row.size() == 1; });
+}
 
 }  // namespace
 
@@ -26,7 +27,7 @@ void RecordedStep::begin_step(const model::ModelSpec& spec, const plan::Program&
   const plan::Strategy& strategy = program.strategy;
   std::string text = fmt::format("{} x {}, {}", strategy.micro, strategy.seq_len, work_.num_places);
   for (const auto& [micro_batch, alike] : work_.alike) text += alike;
-  records_ = text == program_text_ && !gave_up_;
+  records_ = text == program_text_;
   if (text == program_text_) return;
   program_text_ = std::move(text);
   recorded_.clear();
@@ -45,8 +46,8 @@ const at::Tensor& RecordedStep::accumulator(const plan::Buffer& buffer, int64_t 
   const int place = work_.places.at(static_cast<size_t>(buffer.id));
   at::Tensor& tensor = accumulators_[{buffer.part, place}];
   if (!tensor.defined()) {
-    tensor = at::empty({elements},
-                       at::TensorOptions().dtype(at::kFloat).device(device_.torch_device()));
+    tensor =
+        at::empty({elements}, at::TensorOptions().dtype(at::kFloat).device(device_.torch_device()));
   }
   return tensor;
 }
@@ -54,22 +55,7 @@ const at::Tensor& RecordedStep::accumulator(const plan::Buffer& buffer, int64_t 
 RecordedStep::Recorded* RecordedStep::like(const plan::RecordedRun& run,
                                            const nn::BatchTensors& batch) {
   const auto [at, is_first] = under_way_.try_emplace(run.micro_batch, nullptr, 0);
-  if (!is_first) return at->second.first;
-  const std::string key =
-      fmt::format("{} documents at {}", work_.alike.at(run.micro_batch), batch.segments);
-  auto found = recorded_.find(key);
-  if (found == recorded_.end()) {
-    if (recorded_.size() == kMostRecorded) {
-      if (!gave_up_) {
-        log::warning(
-            "documents begin elsewhere in every batch: device.graphs has no effect from here on");
-      }
-      gave_up_ = true;
-      return nullptr;
-    }
-    found = recorded_.emplace(key, Recorded()).first;
-  }
-  at->second.first = &found->second;
+  if (is_first && is_static(batch)) at->second.first = &recorded_[work_.alike.at(run.micro_batch)];
   return at->second.first;
 }
 

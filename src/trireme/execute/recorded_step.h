@@ -41,7 +41,7 @@ class RecordedStep {
     std::function<void()> work;  ///< the run's instructions
   };
   /// Runs it: again, or for the first time while it is recorded. `batch` outlives the step. Returns false where the run has to be
-  /// run as any other: its documents begin elsewhere than those of all before, too often.
+  /// run as any other: a row of its micro-batch has several documents.
   bool run(const plan::RecordedRun& run, const Access& access);
 
  private:
@@ -58,13 +58,13 @@ class RecordedStep {
   std::map<int, const plan::RecordedRun*> runs_;  ///< by first instruction
   std::shared_ptr<device::GraphMemory> memory_;
   std::map<std::string, Recorded> recorded_;  ///< by likeness
-  std::map<int64_t, std::pair<Recorded*, size_t>> under_way_;  ///< by micro-batch: and how many runs of it are done
+  std::map<int64_t, std::pair<Recorded*, size_t>>
+      under_way_;  ///< by micro-batch: and how many runs of it are done
   /// What runs take and give, outside of their memory; by kind and part, of one micro-batch after the other.
   std::map<std::pair<plan::BufferKind, int>, at::Tensor> kept_;
   std::map<std::pair<int, int>, at::Tensor> accumulators_;  ///< by part and place
   at::Tensor positions_;
   int64_t num_recorded_ = 0;
-  bool gave_up_ = false;
 };
 
 }  // namespace trireme::execute

@@ -33,7 +33,8 @@ TrainingCase drawn(uint64_t seed) {
   one.strategy.precision = pick(Precision::kFp32, Precision::kBf16);
   one.strategy.delay_weight_gradients = random() % 3 == 0;
   for (size_t part = 0; part < one.spec.parts.size(); ++part)
-    one.strategy.recompute.push_back(pick(Recompute::kNone, Recompute::kSelective, Recompute::kFull));
+    one.strategy.recompute.push_back(
+        pick(Recompute::kNone, Recompute::kSelective, Recompute::kFull));
   one.one_document = random() % 4 != 0;
   one.name = fmt::format("seed {}: family {}, {} lanes{}", seed, family, one.strategy.lanes,
                          one.one_document ? ", one document" : "");
@@ -47,20 +48,22 @@ TEST_F(RecordedStepTest, TrainsToTheSameBits) {
     SCOPED_TRACE(one.name);
     const Trained want = train(one, at::kCPU);
     one.strategy.record = true;
-    device::sim::set_schedule(seed % 2 == 0 ? device::sim::Schedule::kLate
-                                            : device::sim::Schedule::kShuffled,
-                              seed);
+    device::sim::set_schedule(
+        seed % 2 == 0 ? device::sim::Schedule::kLate : device::sim::Schedule::kShuffled, seed);
     const Trained got = train(one, sim);
     expect_same_bits(got, want);
     const plan::Program program = plan::build_program(one.spec, one.strategy);
     const plan::RecordedWork work = plan::recorded_work(one.spec, program);
     const auto runs = static_cast<int64_t>(work.runs.size());
     EXPECT_EQ(got.steps[0].runs_replayed, 0);
-    EXPECT_EQ(got.steps[1].runs_replayed, runs);
-    EXPECT_EQ(got.steps[2].runs_replayed, runs);
-    // Where documents begin is drawn anew for every micro-batch.
-    EXPECT_EQ(got.steps[2].runs_recorded, one.one_document ? 0 : runs);
-    EXPECT_LE(got.steps[1].runs_recorded, runs);
+    if (one.one_document) {
+      EXPECT_EQ(got.steps[1].runs_replayed, runs);
+      EXPECT_EQ(got.steps[2].runs_replayed, runs);
+      EXPECT_EQ(got.steps[2].runs_recorded, 0);
+    } else {
+      EXPECT_LT(got.steps[2].runs_replayed, runs);  // hardly a micro-batch has one document a row
+    }
+    EXPECT_LE(got.steps[1].runs_recorded, got.steps[1].runs_replayed);
   }
   device::sim::set_schedule(device::sim::Schedule::kLate);
 }
@@ -109,7 +112,8 @@ TEST_F(RecordedStepTest, HoldsWhatWasPlanned) {
       one.strategy.kernels = kernel_workspace(device.torch_device());
       one.strategy.record = true;
       one.one_document = true;
-      const auto planned = plan::simulate_in_issue_order(plan::build_program(one.spec, one.strategy));
+      const auto planned =
+          plan::simulate_in_issue_order(plan::build_program(one.spec, one.strategy));
       const int64_t before = device.memory().allocated_bytes;
       const Trained trained = train(one, device.torch_device());
       const auto held = static_cast<double>(trained.steps.back().peak_allocated_bytes - before);
@@ -142,6 +146,7 @@ TEST_F(RecordedStepTest, OneLaunchARunSavesTheOthers) {
 TEST_F(RecordedStepTest, ACpuRecordsNothing) {
   TrainingCase one{"", tiny(3), strategy_for(4, 2, 2, 12), {}};
   one.strategy.record = true;
+  one.one_document = true;
   EXPECT_THROW(train(one, at::kCPU), Error);
 }
 

@@ -288,12 +288,6 @@ int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& 
   return config.kind == OptimizerKind::kMuon && uses_muon(parameter) ? 1 : 2;
 }
 
-double gradient_norm(const std::vector<at::Tensor>& gradients) {
-  double sum = 0.0;
-  for (const at::Tensor& gradient : gradients) sum += kernels::sum_of_squares(gradient);
-  return std::sqrt(sum);
-}
-
 double clip_scale(double norm, double max_norm) {
   if (max_norm <= 0.0) return 1.0;
   return std::min(1.0, max_norm / (norm + 1e-6));

@@ -118,10 +118,6 @@ int64_t state_bytes(const OptimizerConfig& config, const model::ModelSpec& spec,
 /// estimates.
 int64_t state_floats(const OptimizerConfig& config, const model::ParameterSpec& parameter);
 
-/// Global norm of gradients given as flat buffers of all parts, in part order; double, two fixed
-/// stages, independent of threads and of how parts are visited.
-double gradient_norm(const std::vector<at::Tensor>& gradients);
-
 /// The factor of torch.nn.utils.clip_grad_norm_: min(1, max_norm / (norm + 1e-6)); 1 where max_norm
 /// is 0.
 double clip_scale(double norm, double max_norm);

@@ -34,10 +34,6 @@ bool moves_between_parts(const Buffer& buffer) {
   return buffer.kind == BufferKind::kHidden || buffer.kind == BufferKind::kHiddenGradient;
 }
 
-bool is_inside(const RecordedRun& run, int instruction) {
-  return instruction >= run.first && instruction < run.end;
-}
-
 std::vector<RecordedRun> find_runs(const model::ModelSpec& spec, const Program& program) {
   std::vector<RecordedRun> runs;
   for (const Instruction& instruction : program.instructions) {
@@ -70,7 +66,10 @@ void find_ends(const Program& program, std::vector<RecordedRun>& runs) {
       const int there = run_of[static_cast<size_t>(buffer.made_by)];
       // What one run makes for another of its micro-batch stays where it was made.
       if (here >= 0 && there >= 0) continue;
-      if (here >= 0) takes.emplace(here, id);
+      // A backward keeps its input from the forward.
+      const bool reads =
+          buffer.kind == BufferKind::kHiddenGradient || instruction.kind == OpKind::kForward;
+      if (here >= 0 && reads) takes.emplace(here, id);
       if (there >= 0) gives.emplace(there, id);
     }
   }
@@ -78,28 +77,41 @@ void find_ends(const Program& program, std::vector<RecordedRun>& runs) {
   for (const auto& [run, buffer] : gives) runs[static_cast<size_t>(run)].gives.push_back(buffer);
 }
 
-/// The lowest free place for each, in issue order.
+/// The lowest free place for each, in issue order. What a transfer still reads is free once it is waited for.
 void place_accumulators(const model::ModelSpec& spec, const Program& program, RecordedWork& work) {
   work.places.assign(program.buffers.size(), -1);
   work.num_places.assign(spec.parts.size(), 0);
   std::vector<std::set<int>> taken(spec.parts.size());
-  const auto is_accumulator = [&](int id) {
-    return program.buffers[static_cast<size_t>(id)].kind == BufferKind::kParameterGradient;
+  std::map<int, std::vector<int>> under_way;  // buffers by the transfer that frees them
+  const auto part_of = [&](int id) {
+    return static_cast<size_t>(program.buffers[static_cast<size_t>(id)].part);
+  };
+  const auto accumulators = [&](std::vector<int> buffers) {
+    std::erase_if(buffers, [&](int id) {
+      return program.buffers[static_cast<size_t>(id)].kind != BufferKind::kParameterGradient;
+    });
+    return buffers;
+  };
+  const auto give_back = [&](const std::vector<int>& buffers) {
+    for (const int id : buffers) taken[part_of(id)].erase(work.places[static_cast<size_t>(id)]);
   };
   for (const Instruction& instruction : program.instructions) {
-    for (const int id : instruction.makes) {
-      if (!is_accumulator(id)) continue;
-      const auto part = static_cast<size_t>(program.buffers[static_cast<size_t>(id)].part);
+    for (const int other : instruction.depends_on) {
+      if (const auto ended = under_way.extract(other); !ended.empty()) give_back(ended.mapped());
+    }
+    for (const int id : accumulators(instruction.makes)) {
+      const size_t part = part_of(id);
       int place = 0;
       while (taken[part].contains(place)) ++place;
       taken[part].insert(place);
       work.places[static_cast<size_t>(id)] = place;
       work.num_places[part] = std::max(work.num_places[part], place + 1);
     }
-    for (const int id : instruction.frees) {
-      if (is_accumulator(id))
-        taken[static_cast<size_t>(program.buffers[static_cast<size_t>(id)].part)].erase(
-            work.places[static_cast<size_t>(id)]);
+    std::vector<int> freed = accumulators(instruction.frees);
+    if (instruction.resource == Resource::kCommunication) {
+      under_way[instruction.id] = std::move(freed);
+    } else {
+      give_back(freed);
     }
   }
 }
@@ -110,7 +122,8 @@ int accumulator_of(const Program& program, int64_t lane, int part) {
     if (buffer.kind == BufferKind::kParameterGradient && buffer.lane == lane && buffer.part == part)
       return buffer.id;
   }
-  throw Error(ErrorCode::kInternal, fmt::format("part {} has no accumulator of lane {}", part, lane));
+  throw Error(ErrorCode::kInternal,
+              fmt::format("part {} has no accumulator of lane {}", part, lane));
 }
 
 }  // namespace
@@ -169,7 +182,8 @@ void hold_recorded_work(const model::ModelSpec& spec, Program& program) {
   std::set<int> inner;
   for (const RecordedRun& run : work.runs) {
     for (int id = run.first; id < run.end; ++id) {
-      for (const int buffer : program.instructions[static_cast<size_t>(id)].makes) inner.insert(buffer);
+      for (const int buffer : program.instructions[static_cast<size_t>(id)].makes)
+        inner.insert(buffer);
     }
   }
   // One micro-batch after the other in the same memory: the most that one ever holds.
@@ -206,14 +220,16 @@ void hold_recorded_work(const model::ModelSpec& spec, Program& program) {
     }
   }
   const int64_t tokens = program.strategy.micro * program.strategy.seq_len;
-  int64_t resident = most + tensor_bytes(tokens * static_cast<int64_t>(sizeof(int64_t)));  // positions
+  int64_t resident =
+      most + tensor_bytes(tokens * static_cast<int64_t>(sizeof(int64_t)));  // positions
   for (const auto& [of, bytes] : kept) resident += bytes;
   for (size_t part = 0; part < spec.parts.size(); ++part)
     resident += work.num_places[part] *
                 tensor_bytes(parameter_gradient_bytes(spec, static_cast<int>(part)));
 
   for (Buffer& buffer : program.buffers) {
-    if (buffer.kind == BufferKind::kParameterGradient || inner.contains(buffer.id)) buffer.bytes = 0;
+    if (buffer.kind == BufferKind::kParameterGradient || inner.contains(buffer.id))
+      buffer.bytes = 0;
   }
   for (const RecordedRun& run : work.runs) {
     for (int id = run.first; id < run.end; ++id)

@@ -127,6 +127,12 @@ void inspect_strategy(Preflight& p, int rank) {
           "leave it out, or set memory.recompute to hold less");
     }
   }
+  if (c.device.graphs && !device::get_device(c.device.name).capabilities().graph_capture) {
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("device.graphs = true, and device.name = \"{}\" records no work",
+                    c.device.name),
+        "leave it out");
+  }
   const plan::Strategy strategy = strategy_of(c, p.model.spec, p.precision.precision);
   for (const std::string& reason : plan::validate(p.model.spec, strategy)) {
     add(p.problems, ErrorCode::kConfig, reason,

@@ -159,6 +159,7 @@ struct RunConfig {
     std::string name = "cpu";
     std::string
         plugin;  ///< the library of a device that is not ours; "": none, or one of the search path
+    bool graphs = false;      ///< plan::Strategy::record
     std::string collectives;  ///< the library of its collectives, "host", or "": what is found
   } device;
 

@@ -213,6 +213,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.loss_chunk_rows = run.memory.loss_chunk_rows;
   strategy.offload_activations = plan::offload_from_names(spec, run.memory.offload_activations);
   strategy.offload_optimizer = run.memory.offload_optimizer;
+  strategy.record = run.device.graphs;
   // Plans need no device. Of kernels that are neither the CPU's nor sim's, the CPU's workspace is an estimate.
   const at::Device device = run.device.name.starts_with("sim") ? at::kPrivateUse1 : at::kCPU;
   strategy.kernels = execute::kernel_workspace(device);

@@ -35,7 +35,8 @@ TEST_F(GraphTest, WaitingWhileItIsRecordedIsAnErrorThatNamesTheLastKernel) {
   EXPECT_THAT(refused([] { synchronize(); }),
               HasSubstr("work is waited for while work is recorded, after 'the last kernel'"));
   EXPECT_THAT(refused([&] { device().synchronize(); }), HasSubstr("the device is waited for"));
-  EXPECT_THAT(refused([&] { device().compute_queue().record(); }), HasSubstr("an event is recorded"));
+  EXPECT_THAT(refused([&] { device().compute_queue().record(); }),
+              HasSubstr("an event is recorded"));
   EXPECT_THAT(refused([&] { x.cpu(); }), HasSubstr("while work is recorded"));
   EXPECT_TRUE(at::equal(x.cpu(), at::full({4}, 2)));
 }
