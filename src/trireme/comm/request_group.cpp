@@ -75,9 +75,9 @@ Group::Pending RequestGroup::receive(const at::Tensor& tensor, int from, device:
 }
 
 Group::Pending RequestGroup::all_to_all(const at::Tensor& out,
-                                       const std::vector<int64_t>& out_counts, const at::Tensor& in,
-                                       const std::vector<int64_t>& in_counts,
-                                       device::Queue& after) {
+                                        const std::vector<int64_t>& out_counts,
+                                        const at::Tensor& in, const std::vector<int64_t>& in_counts,
+                                        device::Queue& after) {
   Request request = request_of(TransferKind::kAllToAll, in);
   check(request.kind, out, in.scalar_type());
   request.to_bytes = bytes_of(request.kind, in, in_counts);
@@ -93,7 +93,7 @@ Group::Pending RequestGroup::all_to_all(const at::Tensor& out,
 }
 
 Group::Pending RequestGroup::all_gather(const at::Tensor& out, const std::vector<int64_t>& counts,
-                                       const at::Tensor& in, device::Queue& after) {
+                                        const at::Tensor& in, device::Queue& after) {
   Request request = request_of(TransferKind::kAllGather, in);
   check(request.kind, out, in.scalar_type());
   request.from_bytes = bytes_of(request.kind, out, counts);
@@ -141,8 +141,8 @@ Group::Pending RequestGroup::all_reduce(const at::Tensor& tensor, device::Queue&
 }
 
 Group::Pending RequestGroup::reduce_scatter(const at::Tensor& out, const at::Tensor& in,
-                                           const std::vector<int64_t>& counts,
-                                           device::Queue& after) {
+                                            const std::vector<int64_t>& counts,
+                                            device::Queue& after) {
   Request request = request_of(TransferKind::kReduceScatter, in);
   TRIREME_CHECK(in.scalar_type() == c10::kFloat || in.scalar_type() == c10::kBFloat16,
                 "reduce_scatter of {}", c10::toString(in.scalar_type()));
@@ -197,7 +197,7 @@ void RequestGroup::check(TransferKind kind, const at::Tensor& tensor, c10::Scala
 }
 
 std::vector<int64_t> RequestGroup::bytes_of(TransferKind kind, const at::Tensor& tensor,
-                                           const std::vector<int64_t>& counts) const {
+                                            const std::vector<int64_t>& counts) const {
   TRIREME_CHECK(counts.size() == members_.size(), "{}: {} counts in a group of {}", to_string(kind),
                 counts.size(), members_.size());
   TRIREME_CHECK(std::ranges::all_of(counts, [](int64_t c) { return c >= 0; }) &&

@@ -57,7 +57,8 @@ class StoreBackend final : public c10d::Backend {
   }
   void abort() override { aborted_ = true; }
 
-  WorkRef broadcast(std::vector<at::Tensor>& tensors, const c10d::BroadcastOptions& options) override {
+  WorkRef broadcast(std::vector<at::Tensor>& tensors,
+                    const c10d::BroadcastOptions& options) override {
     const int64_t number = next_++;
     const int root = static_cast<int>(options.rootRank);
     if (root == getRank()) {
@@ -67,10 +68,12 @@ class StoreBackend final : public c10d::Backend {
       }
       return note(late([] {}));
     }
-    return note(late([this, number, root, tensor = tensors[0]] { write(tensor, get(number, root)); }));
+    return note(
+        late([this, number, root, tensor = tensors[0]] { write(tensor, get(number, root)); }));
   }
 
-  WorkRef allreduce(std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& /*options*/) override {
+  WorkRef allreduce(std::vector<at::Tensor>& tensors,
+                    const c10d::AllreduceOptions& /*options*/) override {
     const int64_t number = next_++;
     send_to_all(number, read(tensors[0]));
     return late([this, number, tensor = tensors[0]] { write_sum(tensor, number, tensor); });
@@ -86,27 +89,33 @@ class StoreBackend final : public c10d::Backend {
     return late([this, number, tensor = tensors[0]] { write_sum(tensor, number, tensor); });
   }
 
-  WorkRef _allgather_base(at::Tensor& out, at::Tensor& in, const c10d::AllgatherOptions& /*options*/) override {
+  WorkRef _allgather_base(at::Tensor& out, at::Tensor& in,
+                          const c10d::AllgatherOptions& /*options*/) override {
     const int64_t number = next_++;
     const Bytes mine = read(in);
     send_to_all(number, mine);
     return late([this, number, out, mine] {
       Bytes all;
-      for (int from = 0; from < getSize(); ++from) append(all, from == getRank() ? mine : get(number, from));
+      for (int from = 0; from < getSize(); ++from)
+        append(all, from == getRank() ? mine : get(number, from));
       write(out, all);
     });
   }
 
-  WorkRef _reduce_scatter_base(at::Tensor& out, at::Tensor& in, const c10d::ReduceScatterOptions& /*options*/) override {
+  WorkRef _reduce_scatter_base(at::Tensor& out, at::Tensor& in,
+                               const c10d::ReduceScatterOptions& /*options*/) override {
     const int64_t number = next_++;
     const int64_t count = out.numel();
     for (int to = 0; to < getSize(); ++to) {
       if (to != getRank()) put(number, to, read(in.narrow(0, to * count, count)));
     }
-    return late([this, number, out, own = in.narrow(0, getRank() * count, count)] { write_sum(out, number, own); });
+    return late([this, number, out, own = in.narrow(0, getRank() * count, count)] {
+      write_sum(out, number, own);
+    });
   }
 
-  WorkRef alltoall_base(at::Tensor& out, at::Tensor& in, std::vector<int64_t>& from_counts, std::vector<int64_t>& to_counts,
+  WorkRef alltoall_base(at::Tensor& out, at::Tensor& in, std::vector<int64_t>& from_counts,
+                        std::vector<int64_t>& to_counts,
                         const c10d::AllToAllOptions& /*options*/) override {
     const int64_t number = next_++;
     Bytes mine;
@@ -139,7 +148,9 @@ class StoreBackend final : public c10d::Backend {
     return late([] {});
   }
   WorkRef recv(std::vector<at::Tensor>& tensors, int from, int /*tag*/) override {
-    return late([this, from, number = from_[from]++, tensor = tensors[0]] { write(tensor, get(number, from, "pair")); });
+    return late([this, from, number = from_[from]++, tensor = tensors[0]] {
+      write(tensor, get(number, from, "pair"));
+    });
   }
 
  private:
@@ -161,11 +172,14 @@ class StoreBackend final : public c10d::Backend {
   }
   static at::Tensor host_of(const Bytes& bytes, const at::Tensor& like) {
     at::Tensor host = at::empty(like.sizes(), like.options().device(at::kCPU));
-    TORCH_CHECK(host.nbytes() == bytes.size(), bytes.size(), " bytes for a tensor of ", host.nbytes());
+    TORCH_CHECK(host.nbytes() == bytes.size(), bytes.size(), " bytes for a tensor of ",
+                host.nbytes());
     if (!bytes.empty()) std::memcpy(host.mutable_data_ptr(), bytes.data(), bytes.size());
     return host;
   }
-  static void write(const at::Tensor& tensor, const Bytes& bytes) { tensor.copy_(host_of(bytes, tensor)); }
+  static void write(const at::Tensor& tensor, const Bytes& bytes) {
+    tensor.copy_(host_of(bytes, tensor));
+  }
   void write_sum(const at::Tensor& out, int64_t number, const at::Tensor& own) {
     at::Tensor sum = own.cpu().clone();
     for (int from = 0; from < getSize(); ++from) {
@@ -173,7 +187,9 @@ class StoreBackend final : public c10d::Backend {
     }
     out.copy_(sum);
   }
-  static void append(Bytes& all, const Bytes& more) { all.insert(all.end(), more.begin(), more.end()); }
+  static void append(Bytes& all, const Bytes& more) {
+    all.insert(all.end(), more.begin(), more.end());
+  }
 
   void send_to_all(int64_t number, const Bytes& bytes) {
     for (int to = 0; to < getSize(); ++to) {
@@ -181,7 +197,8 @@ class StoreBackend final : public c10d::Backend {
     }
   }
   static std::string key(const std::string& kind, int from, int to, int64_t number) {
-    return kind + "/" + std::to_string(from) + "/" + std::to_string(to) + "/" + std::to_string(number);
+    return kind + "/" + std::to_string(from) + "/" + std::to_string(to) + "/" +
+           std::to_string(number);
   }
   void put(int64_t number, int to, const Bytes& bytes, const std::string& kind = "all") {
     store_->set(key(kind, getRank(), to, number), bytes);
@@ -191,7 +208,8 @@ class StoreBackend final : public c10d::Backend {
     const auto end = std::chrono::steady_clock::now() + timeout_;
     while (!store_->check({name})) {
       TORCH_CHECK(!aborted_, "aborted");
-      TORCH_CHECK(std::chrono::steady_clock::now() < end, "nothing came from rank ", from, " in time");
+      TORCH_CHECK(std::chrono::steady_clock::now() < end, "nothing came from rank ", from,
+                  " in time");
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     Bytes bytes = store_->get(name);

@@ -32,7 +32,7 @@ struct CollectivesRequest {
   c10::intrusive_ptr<c10d::Store> store;  ///< of nobody else; goes to all members
   int rank = 0;                           ///< of the caller, among the members
   int size = 1;
-  c10::Device device;  ///< of the caller's tensors
+  c10::Device device;                 ///< of the caller's tensors
   std::chrono::milliseconds timeout;  ///< for a transfer
 };
 
@@ -50,15 +50,16 @@ using MakeCollectives = void (*)(const CollectivesRequest& request,
 }  // namespace trireme::comm
 
 /// Defines what a library of collectives exports; the body that follows returns the back end of one group. It may throw.
-#define TRIREME_COLLECTIVES(request)                                                                 \
-  static c10::intrusive_ptr<c10d::Backend> trireme_collectives_of(                                   \
-      const ::trireme::comm::CollectivesRequest& request);                                           \
-  extern "C" __attribute__((visibility("default"))) const void* trireme_collectives_abi() {          \
-    return &::trireme::comm::kCollectivesAbi;                                                        \
-  }                                                                                                  \
-  extern "C" __attribute__((visibility("default"))) void trireme_make_collectives(                   \
-      const ::trireme::comm::CollectivesRequest& asked, c10::intrusive_ptr<c10d::Backend>& backend) { \
-    backend = trireme_collectives_of(asked);                                                         \
-  }                                                                                                  \
-  static c10::intrusive_ptr<c10d::Backend> trireme_collectives_of(                                   \
+#define TRIREME_COLLECTIVES(request)                                                        \
+  static c10::intrusive_ptr<c10d::Backend> trireme_collectives_of(                          \
+      const ::trireme::comm::CollectivesRequest& request);                                  \
+  extern "C" __attribute__((visibility("default"))) const void* trireme_collectives_abi() { \
+    return &::trireme::comm::kCollectivesAbi;                                               \
+  }                                                                                         \
+  extern "C" __attribute__((visibility("default"))) void trireme_make_collectives(          \
+      const ::trireme::comm::CollectivesRequest& asked,                                     \
+      c10::intrusive_ptr<c10d::Backend>& backend) {                                         \
+    backend = trireme_collectives_of(asked);                                                \
+  }                                                                                         \
+  static c10::intrusive_ptr<c10d::Backend> trireme_collectives_of(                          \
       const ::trireme::comm::CollectivesRequest& request)

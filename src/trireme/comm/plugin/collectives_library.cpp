@@ -44,8 +44,7 @@ Library open(const std::string& path) {
                 fmt::format("the collectives {} do not open: {}", path, ::dlerror()), kRebuild);
   }
   const auto abi = reinterpret_cast<const void* (*)()>(::dlsym(library, "trireme_collectives_abi"));
-  const auto make =
-      reinterpret_cast<MakeCollectives>(::dlsym(library, "trireme_make_collectives"));
+  const auto make = reinterpret_cast<MakeCollectives>(::dlsym(library, "trireme_make_collectives"));
   TRIREME_USER_CHECK(abi != nullptr && make != nullptr, kConfig, kRebuild,
                      "{} is no library of collectives", path);
   const auto& theirs = *static_cast<const CollectivesAbi*>(abi());

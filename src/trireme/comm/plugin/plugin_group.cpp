@@ -107,8 +107,7 @@ class PluginGroup::Issued final : public Work {
     std::optional<device::QueueGuard> guard;
     if (on_device_) guard.emplace(queue);
     guarded([&] {
-      for (const WorkRef& work : works_)
-        TORCH_CHECK(work->wait(), "it was ended");
+      for (const WorkRef& work : works_) TORCH_CHECK(work->wait(), "it was ended");
       if (last_) std::exchange(last_, {})();
     });
     if (on_device_) ended_ = queue.record();
@@ -155,8 +154,8 @@ PluginGroup::~PluginGroup() {
 
 Group::Pending PluginGroup::start(Request request, device::Queue& after) {
   std::string name = describe(request, members());
-  auto issued = std::make_unique<Issued>(std::move(request), std::move(name), on_device_, after,
-                                         session_);
+  auto issued =
+      std::make_unique<Issued>(std::move(request), std::move(name), on_device_, after, session_);
   std::optional<device::QueueGuard> guard;
   if (on_device_) guard.emplace(after);
   issued->guarded([&] { issue(issued->request(), *issued); });

@@ -20,8 +20,8 @@
 namespace trireme::comm {
 namespace {
 
-using testing::cpu;
 using ::testing::AllOf;
+using testing::cpu;
 using testing::error_of;
 using ::testing::HasSubstr;
 
@@ -36,7 +36,8 @@ class PluginWorldTest : public ::testing::Test {
     ::unsetenv("STORE_COLLECTIVES");
   }
 
-  static void run_ranks(int size, const std::function<void(World&)>& body, double timeout_s = 60.0) {
+  static void run_ranks(int size, const std::function<void(World&)>& body,
+                        double timeout_s = 60.0) {
     const auto store = c10::make_intrusive<c10d::HashStore>();
     run_rank_threads(
         size,

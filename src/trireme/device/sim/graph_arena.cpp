@@ -47,7 +47,8 @@ c10::DataPtr GraphArena::allocate(size_t bytes) {
     free_.erase(found);
   } else {
     held = bytes;
-    address = runtime.device(device_).memory.allocate(bytes, runtime.queue(current_stream(device_)));
+    address =
+        runtime.device(device_).memory.allocate(bytes, runtime.queue(current_stream(device_)));
     blocks_[address] = held;
   }
   return {address, new Block{shared_from_this(), address, held}, &give_back, device};

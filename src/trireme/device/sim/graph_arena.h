@@ -43,8 +43,8 @@ class GraphArena final : public GraphMemory, public std::enable_shared_from_this
 
   const int device_;
   std::mutex mutex_;
-  std::map<void*, size_t> blocks_;             ///< all of them
-  std::set<std::pair<size_t, void*>> free_;    ///< by size
+  std::map<void*, size_t> blocks_;           ///< all of them
+  std::set<std::pair<size_t, void*>> free_;  ///< by size
 };
 
 }  // namespace trireme::device::sim
