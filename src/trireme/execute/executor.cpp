@@ -16,6 +16,7 @@
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/recorded_step.h"
+#include "trireme/execute/save_mode.h"
 #include "trireme/execute/selection_bias.h"
 #include "trireme/execute/state_visits.h"
 #include "trireme/execute/step_counts.h"
@@ -25,22 +26,6 @@
 #include "trireme/optim/optimizer.h"
 
 namespace trireme::execute {
-namespace {
-
-nn::SaveMode to_save_mode(plan::Recompute recompute) {
-  switch (recompute) {
-    case plan::Recompute::kNone:
-      return nn::SaveMode::kAll;
-    case plan::Recompute::kSelective:
-      return nn::SaveMode::kSelective;
-    case plan::Recompute::kFull:
-      return nn::SaveMode::kInputOnly;
-  }
-  return nn::SaveMode::kAll;
-}
-
-}  // namespace
-
 /// What lives during one step. Objects are found by what they belong to; the program's frees say
 /// when they go.
 class Executor::Step {
@@ -381,6 +366,12 @@ class Executor::Step {
       case plan::OpKind::kOptimizerStep:
         if (result_.applied) optimize(part);
         break;
+      case plan::OpKind::kSend:
+        exchange_->send(instruction, message(instruction));
+        break;
+      case plan::OpKind::kReceive:
+        message(instruction) = exchange_->receive(instruction);
+        break;
       case plan::OpKind::kOffload:
         offload(instruction);
         break;
@@ -604,7 +595,15 @@ class Executor::Step {
     counted(StepCounts::from_values(exchange_->counted()));
   }
 
-  bool shares_states() const { return exchange_ != nullptr && program_.strategy.parallel.zero > 0; }
+  bool has_slices() const { return program_.slices.front().size() > 2; }
+  bool shares_states() const { return has_slices() && program_.strategy.parallel.zero > 0; }
+
+  /// What stages send each other: a part's hidden state, or its gradient.
+  at::Tensor& message(const plan::Instruction& instruction) {
+    MicroBatch& at = micro(instruction.micro_batch);
+    return (instruction.of_gradient ? at.gradient : at.hidden)
+        .at(static_cast<size_t>(instruction.part));
+  }
 
   /// The whole gradient of a part, where this rank has it.
   const at::Tensor& finished_gradient(int part) {
@@ -612,7 +611,7 @@ class Executor::Step {
   }
 
   at::Tensor gradient_slice(int part) {
-    return program_.slices.front().size() > 2 ? exchange_->slice(part) : finished_gradient(part);
+    return has_slices() ? exchange_->slice(part) : finished_gradient(part);
   }
 
   void optimize(int part) {

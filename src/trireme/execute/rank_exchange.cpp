@@ -7,6 +7,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
+#include "trireme/cluster/mesh.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/plan/figures.h"
 #include "trireme/plan/shards.h"
@@ -103,8 +104,12 @@ void RankExchange::count_targets(const plan::Instruction& instruction,
 
 std::vector<int64_t> RankExchange::counted() const {
   const std::vector<int64_t> all = to_host<int64_t>(counts_);
+  const cluster::Mesh mesh(plan::mesh_shape(program_->strategy.parallel));
   std::vector<int64_t> sums(static_cast<size_t>(counts_.size(1)));
-  for (size_t i = 0; i < all.size(); ++i) sums[i % sums.size()] += all[i];
+  for (size_t i = 0; i < all.size(); ++i) {
+    const auto rank = static_cast<int>(i / sums.size());
+    if (mesh.coordinates(rank).pp == program_->pipeline_rank_of(0)) sums[i % sums.size()] += all[i];
+  }
   return sums;
 }
 
@@ -197,12 +202,26 @@ void RankExchange::gather_parameters(const plan::Instruction& instruction) {
                          device_.compute_queue()));
 }
 
+void RankExchange::send(const plan::Instruction& instruction, const at::Tensor& tensor) {
+  issued(instruction, group(instruction).send(tensor, instruction.peer, device_.compute_queue()));
+}
+
+at::Tensor RankExchange::receive(const plan::Instruction& instruction) {
+  const plan::Strategy& strategy = program_->strategy;
+  at::Tensor tensor =
+      at::empty({strategy.micro, strategy.seq_len, store_.spec().hidden},
+                at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
+  issued(instruction,
+         group(instruction).receive(tensor, instruction.peer, device_.compute_queue()));
+  return tensor;
+}
+
 void RankExchange::reduce_figures(const plan::Instruction& instruction,
                                   const std::vector<double>& mine) {
   comm::Group& ranks = group(instruction);
   std::vector<int64_t> counts;
-  for (int index = 0; index < ranks.size(); ++index)
-    counts.push_back(plan::figure_layout(store_.spec(), *program_, index).total());
+  for (const int rank : ranks.members())
+    counts.push_back(plan::figure_layout(store_.spec(), *program_, rank).total());
   TRIREME_CHECK(counts[static_cast<size_t>(ranks.rank())] == static_cast<int64_t>(mine.size()),
                 "{} figures, not {}", mine.size(), counts[static_cast<size_t>(ranks.rank())]);
   figures_ = at::empty({std::accumulate(counts.begin(), counts.end(), int64_t{0})},

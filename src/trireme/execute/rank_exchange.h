@@ -28,7 +28,7 @@ class RankExchange {
   void begin_step(const plan::Program& program);
 
   void count_targets(const plan::Instruction& instruction, const std::vector<int64_t>& mine);
-  /// Sums over all ranks; after wait().
+  /// Sums over the ranks that have the first part, each of which has other micro-batches; after wait().
   std::vector<int64_t> counted() const;
 
   /// `accumulator` gives the flat gradient of a lane, or of a group of lanes by its first.
@@ -41,6 +41,10 @@ class RankExchange {
   void drop_slice(int part) { sums_.at(static_cast<size_t>(part)).clear(); }
   void gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole);
   void gather_parameters(const plan::Instruction& instruction);
+
+  void send(const plan::Instruction& instruction, const at::Tensor& tensor);
+  /// A part's hidden state, or its gradient: [micro, seq_len, hidden] in the compute dtype, filled after wait().
+  at::Tensor receive(const plan::Instruction& instruction);
 
   void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
   std::vector<double> figures() const;  ///< of all ranks; after wait()

@@ -6,11 +6,21 @@ namespace trireme::execute {
 
 std::vector<model::ElementRange> state_shares(const model::ModelSpec& spec,
                                               const plan::Program& program) {
-  if (program.groups.empty() || program.strategy.parallel.zero == 0) return {};
+  if (program.groups.empty()) return {};
+  const bool sliced = program.strategy.parallel.zero > 0;
+  if (!sliced && program.has_part.empty()) return {};
   std::vector<model::ElementRange> shares;
   const auto slice = static_cast<size_t>(program.slice);
-  for (size_t part = 0; part < spec.parts.size(); ++part)
-    shares.push_back({program.slices[part][slice], program.slices[part][slice + 1]});
+  for (size_t part = 0; part < spec.parts.size(); ++part) {
+    const std::vector<int64_t>& bounds = program.slices[part];
+    if (!program.has(static_cast<int>(part))) {
+      shares.emplace_back();
+    } else if (sliced) {
+      shares.push_back({bounds[slice], bounds[slice + 1]});
+    } else {
+      shares.push_back({0, bounds.back()});
+    }
+  }
   return shares;
 }
 
@@ -19,7 +29,8 @@ std::vector<model::ElementRange> master_shares(const model::ModelSpec& spec,
   if (program.strategy.precision != plan::Precision::kBf16) return {};
   std::vector<model::ElementRange> shares = state_shares(spec, program);
   for (size_t part = 0; part < shares.size(); ++part) {
-    if (!plan::shares_masters(spec, program.strategy, static_cast<int>(part)))
+    if (program.has(static_cast<int>(part)) &&
+        !plan::shares_masters(spec, program.strategy, static_cast<int>(part)))
       shares[part] = {0, program.slices[part].back()};
   }
   return shares;

@@ -13,7 +13,8 @@ namespace trireme::execute {
 std::vector<model::ElementRange> master_shares(const model::ModelSpec& spec,
                                                const plan::Program& program);
 
-/// For make_optimizer(): the elements that the program's rank updates; empty where it updates all.
+/// For make_optimizer(): the elements that the program's rank updates, none of parts that other stages have; empty where it updates
+/// all.
 std::vector<model::ElementRange> state_shares(const model::ModelSpec& spec,
                                               const plan::Program& program);
 

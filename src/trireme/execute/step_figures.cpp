@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "trireme/base/error.h"
+#include "trireme/cluster/mesh.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/plan/figures.h"
 #include "trireme/plan/shards.h"
@@ -46,6 +47,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     }
   };
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+    if (!program_.has(part)) continue;
     int64_t blocks = 0;
     const auto blocks_in = [](int64_t elements) {
       return (elements + plan::kSquaresBlock - 1) / plan::kSquaresBlock;
@@ -81,6 +83,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
 std::vector<double> StepFigures::mine() const {
   std::vector<double> values;
   for (const int64_t lane : program_.lanes) {
+    if (!program_.has(spec_.head_part())) break;
     const auto& losses = lanes_[static_cast<size_t>(lane)].losses;
     values.insert(values.end(), losses.begin(), losses.end());
   }
@@ -101,12 +104,19 @@ void StepFigures::take(const std::vector<double>& all) {
   const auto owners = static_cast<int>(program_.slices.front().size()) - 1;
   for (std::vector<double>& squares : squares_) squares.clear();
   auto next = all.begin();
-  for (int index = 0; index < owners; ++index) {
+  const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
+  // Ranks of a stage come in the order of their slices.
+  for (int rank = 0; rank < mesh.size(); ++rank) {
+    const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
+    const int place = mesh.coordinates(rank).pp;
+    const auto has = [&](int part) { return program_.pipeline_rank_of(part) == place; };
     const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, owners);
     for (const int64_t lane : lanes) {
+      if (!has(spec_.head_part())) break;
       for (double& loss : lane_at(lane).losses) loss = *next++;
     }
     for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+      if (!has(part)) continue;
       const auto at = static_cast<size_t>(part);
       const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
       const std::vector<int64_t>& bounds = program_.slices[at];
@@ -118,8 +128,9 @@ void StepFigures::take(const std::vector<double>& all) {
       next += count;
     }
     for (const int64_t lane : lanes) {
-      for (const model::PartSpec& part : spec_.parts) {
-        if (part.kind != model::PartKind::kRouter) continue;
+      for (int at = 0; at < static_cast<int>(spec_.parts.size()); ++at) {
+        const model::PartSpec& part = spec_.parts[static_cast<size_t>(at)];
+        if (part.kind != model::PartKind::kRouter || !has(at)) continue;
         nn::RouterStatistics& router = lane_at(lane).routers[part.layer];
         router.load.resize(static_cast<size_t>(
             spec_.layers[static_cast<size_t>(part.layer)].moe.value().num_experts));

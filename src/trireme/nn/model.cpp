@@ -19,51 +19,61 @@ Model::Model(const ParameterStore& store) : store_(store) {
   };
 
   const model::ModelSpec& spec = store.spec();
-  const auto add = [this](auto part) {
-    auto* raw = part.get();
-    parts_.push_back(std::move(part));
+  // A part that is not here keeps its place.
+  const auto add = [&](int index, auto make) {
+    using Made = typename decltype(make())::pointer;
+    Made raw = nullptr;
+    parts_.emplace_back();
+    if (store.has_part(index)) {
+      auto part = make();
+      raw = part.get();
+      parts_.back() = std::move(part);
+    }
     return raw;
   };
   for (int i = 0; i < static_cast<int>(spec.parts.size()); ++i) {
     const model::PartSpec& part = spec.parts[i];
     switch (part.kind) {
       case model::PartKind::kEmbedding:
-        embedding_ = add(std::make_unique<EmbeddingPart>(store, i));
+        embedding_ = add(i, [&] { return std::make_unique<EmbeddingPart>(store, i); });
         break;
       case model::PartKind::kAttention:
-        attention_.push_back(add(
-            make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary))));
+        attention_.push_back(add(i, [&] {
+          return make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary));
+        }));
         break;
       case model::PartKind::kMlp:
-        feed_forward_.push_back({add(std::make_unique<MlpPart>(store, i))});
+        feed_forward_.push_back({add(i, [&] { return std::make_unique<MlpPart>(store, i); })});
         break;
       case model::PartKind::kRouter:
-        feed_forward_.push_back({add(std::make_unique<RouterPart>(store, i))});
+        feed_forward_.push_back({add(i, [&] { return std::make_unique<RouterPart>(store, i); })});
         break;
       case model::PartKind::kDispatch:
-        feed_forward_.back().push_back(add(std::make_unique<DispatchPart>(store, i)));
+        feed_forward_.back().push_back(
+            add(i, [&] { return std::make_unique<DispatchPart>(store, i); }));
         break;
       case model::PartKind::kExperts:
-        feed_forward_.back().push_back(add(std::make_unique<ExpertsPart>(store, i)));
+        feed_forward_.back().push_back(
+            add(i, [&] { return std::make_unique<ExpertsPart>(store, i); }));
         break;
       case model::PartKind::kCombine:
-        feed_forward_.back().push_back(add(std::make_unique<CombinePart>(store, i)));
+        feed_forward_.back().push_back(
+            add(i, [&] { return std::make_unique<CombinePart>(store, i); }));
         break;
       case model::PartKind::kHead:
-        head_ = add(std::make_unique<HeadPart>(store, i));
+        head_ = add(i, [&] { return std::make_unique<HeadPart>(store, i); });
         heads_[i] = head_;
         break;
       case model::PartKind::kMtpInput:
-        add(std::make_unique<MtpInputPart>(store, i));
+        add(i, [&] { return std::make_unique<MtpInputPart>(store, i); });
         break;
       case model::PartKind::kMtpHead:
-        heads_[i] = add(std::make_unique<HeadPart>(store, i));
+        heads_[i] = add(i, [&] { return std::make_unique<HeadPart>(store, i); });
         break;
       default:
         TRIREME_CHECK(false, "{}: no such part", part.name);
     }
   }
-  TRIREME_CHECK(embedding_ && head_, "a model needs an embedding and a head");
 }
 
 at::Tensor Model::feed_forward(int layer, const at::Tensor& hidden, const BatchTensors& batch) {

@@ -19,7 +19,8 @@
 
 namespace trireme::nn {
 
-/// Thread-safety: one thread at a time. Ownership: borrows the store, which must outlive it.
+/// Those that the store has: asking for another part is a mistake. Thread-safety: one thread at a time. Ownership: borrows the
+/// store, which must outlive it.
 class Model {
  public:
   explicit Model(const ParameterStore& store);

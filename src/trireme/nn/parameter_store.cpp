@@ -70,26 +70,30 @@ double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
 
 ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
                                at::ScalarType master_dtype, at::Device device,
-                               const std::vector<model::ElementRange>& masters)
+                               const std::vector<model::ElementRange>& masters,
+                               const std::vector<char>& parts)
     : spec_(std::move(spec)),
       compute_dtype_(compute_dtype),
       master_dtype_(master_dtype),
       device_(device) {
-  const size_t parts = spec_.parts.size();
-  part_numel_.assign(parts, 0);
-  part_parameters_.resize(parts);
+  const size_t num_parts = spec_.parts.size();
+  parts_ = parts.empty() ? std::vector<char>(num_parts, 1) : parts;
+  TRIREME_CHECK(parts_.size() == num_parts, "{} of {} parts", parts_.size(), num_parts);
+  part_numel_.assign(num_parts, 0);
+  part_parameters_.resize(num_parts);
   offsets_.reserve(spec_.parameters.size());
   for (size_t i = 0; i < spec_.parameters.size(); ++i) {
     const model::ParameterSpec& parameter = spec_.parameters[i];
-    TRIREME_CHECK(parameter.part >= 0 && parameter.part < static_cast<int>(parts),
-                  "{} is in part {} of {}", parameter.name, parameter.part, parts);
+    TRIREME_CHECK(parameter.part >= 0 && parameter.part < static_cast<int>(num_parts),
+                  "{} is in part {} of {}", parameter.name, parameter.part, num_parts);
     offsets_.push_back(part_numel_[parameter.part]);
     part_numel_[parameter.part] += parameter.numel();
     part_parameters_[parameter.part].push_back(static_cast<int>(i));
   }
-  for (size_t part = 0; part < parts; ++part) {
-    const int64_t numel = part_numel_[part];
-    master_ranges_.push_back(masters.empty() ? model::ElementRange{0, numel} : masters.at(part));
+  for (size_t part = 0; part < num_parts; ++part) {
+    const int64_t numel = parts_[part] != 0 ? part_numel_[part] : 0;
+    master_ranges_.push_back(masters.empty() || numel == 0 ? model::ElementRange{0, numel}
+                                                           : masters.at(part));
     TRIREME_CHECK(has_compute_copy() || master_ranges_.back().count() == numel,
                   "part {}: products read masters, which are not all here", part);
     const auto options = at::TensorOptions().device(device_);
@@ -153,6 +157,7 @@ void ParameterStore::fill(int index, uint64_t seed, at::Tensor values) const {
 
 void ParameterStore::initialize(uint64_t seed) {
   for (int i = 0; i < num_parameters(); ++i) {
+    if (!has_part(part_of(i))) continue;
     if (has_whole_master(part_of(i))) {
       fill(i, seed, master(i));
       continue;
@@ -168,6 +173,7 @@ void ParameterStore::initialize(uint64_t seed) {
 
 void ParameterStore::set(int parameter, const at::Tensor& values) {
   const int part = part_of(parameter);
+  TRIREME_CHECK(has_part(part), "{} is not here", spec_.parameters[parameter].name);
   const int64_t begin = offsets_[parameter];
   const int64_t numel = spec_.parameters[parameter].numel();
   const at::Tensor flat = values.reshape({-1});

@@ -3,7 +3,8 @@
 // Each part's parameters lie one after the other in one flat buffer, in the order of
 // ModelSpec::parameters, so that query, key and value (gate and up) form one matrix and an
 // optimizer runs over flat memory. With a compute dtype other than the master's there is a second
-// flat buffer per part; of the masters a rank may then have a slice alone.
+// flat buffer per part; of the masters a rank may then have a slice alone. A rank of a pipeline has some
+// parts only: the others are described here and have no memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -26,9 +27,11 @@ class ParameterStore {
   /// kDouble). Both lie on `device`.
   /// `masters`: by part, the elements whose masters are held, empty for all of every part; all it must be without a compute
   /// copy, and of a part with a selection bias, which is read as it is.
+  /// `parts`: by part, whether it is here; empty: all.
   ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype = at::kFloat,
                  at::ScalarType master_dtype = at::kFloat, at::Device device = at::kCPU,
-                 const std::vector<model::ElementRange>& masters = {});
+                 const std::vector<model::ElementRange>& masters = {},
+                 const std::vector<char>& parts = {});
 
   const model::ModelSpec& spec() const { return spec_; }
   at::ScalarType compute_dtype() const { return compute_dtype_; }
@@ -39,6 +42,8 @@ class ParameterStore {
 
   int num_parts() const { return static_cast<int>(part_numel_.size()); }
   int num_parameters() const { return static_cast<int>(offsets_.size()); }
+  bool has_part(int part) const { return parts_[part] != 0; }
+  /// Of a part that is not here too.
   int64_t part_numel(int part) const { return part_numel_[part]; }
   /// Indices into ModelSpec::parameters of one part, in order.
   const std::vector<int>& part_parameters(int part) const { return part_parameters_[part]; }
@@ -48,7 +53,7 @@ class ParameterStore {
   /// The elements of a part whose masters are here.
   model::ElementRange master_range(int part) const { return master_ranges_[part]; }
   bool has_whole_master(int part) const {
-    return master_ranges_[part].count() == part_numel_[part];
+    return has_part(part) && master_ranges_[part].count() == part_numel_[part];
   }
 
   /// Flat buffers of one part, shape [part_numel]; of the masters [master_range(part).count()]. compute() is master() without
@@ -60,7 +65,7 @@ class ParameterStore {
   at::Tensor master(int parameter) const { return view(master_[part_of(parameter)], parameter); }
   at::Tensor compute(int parameter) const { return view(compute_[part_of(parameter)], parameter); }
   at::Tensor master(const std::string& name) const;  ///< throws Error{kInternal} if absent
-  /// Sets a parameter from a tensor of its shape: the masters that are here, and the compute copy.
+  /// Sets a parameter of a part that is here from a tensor of its shape: the masters that are here, and the compute copy.
   void set(int parameter, const at::Tensor& values);
   /// The view of one parameter in any flat buffer laid out like its part (gradients, optimizer
   /// states).
@@ -69,7 +74,7 @@ class ParameterStore {
   /// For vectors (biases) one longer vector.
   at::Tensor fused_view(const at::Tensor& flat, int first, int count) const;
 
-  /// Fills every master by its InitSpec and refreshes the compute copy. The bits of an element
+  /// Fills every master that is here by its InitSpec and refreshes the compute copy. The bits of an element
   /// depend on (seed, parameter name, element index) alone: not on threads, order or other
   /// parameters.
   void initialize(uint64_t seed);
@@ -86,6 +91,7 @@ class ParameterStore {
   at::ScalarType compute_dtype_;
   at::ScalarType master_dtype_;
   at::Device device_;
+  std::vector<char> parts_;
   std::vector<int64_t> part_numel_;
   std::vector<std::vector<int>> part_parameters_;
   std::vector<int64_t> offsets_;

@@ -1,24 +1,31 @@
 #include "trireme/plan/figures.h"
 
+#include "trireme/cluster/mesh.h"
 #include "trireme/plan/shards.h"
 
 namespace trireme::plan {
 
-FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program, int index) {
+FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program, int rank) {
   FigureLayout layout;
+  const cluster::Mesh mesh(mesh_shape(program.strategy.parallel));
+  const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
+  const int place = mesh.coordinates(rank).pp;
   const auto owners = static_cast<int64_t>(program.slices.front().size()) - 1;
   const auto lanes = static_cast<int64_t>(lanes_of(program.strategy, index, owners).size());
-  layout.losses = lanes * (1 + spec.num_mtp_layers);
+  if (program.pipeline_rank_of(spec.head_part()) == place)
+    layout.losses = lanes * (1 + spec.num_mtp_layers);
   const auto slice = static_cast<size_t>(index);
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
+    if (program.pipeline_rank_of(part) != place) continue;
     const std::vector<SquaresRange>& ranges = program.squares[static_cast<size_t>(part)];
     const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
     layout.squares += static_cast<int64_t>(
         squares_nodes(blocks_of(ranges, bounds[slice], bounds[slice + 1]), num_blocks(ranges))
             .size());
   }
-  for (const model::PartSpec& part : spec.parts) {
-    if (part.kind != model::PartKind::kRouter) continue;
+  for (int at = 0; at < static_cast<int>(spec.parts.size()); ++at) {
+    const model::PartSpec& part = spec.parts[static_cast<size_t>(at)];
+    if (part.kind != model::PartKind::kRouter || program.pipeline_rank_of(at) != place) continue;
     const model::MoeSpec& moe = spec.layers[static_cast<size_t>(part.layer)].moe.value();
     layout.routers += lanes * (moe.num_experts + kRouterFigures);
   }

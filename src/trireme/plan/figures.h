@@ -7,17 +7,17 @@
 
 namespace trireme::plan {
 
-/// How many values data-parallel rank `index` hands out: first the losses, of each of its lanes the head's and the modules' of
-/// multi-token prediction; then, part by part, the sums of squares of the nodes of its slice (squares_nodes()); then of each of
-/// its lanes and each MoE layer a router's statistics: every expert's load, dropped choices, balancing loss, z-loss, entropy; and
-/// last 1 if it was asked to end, else 0.
+/// How many values rank `rank` of the world hands out: first, if it has the heads, the losses, of each of its lanes the head's and
+/// the modules' of multi-token prediction; then, part by part of those it has, the sums of squares of the nodes of its slice
+/// (squares_nodes()); then of each of its lanes and each MoE layer that it has a router's statistics: every expert's load, dropped
+/// choices, balancing loss, z-loss, entropy; and last 1 if it was asked to end, else 0.
 struct FigureLayout {
   int64_t losses = 0;
   int64_t squares = 0;
   int64_t routers = 0;
   int64_t total() const { return losses + squares + routers + 1; }
 };
-FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program, int index);
+FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program, int rank);
 
 /// Values of a router's statistics beside the loads.
 inline constexpr int64_t kRouterFigures = 4;

@@ -80,7 +80,7 @@ int GradientSums::count_targets() {
   Instruction& count = writer_.begin(OpKind::kCountTargets, kNone, kNone, kNone);
   count.resource = Resource::kCommunication;
   count.group = world_group_;
-  return writer_.current();
+  return counted_ = writer_.current();
 }
 
 void GradientSums::accumulate(int64_t lane, int part) {
@@ -236,6 +236,8 @@ void GradientSums::finish_step() {
   }
   writer_.begin(OpKind::kGradNorm, kNone, kNone, kNone);
   writer_.depend(figures);
+  // A rank without losses has not waited for it yet, and the mean loss is its too.
+  if (!writer_.program().has(spec_.head_part())) writer_.depend(counted_);
   for (const auto& [transfer, buffer] : at_end_) {
     writer_.read(buffer);
     writer_.depend(transfer);

@@ -64,6 +64,7 @@ class GradientSums {
   int world_group_ = -1;
   int owner_group_ = -1;
   int pipeline_group_ = -1;
+  int counted_ = kNone;  ///< the instruction of count_targets()
   std::vector<std::map<int64_t, int>>
       slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending

@@ -28,6 +28,14 @@ std::vector<char> PipelineLayout::parts_of(int pipeline_rank) const {
   return mine;
 }
 
+std::vector<PipelineStage> PipelineLayout::ranked_stages() const {
+  std::vector<PipelineStage> ranked;
+  if (schedule.num_ranks() == 1) return ranked;
+  for (size_t stage = 0; stage < schedule.rank_of_stage.size(); ++stage)
+    ranked.push_back({stages.begin[stage], stages.begin[stage + 1], schedule.rank_of_stage[stage]});
+  return ranked;
+}
+
 PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& strategy,
                                int64_t micro_batches) {
   const Parallel& parallel = strategy.parallel;

@@ -19,6 +19,8 @@ struct PipelineLayout {
   Stages stages;
   /// By part: whether it is on the rank.
   std::vector<char> parts_of(int pipeline_rank) const;
+  /// For Program::stages; empty where there is no pipeline.
+  std::vector<PipelineStage> ranked_stages() const;
 };
 /// Of any rank with that many micro-batches; one stage where there is no pipeline. The strategy is valid.
 PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& strategy,

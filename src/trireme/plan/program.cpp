@@ -115,6 +115,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   PipelineLayout layout = pipeline_layout(
       spec, strategy, static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane());
   program.has_part = layout.parts_of(where.pp);
+  program.stages = layout.ranked_stages();
   GradientSums sums(spec, writer, rank);
   MicroBatchWriter micro_batches(spec, writer, sums);
   const ResidentBytes resident = resident_bytes(spec, program.strategy, program);
@@ -131,6 +132,13 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);
+}
+
+int Program::pipeline_rank_of(int part) const {
+  for (const PipelineStage& stage : stages) {
+    if (part >= stage.first_part && part < stage.end_part) return stage.rank;
+  }
+  return 0;
 }
 
 std::vector<int64_t> Program::micro_batches() const {

@@ -174,6 +174,14 @@ struct SquaresRange {
   int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
 };
 
+/// Parts [first, end) of the model, on the rank with that place in the pipeline.
+struct PipelineStage {
+  int first_part = 0;
+  int end_part = 0;
+  int rank = 0;
+  bool operator==(const PipelineStage&) const = default;
+};
+
 struct Program {
   Strategy strategy;  ///< as built: loss_chunk_rows chosen, recompute filled in
   std::vector<Instruction> instructions;
@@ -181,6 +189,9 @@ struct Program {
   int rank = 0;
   std::vector<char> has_part;  ///< by part: whether this rank computes it; empty: all
   bool has(int part) const { return has_part.empty() || has_part[static_cast<size_t>(part)] != 0; }
+  std::vector<PipelineStage> stages;  ///< in the order of the model; empty: no pipeline
+  /// Place in the pipeline of the rank that computes a part.
+  int pipeline_rank_of(int part) const;
   std::vector<int64_t> lanes;  ///< of this rank, in the order in which it computes them
   /// Members of each group that talks, ascending; the same list on every rank, of the whole world first.
   std::vector<std::vector<int>> groups;

@@ -358,10 +358,9 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
       break;
     }
     case OpKind::kReduceFigures: {
-      const auto owners = static_cast<int>(program.slices.front().size()) - 1;
-      for (int owner = 0; owner < owners; ++owner) {
-        const auto values = static_cast<double>(figure_layout(spec, program, owner).total());
-        (owner == program.slice ? bytes.sent : bytes.received) += 8.0 * values;
+      for (const int rank : program.groups[static_cast<size_t>(instruction.group)]) {
+        const auto values = static_cast<double>(figure_layout(spec, program, rank).total());
+        (rank == program.rank ? bytes.sent : bytes.received) += 8.0 * values;
       }
       break;
     }

@@ -13,6 +13,8 @@ namespace trireme::execute {
 
 /// What one rank is left with.
 struct RankTrained {
+  std::vector<char> has_part;  ///< empty: all
+  bool has(size_t part) const { return has_part.empty() || has_part[part] != 0; }
   std::vector<StepResult> steps;
   std::vector<at::Tensor> compute;              ///< by part: what products read
   std::vector<at::Tensor> masters;              ///< by part: its share
@@ -25,7 +27,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   const plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
   nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
-                           master_shares(one.spec, program));
+                           master_shares(one.spec, program), program.has_part);
   store.initialize(6);
   nn::Model model(store);
   const auto optimizer =
@@ -36,6 +38,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   input.learning_rate = 1e-2;
   input.clip_norm = 1.0;
   RankTrained trained;
+  trained.has_part = program.has_part;
   for (input.step = 0; input.step < 3; ++input.step) {
     const std::vector<data::Batch> all = random_batches(store.spec(), micro_batches, 2, one.length,
                                                         20 + static_cast<uint64_t>(input.step));
@@ -79,27 +82,33 @@ inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Dev
       EXPECT_EQ(rank.steps[step].loss, trained.steps[step].loss);
       EXPECT_EQ(rank.steps[step].grad_norm, trained.steps[step].grad_norm);
       EXPECT_EQ(rank.steps[step].tokens, trained.steps[step].tokens);
+      EXPECT_EQ(rank.steps[step].applied, trained.steps[step].applied);
     }
   }
-  const bool shared = one.strategy.parallel.zero > 0 && ranks > 1;
+  const bool shared = one.strategy.parallel.zero > 0 && one.strategy.parallel.dp > 1;
   std::vector<std::vector<at::Tensor>> states;
   for (size_t part = 0; part < all.front().masters.size(); ++part) {
+    std::vector<const RankTrained*> holders;
+    for (const RankTrained& rank : all) {
+      if (rank.has(part)) holders.push_back(&rank);
+    }
     const auto each = [&](auto&& value) {
       std::vector<at::Tensor> tensors;
-      for (const RankTrained& rank : all) tensors.push_back(value(rank));
+      for (const RankTrained* rank : holders) tensors.push_back(value(*rank));
       return tensors;
     };
     const at::Tensor compute =
         join(each([&](const RankTrained& r) { return r.compute[part]; }), false);
-    const bool whole = all.front().master_ranges[part].count() == compute.numel();
+    const bool whole = holders.front()->master_ranges[part].count() == compute.numel();
     trained.weights.push_back(
         join(each([&](const RankTrained& r) { return r.masters[part]; }),
-             shared && !(whole && all.back().master_ranges[part].count() == compute.numel())));
+             shared && !(whole && holders.back()->master_ranges[part].count() == compute.numel())));
     // A selection bias moves in float32 and is read so.
     if (std::ranges::none_of(one.spec.parameters, [&](const model::ParameterSpec& parameter) {
           return parameter.part == static_cast<int>(part) && !parameter.trainable;
-        }))
+        })) {
       EXPECT_TRUE(at::equal(compute, trained.weights.back().to(compute.scalar_type())));
+    }
     states.emplace_back();
     for (size_t i = 0; i < 2; ++i)
       states.back().push_back(
