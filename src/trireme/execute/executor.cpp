@@ -11,7 +11,6 @@
 #include "trireme/base/log.h"
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
-#include "trireme/execute/device_copies.h"
 #include "trireme/execute/evaluation.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
@@ -19,6 +18,7 @@
 #include "trireme/execute/save_mode.h"
 #include "trireme/execute/selection_bias.h"
 #include "trireme/execute/state_visits.h"
+#include "trireme/execute/step_copies.h"
 #include "trireme/execute/step_counts.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
@@ -37,10 +37,8 @@ class Executor::Step {
         program_(program),
         input_(input),
         device_(device::get_device(executor.store_.device().str())),
-        figures_(executor.store_.spec(), program),
-        done_(program.instructions.size()),
-        is_waited_for_(program.instructions.size(), 0) {
-    plan_copies(executor);
+        copies_(executor.copies_for(program, device_)),
+        figures_(executor.store_.spec(), program) {
     const plan::Strategy& strategy = program.strategy;
     const std::vector<int64_t> own = program.micro_batches();
     TRIREME_CHECK(input.micro_batches.size() == own.size(),
@@ -115,12 +113,12 @@ class Executor::Step {
       peak = std::max(peak, memory.peak_allocated_bytes);
       reserved = std::max(reserved, memory.peak_reserved_bytes);
     }
-    wait_for_step();
+    copies_.wait_for_step();
     timer.read(result_.measurements);
-    for (const plan::RecordedRun* run : replayed_) share_time(*run);
+    for (const plan::RecordedRun* run : replayed_) share_time(program_, *run, result_.measurements);
     result_.runs_replayed = static_cast<int64_t>(replayed_.size());
     if (recorded_ != nullptr) result_.runs_recorded = recorded_->num_recorded();
-    read_copies_of_step_before(timer);
+    copies_.read_step_before(timer, result_.measurements);
     if (exchange_ != nullptr) exchange_->place_times(begin, result_.measurements);
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
@@ -132,15 +130,14 @@ class Executor::Step {
   void run_one(const plan::Instruction& instruction, StepTimer& timer) {
     if (exchange_ != nullptr) exchange_->check();
     wait_for_queues(instruction);
-    device::Queue& queue = queue_of(instruction);
+    device::Queue& queue = copies_.queue_of(instruction);
     timer.start(queue);
-    release(instruction);
+    copies_.release(instruction);
     device_.reset_peak_memory();
     compute(instruction);
     timer.stop(queue);
-    if (plan::runs_on(program_, instruction)) visits_->time(instruction.part, timer.take_last());
-    const auto id = static_cast<size_t>(instruction.id);
-    if (is_waited_for_[id] != 0) done_[id] = queue.record();
+    copies_.hand_over(instruction, timer);
+    copies_.issued(instruction);
   }
 
   /// False: the run is to be run as any other.
@@ -176,8 +173,7 @@ class Executor::Step {
     each([&](const plan::Instruction& instruction) {
       if (!computed) pass(instruction);
       if (instruction.id != run.first) timer.repeat_stop();
-      const auto id = static_cast<size_t>(instruction.id);
-      if (is_waited_for_[id] != 0) done_[id] = queue.record();
+      copies_.issued(instruction);
     });
     replayed_.push_back(&run);
     return true;
@@ -188,23 +184,6 @@ class Executor::Step {
     if (instruction.kind == plan::OpKind::kBackwardWeight)
       sink_of(model_.part(instruction.part), lane(instruction.lane));
     free_all(instruction);
-  }
-
-  /// The device ran them at one go: each takes its share of the arithmetic.
-  void share_time(const plan::RecordedRun& run) {
-    const plan::Measurement whole = result_.measurements[static_cast<size_t>(run.first)];
-    double flops = 0.0;
-    for (int id = run.first; id < run.end; ++id)
-      flops += program_.instructions[static_cast<size_t>(id)].flops;
-    double at = whole.start_s;
-    for (int id = run.first; id < run.end; ++id) {
-      plan::Measurement& measured = result_.measurements[static_cast<size_t>(id)];
-      measured.start_s = at;
-      measured.duration_s = whole.duration_s *
-                            program_.instructions[static_cast<size_t>(id)].flops /
-                            std::max(flops, 1.0);
-      at += measured.duration_s;
-    }
   }
 
   void make_all(const plan::Instruction& instruction) {
@@ -373,124 +352,30 @@ class Executor::Step {
         message(instruction) = exchange_->receive(instruction);
         break;
       case plan::OpKind::kOffload:
-        offload(instruction);
+        copies_.offload(instruction,
+                        [&](const plan::Buffer& buffer) { return activations(buffer); });
         break;
       case plan::OpKind::kReload:
-        reload(instruction);
+        copies_.reload(instruction);
         break;
       case plan::OpKind::kCommit:
         break;
     }
   }
 
-  // ---- queues and copies ---------------------------------------------------------------------------
-
-  /// Which instructions another queue waits for. The host's work is done when its call returns.
-  void plan_copies(Executor& executor) {
-    bool any = false;
-    for (const plan::Instruction& instruction : program_.instructions) {
-      any = any || plan::is_copy(instruction.resource);
-      for (const int other : instruction.depends_on) {
-        if (crosses(instruction, other)) is_waited_for_[static_cast<size_t>(other)] = 1;
-      }
-    }
-    if (!any) return;
-    if (executor.copies_ == nullptr) {
-      executor.copies_ = std::make_unique<DeviceCopies>(device_);
-      executor.visits_ = std::make_unique<StateVisits>(optimizer_, device_, *executor.copies_);
-    }
-    copies_ = executor.copies_.get();
-    visits_ = executor.visits_.get();
-  }
-
-  /// What failed late fails here, in its own step; but for copies that run on into the next one.
-  void wait_for_step() {
-    if (visits_ == nullptr || visits_->empty()) {
-      device_.synchronize();
-      return;
-    }
-    device_.compute_queue().synchronize();
-    copies_->in().synchronize();
-  }
-
-  void read_copies_of_step_before(const StepTimer& timer) {
-    if (visits_ == nullptr) return;
-    const auto ended = visits_->collect();
-    for (const plan::Buffer& buffer : program_.buffers) {
-      const auto found = ended.find(buffer.part);
-      if (!buffer.is_carried_in() || found == ended.end()) continue;
-      const auto& [start, stop] = found->second;
-      timer.place(start, stop, result_.measurements[static_cast<size_t>(buffer.offloaded_by)]);
-    }
-  }
-
-  bool crosses(const plan::Instruction& instruction, int other) const {
-    const plan::Resource theirs = program_.instructions[static_cast<size_t>(other)].resource;
-    if (theirs == plan::Resource::kCommunication) return false;
-    return theirs != instruction.resource &&
-           (plan::is_copy(theirs) || plan::is_copy(instruction.resource));
-  }
-
-  device::Queue& queue_of(const plan::Instruction& instruction) {
-    if (instruction.resource == plan::Resource::kCopyOut) return copies_->out();
-    if (instruction.resource == plan::Resource::kCopyIn) return copies_->in();
-    return device_.compute_queue();
-  }
-
   void wait_for_queues(const plan::Instruction& instruction) {
     for (const int other : instruction.depends_on) {
       if (exchange_ != nullptr) wait_for_transfer(instruction, other);
-      if (!crosses(instruction, other)) continue;
-      queue_of(instruction).wait_for(*done_[static_cast<size_t>(other)]);
-      // The compute queue is behind the copy in now, and what is copied out later is behind the compute queue.
-      if (instruction.resource != plan::Resource::kCompute) continue;
-      const auto found = reloaded_.find(other);
-      if (found == reloaded_.end()) continue;
-      copies_->give_back(std::move(found->second));
-      reloaded_.erase(found);
+      copies_.wait_for(instruction, other);
     }
   }
 
-  /// Gives up the device memory of what is on the host. Memory is handed out in the order of the compute queue.
-  void release(const plan::Instruction& instruction) {
-    for (const int id : instruction.releases) {
-      const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
-      if (buffer.kind == plan::BufferKind::kOptimizerState) {
-        visits_->give_up(buffer.part, buffer.is_carried_in());
-        continue;
-      }
-      device_.compute_queue().wait_for(*done_[static_cast<size_t>(buffer.offloaded_by)]);
-      DeviceCopies::release(offloaded_.at(buffer.offloaded_by));
-    }
-  }
-
-  void offload(const plan::Instruction& instruction) {
-    std::vector<at::Tensor> tensors;
-    bool kept = false;
-    for (const int id : instruction.moves) {
-      const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
-      if (buffer.kind == plan::BufferKind::kOptimizerState) {
-        visits_->go(buffer.part);
-      } else if (buffer.kind == plan::BufferKind::kHidden) {
-        tensors.push_back(micro(buffer.micro_batch).hidden.at(static_cast<size_t>(buffer.part)));
-      } else if (!std::exchange(kept, true)) {  // a graph's two buffers go together
-        const std::vector<at::Tensor> of_graph = graph(instruction).kept();
-        tensors.insert(tensors.end(), of_graph.begin(), of_graph.end());
-      }
-    }
-    if (!tensors.empty()) offloaded_.emplace(instruction.id, copies_->copy_out(tensors));
-  }
-
-  void reload(const plan::Instruction& instruction) {
-    const plan::Buffer& first = program_.buffers[static_cast<size_t>(instruction.moves.front())];
-    if (first.kind != plan::BufferKind::kOptimizerState) {
-      const auto found = offloaded_.find(first.offloaded_by);
-      copies_->copy_in(found->second);
-      reloaded_.emplace(instruction.id, std::move(found->second));
-      offloaded_.erase(found);
-      return;
-    }
-    visits_->come(first.part);
+  /// Activations that offload moves.
+  std::vector<at::Tensor> activations(const plan::Buffer& buffer) {
+    MicroBatch& at = micro(buffer.micro_batch);
+    const auto part = static_cast<size_t>(buffer.part);
+    if (buffer.kind == plan::BufferKind::kHidden) return {at.hidden.at(part)};
+    return at.graphs.at(part)->kept();
   }
 
   void loss(MicroBatch& at, int64_t lane_index, int part) {
@@ -589,7 +474,7 @@ class Executor::Step {
   void wait_for_transfer(const plan::Instruction& instruction, int other) {
     const plan::Instruction& transfer = program_.instructions[static_cast<size_t>(other)];
     if (transfer.resource != plan::Resource::kCommunication) return;
-    exchange_->wait(other, queue_of(instruction));
+    exchange_->wait(other, copies_.queue_of(instruction));
     if (transfer.kind != plan::OpKind::kCountTargets || has_counted_) return;
     has_counted_ = true;
     counted(StepCounts::from_values(exchange_->counted()));
@@ -630,7 +515,7 @@ class Executor::Step {
     } else {
       buffers.gradients = finished_gradient(part);
     }
-    if (program_.strategy.offload_optimizer) buffers.states = visits_->at(part);
+    if (program_.strategy.offload_optimizer) buffers.states = copies_.states(part);
     optim::StepParams params;
     params.lr = input_.learning_rate;
     params.gradient_scale = optim::clip_scale(result_.grad_norm, input_.clip_norm);
@@ -647,6 +532,7 @@ class Executor::Step {
   const plan::Program& program_;
   const StepInput& input_;
   device::Device& device_;
+  StepCopies copies_;
   StepFigures figures_;
   RankExchange* exchange_ = nullptr;  ///< of one rank: none
   RecordedStep* recorded_ = nullptr;  ///< of a program that records
@@ -657,12 +543,6 @@ class Executor::Step {
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
   std::vector<Lane> lanes_;
   StepResult result_;
-  std::vector<std::unique_ptr<device::Event>> done_;  ///< by instruction; of those waited for
-  std::vector<char> is_waited_for_;
-  DeviceCopies* copies_ = nullptr;
-  std::map<int, OffloadedMemory> offloaded_;  ///< by kOffload
-  std::map<int, OffloadedMemory> reloaded_;   ///< by kReload that nobody has waited for yet
-  StateVisits* visits_ = nullptr;
 };
 
 Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer& optimizer,
@@ -678,6 +558,15 @@ Executor::~Executor() {
   } catch (const std::exception& error) {
     log::warning("optimizer states that were on their way to the host are lost: {}", error.what());
   }
+}
+
+StepCopies Executor::copies_for(const plan::Program& program, device::Device& device) {
+  if (!has_copies(program)) return {program, device, nullptr, nullptr};
+  if (copies_ == nullptr) {
+    copies_ = std::make_unique<DeviceCopies>(device);
+    visits_ = std::make_unique<StateVisits>(optimizer_, device, *copies_);
+  }
+  return {program, device, copies_.get(), visits_.get()};
 }
 
 void Executor::settle() {

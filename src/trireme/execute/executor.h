@@ -16,6 +16,9 @@
 namespace trireme::comm {
 class World;
 }
+namespace trireme::device {
+class Device;
+}
 namespace trireme::optim {
 class Optimizer;
 }
@@ -26,6 +29,7 @@ class DeviceCopies;
 class RankExchange;
 class RecordedStep;
 class StateVisits;
+class StepCopies;
 
 /// Everything one step reads.
 struct StepInput {
@@ -97,6 +101,7 @@ class Executor {
 
  private:
   class Step;
+  StepCopies copies_for(const plan::Program& program, device::Device& device);
   nn::Model& model_;
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;

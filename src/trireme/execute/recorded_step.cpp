@@ -102,4 +102,19 @@ bool RecordedStep::run(const plan::RecordedRun& run, const Access& access) {
   return true;
 }
 
+void share_time(const plan::Program& program, const plan::RecordedRun& run,
+                std::vector<plan::Measurement>& measurements) {
+  const auto flops = [&](int id) { return program.instructions[static_cast<size_t>(id)].flops; };
+  const plan::Measurement whole = measurements[static_cast<size_t>(run.first)];
+  double all = 0.0;
+  for (int id = run.first; id < run.end; ++id) all += flops(id);
+  double at = whole.start_s;
+  for (int id = run.first; id < run.end; ++id) {
+    plan::Measurement& measured = measurements[static_cast<size_t>(id)];
+    measured.start_s = at;
+    measured.duration_s = whole.duration_s * flops(id) / std::max(all, 1.0);
+    at += measured.duration_s;
+  }
+}
+
 }  // namespace trireme::execute

@@ -14,6 +14,7 @@
 #include "trireme/device/device.h"
 #include "trireme/nn/part.h"
 #include "trireme/plan/recorded_work.h"
+#include "trireme/plan/trace.h"
 
 namespace trireme::execute {
 
@@ -66,5 +67,9 @@ class RecordedStep {
   at::Tensor positions_;
   int64_t num_recorded_ = 0;
 };
+
+/// A run took its first instruction's time as one: each instruction gets its share, by arithmetic.
+void share_time(const plan::Program& program, const plan::RecordedRun& run,
+                std::vector<plan::Measurement>& measurements);
 
 }  // namespace trireme::execute

@@ -18,9 +18,10 @@ using ::testing::SizeIs;
 
 model::ModelSpec dense(int layers = 2) {
   return model::spec_from_config(
-      fmt::format(R"({{"model_type":"llama","vocab_size":320,"hidden_size":16,"intermediate_size":32,
+      fmt::format(
+          R"({{"model_type":"llama","vocab_size":320,"hidden_size":16,"intermediate_size":32,
           "num_hidden_layers":{},"num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":64}})",
-                  layers),
+          layers),
       "test");
 }
 
@@ -80,8 +81,8 @@ TEST(RecordedWork, PlacesAreNobodyElsesMeanwhile) {
   for (int draw = 0; draw < 60; ++draw) {
     const int64_t lanes = int64_t{1} << random() % 4;
     const int64_t dp = std::min<int64_t>(lanes, 1 + static_cast<int64_t>(random() % 4));
-    const Strategy strategy = strategy_of(lanes * (1 + static_cast<int64_t>(random() % 2)), lanes, dp,
-                                          dp == 1 ? 0 : static_cast<int64_t>(random() % 3));
+    const Strategy strategy = strategy_of(lanes * (1 + static_cast<int64_t>(random() % 2)), lanes,
+                                          dp, dp == 1 ? 0 : static_cast<int64_t>(random() % 3));
     for (int rank = 0; rank < dp; ++rank) {
       const Program program = build_program(spec, strategy, rank);
       const RecordedWork work = recorded_work(spec, program);
@@ -129,7 +130,9 @@ TEST(RecordedWork, IsHeldAllTheTime) {
   EXPECT_GT(recorded.recorded_bytes, 0);
   EXPECT_EQ(recorded.resident_bytes, plain.resident_bytes + recorded.recorded_bytes);
   EXPECT_EQ(recorded.instructions.size(), plain.instructions.size());
-  const auto peak = [](const Program& program) { return simulate_in_issue_order(program).peak_bytes; };
+  const auto peak = [](const Program& program) {
+    return simulate_in_issue_order(program).peak_bytes;
+  };
   EXPECT_GE(peak(recorded), peak(plain));
   // Gradients are held in the last backward of either; what goes with them there is most of the rest.
   EXPECT_LT(static_cast<double>(peak(recorded)), 1.25 * static_cast<double>(peak(plain)));
