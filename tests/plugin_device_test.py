@@ -204,6 +204,9 @@ def doctor_says_what_a_step_needs(folder):
     got = json.loads(run(folder, "doctor", *ON_ABACUS, "--json").stdout)
     assert got["ok"] and got["plugin"]["name"] == "abacus" and got["plugin"]["devices"] == 2, got
     assert all(line["state"] == "kept" for line in got["plugin"]["contract"]), got["plugin"]
+    assert got["collectives"] == "host" and got["graphs"] is False, got
+    with_own = json.loads(run(folder, "doctor", *ON_ABACUS, "--json", TRIREME_DEVICE_PATH=DEVICES).stdout)
+    assert with_own["collectives"] == os.path.join(DEVICES, "libtrireme_abacus_collectives.so"), with_own
     for survey in got["runs"]:
         where = {use["name"]: use["where"] for use in survey["operators"]}
         # What tests/devices/abacus/operators.cpp registers is the device's own; what it does not, is not.

@@ -14,6 +14,7 @@
 #include "trireme/cli/command.h"
 #include "trireme/device/device.h"
 #include "trireme/device/machine.h"
+#include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/kernels/library.h"
 #include "trireme/kernels/ops.h"
@@ -250,6 +251,8 @@ void examine_device(const DeviceArguments& arguments, const std::string& run_fil
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   device::Device& device = open_device(arguments);
   const device::Plugin* plugin = device::loaded_plugin();
+  const bool graphs = device.capabilities().graph_capture;
+  const std::string collectives = comm::collectives_of(device.type());
   std::vector<train::TrialRun> runs;
   if (run_file.empty()) {
     kernels::load_and_choose({}, {});
@@ -262,6 +265,10 @@ void examine_device(const DeviceArguments& arguments, const std::string& run_fil
     fmt::print("{:<14} {}: {}, {}\n", "device", device.torch_device().str(), device.name(),
                bytes > 0 ? fmt::format("{:.1f} GiB", static_cast<double>(bytes) / 0x1p30)
                          : "memory of unknown size");
+    fmt::print("{:<14} {}\n", "graphs",
+               graphs ? "device.graphs records a step's work" : "it records no work");
+    fmt::print("{:<14} {}\n", "collectives",
+               collectives.empty() ? "through the host's memory" : collectives);
     if (plugin != nullptr) print_contract(*plugin);
   }
   OrderedJson surveys = OrderedJson::array();
@@ -276,7 +283,9 @@ void examine_device(const DeviceArguments& arguments, const std::string& run_fil
     OrderedJson document = {{"ok", missing.empty()},
                             {"device", device.torch_device().str()},
                             {"name", device.name()},
-                            {"memory_bytes", device.total_memory_bytes()}};
+                            {"memory_bytes", device.total_memory_bytes()},
+                            {"graphs", graphs},
+                            {"collectives", collectives.empty() ? "host" : collectives}};
     if (plugin != nullptr) document["plugin"] = contract_json(*plugin);
     document["runs"] = surveys;
     print_json(document);
