@@ -40,7 +40,8 @@ inline Trained train(const TrainingCase& one, at::Device device,
   Trained trained;
   for (input.step = 0; input.step < 3; ++input.step) {
     input.micro_batches =
-        random_batches(store.spec(), 4, 2, 12, 20 + static_cast<uint64_t>(input.step));
+        random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
+                       one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));
     trained.steps.push_back(executor.run_step(program, input));
   }
   executor.settle();
