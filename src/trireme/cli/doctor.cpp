@@ -12,9 +12,9 @@
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
+#include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/device.h"
 #include "trireme/device/machine.h"
-#include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/kernels/library.h"
 #include "trireme/kernels/ops.h"
@@ -280,12 +280,10 @@ void examine_device(const DeviceArguments& arguments, const std::string& run_fil
     if (!options.json) print_survey(survey);
   }
   if (options.json) {
-    OrderedJson document = {{"ok", missing.empty()},
-                            {"device", device.torch_device().str()},
-                            {"name", device.name()},
-                            {"memory_bytes", device.total_memory_bytes()},
-                            {"graphs", graphs},
-                            {"collectives", collectives.empty() ? "host" : collectives}};
+    OrderedJson document = {
+        {"ok", missing.empty()}, {"device", device.torch_device().str()},
+        {"name", device.name()}, {"memory_bytes", device.total_memory_bytes()},
+        {"graphs", graphs},      {"collectives", collectives.empty() ? "host" : collectives}};
     if (plugin != nullptr) document["plugin"] = contract_json(*plugin);
     document["runs"] = surveys;
     print_json(document);

@@ -45,6 +45,12 @@ EvaluationResult evaluate(nn::Model& model, const data::Batch& batch, int64_t lo
   for (int part = 0; part < model.spec().head_part(); ++part) {
     hidden = model.part(part).forward(hidden, tensors, false, nn::SaveMode::kInputOnly).output;
   }
+  return evaluate_head(model, batch, tensors, hidden, loss_chunk_rows);
+}
+
+EvaluationResult evaluate_head(nn::Model& model, const data::Batch& batch,
+                               const nn::BatchTensors& tensors, const at::Tensor& hidden,
+                               int64_t loss_chunk_rows) {
   const nn::LossResult loss =
       model.head().loss(hidden, tensors, 0.0, loss_chunk_rows, nullptr, true);
   EvaluationResult result;

@@ -230,7 +230,8 @@ class Executor::Step {
     const auto part = static_cast<size_t>(std::max(buffer.part, 0));
     switch (buffer.kind) {
       case plan::BufferKind::kBatch:
-        micro(buffer.micro_batch).batch = {};
+        // What layers of experts hand on goes with its readers, who may be weight gradients that come later.
+        micro(buffer.micro_batch).batch = {.moe = micro(buffer.micro_batch).batch.moe};
         break;
       case plan::BufferKind::kHidden:
         micro(buffer.micro_batch).hidden.at(part).reset();

@@ -107,7 +107,6 @@ TEST_F(RecordedStepTest, HoldsWhatWasPlanned) {
               "max_position_embeddings":128})",
           "test");
       one.strategy = strategy_for(4, lanes, 2, 128);
-      one.length = 128;
       one.strategy.recompute.assign(one.spec.parts.size(), recompute);
       one.strategy.kernels = kernel_workspace(device.torch_device());
       one.strategy.record = true;

@@ -51,9 +51,7 @@ class StepCopies {
 
  private:
   bool crosses(const plan::Instruction& instruction, int other) const;
-  const plan::Buffer& buffer(int id) const {
-    return program_.buffers[static_cast<size_t>(id)];
-  }
+  const plan::Buffer& buffer(int id) const { return program_.buffers[static_cast<size_t>(id)]; }
 
   const plan::Program& program_;
   device::Device& device_;

@@ -32,11 +32,14 @@ Beginning beginning_from(const std::string& text) {
 
 void check_ranks(const RunFile& run, int64_t here) {
   const int64_t wanted = parallel_of(run.config).world();
+  const int64_t stages = run.config.parallel.pp;
+  const std::string other = here % stages == 0
+                                ? fmt::format("parallel.dp = {}", here / stages)
+                                : fmt::format("parallel.pp = 1 and parallel.dp = {}", here);
   TRIREME_USER_CHECK(
       wanted == here, kConfig,
-      fmt::format(
-          "start it with trireme launch --nproc {} (or --threads {}), or set parallel.dp = {}",
-          wanted, wanted, here),
+      fmt::format("start it with trireme launch --nproc {} (or --threads {}), or set {}", wanted,
+                  wanted, other),
       "[parallel] asks for {} rank{}, and {} {} here", wanted, wanted == 1 ? "" : "s", here,
       here == 1 ? "is" : "are");
 }
@@ -63,6 +66,7 @@ void agree_on_run(const Preflight& p, const TrainState& state, const std::string
   const plan::Strategy strategy = strategy_of(p.run.config, p.model.spec, p.precision.precision);
   for (const plan::Instruction& one : plan::build_program(p.model.spec, strategy, 0).instructions)
     program += plan::describe(p.model.spec, one) + "\n";
+  program += strategy.parallel.schedule_text;
   const std::vector<std::string> keys = differing_keys(RunConfig{}, p.run.config);
   const auto digest = [](const std::string& text) {
     return hash_text(xxh3(std::as_bytes(std::span(text))));

@@ -147,6 +147,14 @@ void inspect_strategy(Preflight& p, int rank) {
     add(p.problems, ErrorCode::kConfig, "batch ramp-up: " + reason,
         "see batch.ramp_start in docs/run_file.md");
   }
+  if (strategy.parallel.pp > 1 && strategy.parallel.schedule == plan::ScheduleKind::kText &&
+      ramp.start != ramp.full && ramp.steps > 0) {
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("parallel.schedule = \"{}\" is for one number of micro-batches, and with "
+                    "batch.ramp_start = {} it grows",
+                    strategy.parallel.schedule_file, c.batch.ramp_start),
+        "use a schedule that has a name, or leave batch.ramp_start out");
+  }
   if (!p.problems.empty()) return;
   p.program = plan::build_program(p.model.spec, strategy, rank);
   // As the executor gives out memory.

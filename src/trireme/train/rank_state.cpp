@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <numeric>
 #include <sstream>
 #include <string>
@@ -37,27 +38,36 @@ StateGather::StateGather(const nn::ParameterStore& store, const optim::Optimizer
   }
 }
 
-// Shares of all ranks one after the other, on rank 0. What every rank has whole does not move: shares add up to a part once.
-// Second states are of some of the elements that the first are of.
+// Shares of all ranks one after the other, on rank 0. Of what several ranks have whole the first one's moves, and nothing where
+// that is rank 0. Second states are of some of the elements that the first are of.
 at::Tensor StateGather::gather(const at::Tensor& share, size_t which) {
-  const std::vector<int64_t>& counts = counts_[which];
   const int64_t whole = store_.part_numel(static_cast<int>(which / kShares));
   const auto sum_of = [](const std::vector<int64_t>& of) {
     return std::accumulate(of.begin(), of.end(), int64_t{0});
   };
   const bool is_second = which % kShares == 2;
-  const bool everybody_has_all = sum_of(counts_[is_second ? which - 1 : which]) > whole;
+  const std::vector<int64_t>& elements = counts_[is_second ? which - 1 : which];
   const bool first = world_.rank() == 0;
-  if (world_.size() == 1 || everybody_has_all) return first ? share : at::Tensor();
+  if (elements.front() == whole) return first ? share : at::Tensor();
+  std::vector<int64_t> counts = counts_[which];
+  if (sum_of(elements) > whole) {
+    const auto holder = std::ranges::find(elements, whole) - elements.begin();
+    TRIREME_CHECK(holder < static_cast<int64_t>(counts.size()), "nobody has all of share {}",
+                  which);
+    for (int64_t rank = 0; rank < static_cast<int64_t>(counts.size()); ++rank) {
+      if (rank != holder) counts[static_cast<size_t>(rank)] = 0;
+    }
+  }
   if (ranks_ == nullptr) {
     std::vector<int> members(static_cast<size_t>(world_.size()));
     std::iota(members.begin(), members.end(), 0);
     ranks_ = world_.make_group(members, device_);
   }
   std::vector<int64_t> in_counts(counts.size(), 0);
-  in_counts.front() = share.numel();
+  in_counts.front() = counts[static_cast<size_t>(world_.rank())];
   const std::vector<int64_t> out_counts = first ? counts : std::vector<int64_t>(counts.size(), 0);
-  const at::Tensor sent = share.to(store_.device());  // states may be kept on the host
+  // States may be kept on the host.
+  const at::Tensor sent = share.to(store_.device()).narrow(0, 0, in_counts.front());
   const at::Tensor joined = at::empty({first ? sum_of(counts) : 0}, sent.options());
   ranks_->all_to_all(joined, out_counts, sent, in_counts, device_.compute_queue())
       ->wait(device_.compute_queue());

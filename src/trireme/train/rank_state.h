@@ -18,8 +18,8 @@ struct WholeState {
   std::vector<std::vector<at::Tensor>> part_states;  ///< by part, as Optimizer::part_states()
 };
 
-/// Brings the shares of a run's ranks together on rank 0, on the CPU where more than one rank has a share; where every rank has
-/// all of a part, it is the part's own tensor. Ownership: borrows all three. Collective over the world: all ranks make it, and
+/// Brings the shares of a run's ranks together on rank 0, on the CPU; where rank 0 has all of a part, it is
+/// the part's own tensor. Ownership: borrows all three. Collective over the world: all ranks make it, and
 /// call it alike. Blocks.
 class StateGather {
  public:

@@ -151,9 +151,21 @@ TEST(RunConfig, DataParallelRanksAreTaken) {
   EXPECT_THAT(error_of(kSmall, {"parallel.dp=0"}).what(), HasSubstr("parallel.dp"));
 }
 
+TEST(RunConfig, PipelinesAreTaken) {
+  const RunFile run = parse_run_file(
+      kSmall, "run.toml", {"parallel.pp=2", "parallel.schedule=zbv", "parallel.chunks=2"});
+  EXPECT_EQ(run.config.parallel.pp, 2);
+  EXPECT_EQ(run.config.parallel.chunks, 2);
+  EXPECT_EQ(
+      parse_run_file(kSmall, "run.toml", {"parallel.schedule=./mine.txt"}).config.parallel.schedule,
+      "./mine.txt");
+  EXPECT_THAT(error_of(kSmall, {"parallel.schedule=1f1"}).what(), HasSubstr("1f1b"));
+  EXPECT_THAT(error_of(kSmall, {"parallel.pp=0"}).what(), HasSubstr("parallel.pp"));
+}
+
 TEST(RunConfig, OtherDimensionsAreRefusedWithTheReason) {
-  for (const char* set : {"parallel.tp=2", "parallel.pp=4", "parallel.cp=2", "parallel.ep=8",
-                          "parallel.etp=2", "parallel.chunks=2", "parallel.shard=8"}) {
+  for (const char* set :
+       {"parallel.tp=2", "parallel.cp=2", "parallel.ep=8", "parallel.etp=2", "parallel.shard=8"}) {
     const Error error = error_of(kSmall, {set});
     EXPECT_THAT(error.what(), HasSubstr("in this way yet")) << set;
     EXPECT_THAT(error.what(), HasSubstr(std::string(set).substr(0, std::string(set).find('='))))

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "trireme/base/suggest.h"
+#include "trireme/plan/parallel.h"
 
 namespace trireme::train {
 
@@ -91,6 +92,16 @@ Limit one_of(std::vector<std::string> names) {
             return "is not known; " + suggestion(text, names);
           },
           list};
+}
+
+/// The name of a schedule, or a path.
+Limit schedule() {
+  const Limit name = one_of(plan::schedule_names());
+  return {[name](const Value& value) -> std::string {
+            if (plan::names_schedule_file(std::get<std::string>(value))) return "";
+            return name.problem(value);
+          },
+          name.text + ", or the path of a file (with a slash or a dot in it)"};
 }
 
 /// A dimension of a run on many ranks: the key exists, but training does not go over ranks in this way yet.
@@ -311,11 +322,18 @@ std::vector<SchemaEntry> make_schema() {
                   kNoEffect));
   s.push_back(
       key("parallel.tp", REF(parallel.tp), only_yet(1), "Tensor parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.pp", REF(parallel.pp), only_yet(1), "Pipeline stages.", kNoEffect));
-  s.push_back(key("parallel.schedule", REF(parallel.schedule),
-                  one_of({"gpipe", "1f1b", "interleaved", "zb-h1", "zbv", "dualpipev", "v-half"}),
-                  "Pipeline schedule; without effect on one rank.", kNoEffect));
-  s.push_back(key("parallel.chunks", REF(parallel.chunks), only_yet(1), "Pipeline stages a rank.",
+  s.push_back(key("parallel.pp", REF(parallel.pp), at_least(1),
+                  "Ranks of a pipeline: each has the layers of its stages. Any number gives the "
+                  "same result.",
+                  kNoEffect));
+  s.push_back(key("parallel.schedule", REF(parallel.schedule), schedule(),
+                  "Pipeline schedule, or a file that has one "
+                  "([formats/pipeline_schedule.md](formats/pipeline_schedule.md)); without effect "
+                  "where `pp` is 1. The result is the same.",
+                  kNoEffect));
+  s.push_back(key("parallel.chunks", REF(parallel.chunks), at_least(1),
+                  "Pipeline stages a rank: 2 for `zbv`, `dualpipev` and `v-half`, at least 2 for "
+                  "`interleaved`, 1 for the others.",
                   kNoEffect));
   s.push_back(
       key("parallel.cp", REF(parallel.cp), only_yet(1), "Context parallel ranks.", kNoEffect));

@@ -185,7 +185,16 @@ plan::Parallel parallel_of(const RunConfig& run) {
   parallel.shard = run.parallel.shard;
   parallel.tp = run.parallel.tp;
   parallel.pp = run.parallel.pp;
-  parallel.schedule = plan::schedule_from_name(run.parallel.schedule);
+  if (plan::names_schedule_file(run.parallel.schedule)) {
+    parallel.schedule = plan::ScheduleKind::kText;
+    parallel.schedule_file = run.parallel.schedule;
+    TRIREME_USER_CHECK(std::filesystem::is_regular_file(parallel.schedule_file), kConfig,
+                       "name a file that is there, or one of the schedules that have a name",
+                       "parallel.schedule = \"{}\" is not a file", parallel.schedule_file);
+    parallel.schedule_text = read_file(parallel.schedule_file);
+  } else {
+    parallel.schedule = plan::schedule_from_name(run.parallel.schedule);
+  }
   parallel.chunks = run.parallel.chunks;
   parallel.cp = run.parallel.cp;
   parallel.cp_kind = plan::context_kind_from_name(run.parallel.cp_kind);

@@ -83,6 +83,7 @@ void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store
   };
   for (int i = 0; i < store.num_parameters(); ++i) {
     const model::ParameterSpec& parameter = store.spec().parameters[static_cast<size_t>(i)];
+    if (!store.has_part(parameter.part)) continue;
     store.set(i, tensor_of(parameter.name, parameter));
   }
   for (const optim::StateTensor& ours : optimizer.state()) {

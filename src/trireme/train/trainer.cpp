@@ -22,6 +22,7 @@
 #include "trireme/execute/kernel_workspace.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_shares.h"
+#include "trireme/execute/stage_evaluation.h"
 #include "trireme/plan/simulate.h"
 #include "trireme/train/artifacts.h"
 #include "trireme/train/beginning.h"
@@ -68,7 +69,7 @@ class Run {
         store_(p_.model.spec,
                p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
                at::kFloat, device::get_device(c_.device.name).torch_device(),
-               execute::master_shares(p_.model.spec, p_.program)),
+               execute::master_shares(p_.model.spec, p_.program), p_.program.has_part),
         model_(store_),
         optimizer_(optim::make_optimizer(
             optimizer_of(c_), p_.model.spec, store_.device(),
@@ -113,7 +114,13 @@ class Run {
   void save();
   void keep_what_is_good();
   void write_report(std::vector<ReportSample> samples);
+  std::vector<ReportSample> sample_from(const WholeState& whole);
   TrainResult finish();
+  bool has_stages() const { return !p_.program.stages.empty(); }
+  /// The same on all ranks, who give their parts for it.
+  bool samples_from_stages() const {
+    return has_stages() && options_.sample && !c_.sample.prompts.empty();
+  }
 
   Preflight p_;
   const RunConfig c_;
@@ -126,6 +133,7 @@ class Run {
   std::unique_ptr<optim::Optimizer> optimizer_;
   execute::Executor executor_;
   StateGather gather_;
+  std::unique_ptr<execute::StageEvaluation> stages_;  ///< of a pipeline; from its first use on
   const optim::BatchRampSpec ramp_;
   const optim::ScheduleSpec schedule_;
   Progress progress_;
@@ -146,6 +154,7 @@ void Run::initialize() {
     return;
   }
   for (size_t i = 0; i < p_.model.initial->parameters.size(); ++i) {
+    if (!store_.has_part(p_.model.spec.parameters[i].part)) continue;
     const checkpoint::TensorToWrite& parameter = p_.model.initial->parameters[i];
     store_.set(static_cast<int>(i), parameter.make());
     if (parameter.release) parameter.release();
@@ -322,8 +331,11 @@ void Run::keep_what_is_good() {
 std::optional<Validation> Run::validate(int64_t sequences) {
   if (p_.data.valid == nullptr) return std::nullopt;
   executor_.settle();  // what is under way takes memory that a step would not need yet
+  if (has_stages() && stages_ == nullptr)
+    stages_ = std::make_unique<execute::StageEvaluation>(model_, p_.program, world_);
   return evaluate_dataset(model_, *p_.data.valid,
-                          {c_.batch.micro, sequences, c_.memory.loss_chunk_rows}, world_);
+                          {c_.batch.micro, sequences, c_.memory.loss_chunk_rows}, world_,
+                          stages_.get());
 }
 
 void Run::record(const StepMetrics& m) {
@@ -357,7 +369,7 @@ void Run::loop() {
                             c_.schedule.steps, world_.rank());
   loader_options.first_micro_batch = samples.micro_batches_before(state_.step);
   loader_options.prefetch =
-      std::max(c_.data.prefetch, c_.batch.sequences / c_.batch.micro / world_.size());
+      std::max(c_.data.prefetch, c_.batch.sequences / c_.batch.micro / c_.parallel.dp);
   data::Loader loader(p_.data.train, samples.order(), loader_options);
   while (!done()) {
     StepMetrics metrics;
@@ -399,13 +411,24 @@ void Run::write_report(std::vector<ReportSample> samples) {
                                                 std::move(samples), options_.version)));
 }
 
+/// Text is continued by one rank, which needs the whole model for it.
+std::vector<ReportSample> Run::sample_from(const WholeState& whole) {
+  nn::ParameterStore store(p_.model.spec, store_.compute_dtype(), at::kFloat, store_.device());
+  for (int i = 0; i < store.num_parameters(); ++i) {
+    const int part = p_.model.spec.parameters[static_cast<size_t>(i)].part;
+    store.set(i, store.view(whole.masters[static_cast<size_t>(part)], i));
+  }
+  nn::Model model(store);
+  return options_.sample(model, *p_.model.tokenizer, c_);
+}
+
 TrainResult Run::finish() {
   progress_.clear();
   TrainResult result;
   result.baselines = p_.baselines;
   executor_.settle();
   WholeState whole;
-  if (c_.hf_export.enabled) whole = gather_.masters();
+  if (c_.hf_export.enabled || samples_from_stages()) whole = gather_.masters();
   if (folder_ == nullptr) return result;
   writer_->wait();
   if (c_.hf_export.enabled) {
@@ -417,7 +440,11 @@ TrainResult Run::finish() {
     log::info("exported {} tensors to {}", exported.num_tensors, exported.path.string());
   }
   try {
-    if (options_.sample) result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
+    if (samples_from_stages()) {
+      result.samples = sample_from(whole);
+    } else if (options_.sample && !has_stages()) {
+      result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
+    }
   } catch (const Error& error) {
     log::warning("no samples: {}", error.what());
   }

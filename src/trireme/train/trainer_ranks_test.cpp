@@ -4,6 +4,8 @@
 
 #include "trireme/base/file.h"
 #include "trireme/comm/local/local_world.h"
+#include "trireme/plan/schedule_text.h"
+#include "trireme/train/run_setup.h"
 #include "trireme/train/testing/trainer_fixture.h"
 
 namespace trireme::train {
@@ -11,11 +13,30 @@ namespace {
 
 using ::testing::HasSubstr;
 
-class TrainerRanksTest : public TrainerTest {};
+class TrainerRanksTest : public TrainerTest {
+ protected:
+  /// A model that can be cut: more layers, and a head of its own.
+  void use_deep_model(const char* experts = "") {
+    std::string config = kConfig;
+    const auto replace = [&](const std::string& what, const std::string& by) {
+      config.replace(config.find(what), what.size(), by);
+    };
+    replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 4");
+    replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    replace("\"llama\"", fmt::format("\"{}\"", *experts == 0 ? "llama" : "mixtral"));
+    replace("\"rms_norm_eps\"", std::string(experts) + "\"rms_norm_eps\"");
+    std::ofstream(folder_ / "config.json") << config;
+  }
+  static std::vector<std::string> with(std::vector<std::string> sets,
+                                       const std::vector<std::string>& parallel) {
+    for (const std::string& set : parallel) sets.push_back("parallel." + set);
+    return sets;
+  }
+};
 
 /// The run over ranks that are threads.
 void train_on_ranks(const RunFile& run) {
-  comm::run_ranks(static_cast<int>(run.config.parallel.dp), [&](comm::World& world) {
+  comm::run_ranks(static_cast<int>(parallel_of(run.config).world()), [&](comm::World& world) {
     TrainOptions options;
     options.quiet = true;
     options.world = &world;
@@ -68,6 +89,113 @@ TEST_P(TrainerRanksTest, ARunGoesOnWithAnotherNumberOfRanks) {
   EXPECT_EQ(pieces, 5);
   EXPECT_EQ(digest("pieces"), digest("whole"));
   EXPECT_EQ(figures("pieces"), figures("whole"));
+}
+
+TEST_P(TrainerRanksTest, PipelinesLeaveWhatOneRankLeaves) {
+  using Layout = std::vector<std::string>;
+  const std::vector<Layout> layouts = {{"pp=2"},
+                                       {"pp=3", "schedule=gpipe"},
+                                       {"pp=2", "dp=2", "zero=0", "schedule=zb-h1"},
+                                       {"pp=2", "dp=2", "zero=1", "schedule=zbv", "chunks=2"},
+                                       {"pp=2", "dp=2", "zero=2"},
+                                       {"pp=2", "schedule=interleaved", "chunks=3"}};
+  const bool cpu = GetParam() == std::string("cpu");
+  for (const bool experts : {false, true}) {
+    use_deep_model(experts ? "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, " : "");
+    for (const char* recipe : {"fp32", "bf16"}) {
+      if (!cpu && experts == (recipe == std::string("fp32"))) continue;
+      const std::vector<std::string> sets = {fmt::format("precision.recipe={}", recipe),
+                                             "batch.ramp_start=4", "batch.ramp_steps=3",
+                                             "batch.sequences=8", "batch.lanes=4"};
+      const std::string one = fmt::format("one-{}-{}", recipe, experts);
+      train(run(one, sets), options());
+      for (size_t i = experts ? 2 : 0; i < layouts.size(); i += experts || !cpu ? 3 : 1) {
+        const std::string out = fmt::format("{}-{}-{}", recipe, experts, i);
+        SCOPED_TRACE(fmt::format("{} {}", out, fmt::join(layouts[i], " ")));
+        train_on_ranks(run(out, with(sets, layouts[i])));
+        EXPECT_EQ(digest(out), digest(one));
+        EXPECT_EQ(figures(out), figures(one));
+        EXPECT_EQ(read_file(folder_ / out / "export/model.safetensors"),
+                  read_file(folder_ / one / "export/model.safetensors"));
+      }
+    }
+  }
+}
+
+TEST_P(TrainerRanksTest, ARunGoesOnUnderAnotherPipeline) {
+  use_deep_model();
+  const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
+  train(run("whole", sets), options());
+  int pieces = 0;
+  using Layout = std::vector<std::string>;
+  for (const Layout& layout : std::vector<Layout>{{"pp=2"},
+                                                  {"dp=3", "zero=1"},
+                                                  {"pp=3", "schedule=v-half", "chunks=2"},
+                                                  {},
+                                                  {"pp=2", "dp=2", "zero=2"},
+                                                  {"pp=6"}}) {
+    set_interrupted(true);
+    try {
+      train_on_ranks(run("pieces", with(sets, layout)));
+    } catch (const Error& error) {
+      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
+      ++pieces;
+    }
+  }
+  EXPECT_EQ(pieces, 5);
+  EXPECT_EQ(digest("pieces"), digest("whole"));
+  EXPECT_EQ(figures("pieces"), figures("whole"));
+}
+
+TEST_P(TrainerRanksTest, AScheduleOfAFileIsRun) {
+  use_deep_model();
+  const std::string file = (folder_ / "schedule.txt").string();
+  std::ofstream(file) << plan::schedule_text(
+      plan::make_schedule(plan::ScheduleKind::kZeroBubbleV, 2, 4, 2));
+  train(run("one"), options());
+  train_on_ranks(run("two", {"parallel.pp=2", "parallel.chunks=2", "parallel.schedule=" + file}));
+  EXPECT_EQ(digest("two"), digest("one"));
+  EXPECT_EQ(figures("two"), figures("one"));
+  const auto refusal = [&](const std::vector<std::string>& sets) {
+    try {
+      train_on_ranks(run("three", with({}, sets)));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kConfig);
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_THAT(refusal({"pp=2", "schedule=" + file}), HasSubstr("2 stages a rank"));
+  EXPECT_THAT(refusal({"pp=2", "schedule=./none"}), HasSubstr("./none"));
+}
+
+TEST_P(TrainerRanksTest, TextIsContinuedByTheWholeModel) {
+  use_deep_model();
+  const auto options_with = [](std::vector<ReportSample>& samples) {
+    TrainOptions options;
+    options.quiet = true;
+    options.sample = [&samples](nn::Model& model, const data::Tokenizer&, const RunConfig&) {
+      at::Tensor sum = at::zeros({}, at::kDouble);
+      for (int part = 0; part < model.num_parts(); ++part)
+        sum += model.store().part_compute(part).cpu().sum(at::kDouble);
+      samples = {{"sum", fmt::format("{}", sum.item<double>())}};
+      return samples;
+    };
+    return options;
+  };
+  const std::vector<std::string> sets = {"sample.prompts=[\"line\"]"};
+  std::vector<ReportSample> want;
+  train(run("one", sets), options_with(want));
+  std::vector<ReportSample> got;
+  const RunFile two = run("two", with(sets, {"pp=2"}));
+  comm::run_ranks(2, [&](comm::World& world) {
+    TrainOptions options = options_with(got);
+    options.world = &world;
+    train(two, options);
+  });
+  ASSERT_EQ(want.size(), 1U);
+  ASSERT_EQ(got.size(), 1U);
+  EXPECT_EQ(got[0].text, want[0].text);
 }
 
 TEST_P(TrainerRanksTest, RanksThatAreNotThereAreAnError) {

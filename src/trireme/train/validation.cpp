@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -19,45 +20,87 @@ struct BlockFigures {
   int64_t bytes = 0;
 };
 
-/// All `count` blocks in order, of which this rank gives those with number rank, rank + size ...
+/// Who evaluates: shares of blocks in turn, each one's figures on one rank of the world.
+struct Evaluators {
+  std::vector<int> ranks;
+  int mine = 0;  ///< the share that this rank works on
+};
+
+Evaluators evaluators_of(const comm::World& world, const execute::StageEvaluation* stages) {
+  if (stages != nullptr) return {stages->last_ranks(), stages->pipeline()};
+  Evaluators all{std::vector<int>(static_cast<size_t>(world.size())), world.rank()};
+  std::iota(all.ranks.begin(), all.ranks.end(), 0);
+  return all;
+}
+
+/// All `count` blocks in order, of which share s has those with number s, s + shares ...
 std::vector<BlockFigures> in_turns(const std::vector<BlockFigures>& mine, int64_t count,
-                                   comm::World& world) {
+                                   const Evaluators& evaluators, comm::World& world) {
   std::string bytes(mine.size() * sizeof(BlockFigures), '\0');
   std::memcpy(bytes.data(), mine.data(), bytes.size());
   const std::vector<std::string> all = world.exchange(bytes);
+  const size_t shares = evaluators.ranks.size();
   std::vector<BlockFigures> blocks(static_cast<size_t>(count));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    const std::string& of_rank = all[i % all.size()];
-    const size_t at = i / all.size() * sizeof(BlockFigures);
-    TRIREME_CHECK(at + sizeof(BlockFigures) <= of_rank.size(), "rank {} evaluated {} bytes",
-                  i % all.size(), of_rank.size());
+    const int rank = evaluators.ranks[i % shares];
+    const std::string& of_rank = all[static_cast<size_t>(rank)];
+    const size_t at = i / shares * sizeof(BlockFigures);
+    TRIREME_CHECK(at + sizeof(BlockFigures) <= of_rank.size(), "rank {} evaluated {} bytes", rank,
+                  of_rank.size());
     std::memcpy(&blocks[i], of_rank.data() + at, sizeof(BlockFigures));
   }
   return blocks;
 }
 
+/// Figures of some batches; of a pipeline's, zeros where the head is not here.
+std::vector<BlockFigures> evaluate_blocks(nn::Model& model, const std::vector<data::Batch>& batches,
+                                          int64_t loss_chunk_rows,
+                                          execute::StageEvaluation* stages) {
+  std::vector<execute::EvaluationResult> results;
+  if (stages != nullptr) {
+    results = stages->evaluate(batches, loss_chunk_rows);
+  } else {
+    for (const data::Batch& batch : batches)
+      results.push_back(execute::evaluate(model, batch, loss_chunk_rows));
+  }
+  std::vector<BlockFigures> figures;
+  for (const execute::EvaluationResult& result : results)
+    figures.push_back({result.loss_sum, result.num_targets, result.num_bytes});
+  return figures;
+}
+
 }  // namespace
 
 std::optional<Validation> evaluate_dataset(nn::Model& model, const data::Dataset& dataset,
-                                           const ValidationOptions& options, comm::World& world) {
+                                           const ValidationOptions& options, comm::World& world,
+                                           execute::StageEvaluation* stages) {
   const int64_t rows = options.rows;
   const int64_t blocks = (dataset.num_windows() + rows - 1) / rows;
   const int64_t wanted =
       options.sequences == 0
           ? blocks
           : std::clamp<int64_t>((options.sequences + rows - 1) / rows, 1, blocks);
+  const Evaluators evaluators = evaluators_of(world, stages);
+  const auto shares = static_cast<int64_t>(evaluators.ranks.size());
+  const int64_t at_once = stages == nullptr ? 1 : stages->batches_at_once();
   std::vector<BlockFigures> mine;
-  for (int64_t i = world.rank(); i < wanted; i += world.size()) {
+  for (int64_t i = evaluators.mine; i < wanted;) {
     world.check();
-    const data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
-    BlockFigures& figures = mine.emplace_back();
-    if (batch.num_targets == 0) continue;
-    const execute::EvaluationResult result =
-        execute::evaluate(model, batch, options.loss_chunk_rows);
-    figures = {result.loss_sum, result.num_targets, result.num_bytes};
+    std::vector<data::Batch> batches;
+    std::vector<size_t> places;
+    for (int64_t n = 0; n < at_once && i < wanted; ++n, i += shares) {
+      data::Batch batch = dataset.windows(blocks * i / wanted * rows, rows);
+      mine.emplace_back();
+      if (batch.num_targets == 0) continue;
+      places.push_back(mine.size() - 1);
+      batches.push_back(std::move(batch));
+    }
+    const std::vector<BlockFigures> figures =
+        evaluate_blocks(model, batches, options.loss_chunk_rows, stages);
+    for (size_t n = 0; n < figures.size(); ++n) mine[places[n]] = figures[n];
   }
   BlockFigures sum;
-  for (const BlockFigures& block : in_turns(mine, wanted, world)) {
+  for (const BlockFigures& block : in_turns(mine, wanted, evaluators, world)) {
     sum.loss_sum += block.loss_sum;
     sum.targets += block.targets;
     sum.bytes += block.bytes;

@@ -1,4 +1,5 @@
-// A validation pass: over ranks each evaluates every n-th block, and the sums are in the order of the blocks.
+// A validation pass: over ranks each, or each pipeline of them, evaluates every n-th block, and the sums are in the order of the
+// blocks.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +7,7 @@
 
 #include "trireme/comm/group.h"
 #include "trireme/data/dataset.h"
+#include "trireme/execute/stage_evaluation.h"
 #include "trireme/nn/model.h"
 
 namespace trireme::train {
@@ -22,8 +24,9 @@ struct ValidationOptions {
   int64_t loss_chunk_rows = 0;
 };
 
-/// Nothing where no target counts. Collective over the world. Blocks.
+/// Nothing where no target counts. `stages`: of a pipeline's rank, else null. Collective over the world. Blocks.
 std::optional<Validation> evaluate_dataset(nn::Model& model, const data::Dataset& dataset,
-                                           const ValidationOptions& options, comm::World& world);
+                                           const ValidationOptions& options, comm::World& world,
+                                           execute::StageEvaluation* stages = nullptr);
 
 }  // namespace trireme::train

@@ -22,8 +22,7 @@ struct RankTrained {
   std::vector<model::ElementRange> master_ranges;
 };
 
-inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device,
-                              int64_t micro_batches = 4) {
+inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device) {
   const plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
   nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
@@ -40,8 +39,9 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   RankTrained trained;
   trained.has_part = program.has_part;
   for (input.step = 0; input.step < 3; ++input.step) {
-    const std::vector<data::Batch> all = random_batches(store.spec(), micro_batches, 2, one.length,
-                                                        20 + static_cast<uint64_t>(input.step));
+    const std::vector<data::Batch> all =
+        random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
+                       one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));
     input.micro_batches.clear();
     for (const int64_t index : program.micro_batches())
       input.micro_batches.push_back(all.at(static_cast<size_t>(index)));
@@ -68,13 +68,16 @@ inline at::Tensor join(const std::vector<at::Tensor>& shares, bool shared) {
 
 /// The case over its strategy's ranks, `devices` by rank.
 inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Device>& devices,
-                              int64_t micro_batches = 4) {
+                              const comm::LocalOptions& options = {}) {
   const auto ranks = static_cast<size_t>(one.strategy.parallel.world());
   std::vector<RankTrained> all(ranks);
-  comm::run_ranks(static_cast<int>(ranks), [&](comm::World& world) {
-    const auto rank = static_cast<size_t>(world.rank());
-    all[rank] = train_rank(one, world, devices[rank % devices.size()], micro_batches);
-  });
+  comm::run_ranks(
+      static_cast<int>(ranks),
+      [&](comm::World& world) {
+        const auto rank = static_cast<size_t>(world.rank());
+        all[rank] = train_rank(one, world, devices[rank % devices.size()]);
+      },
+      options);
   Trained trained;
   trained.steps = all.front().steps;
   for (const RankTrained& rank : all) {

@@ -18,7 +18,6 @@ struct TrainingCase {
   model::ModelSpec spec;
   plan::Strategy strategy;
   optim::OptimizerConfig optimizer;
-  int64_t length = 12;        ///< of sequences
   bool one_document = false;  ///< attention sees whole rows, in every micro-batch
 };
 
@@ -48,7 +47,8 @@ inline Trained train(const TrainingCase& one, at::Device device,
   Trained trained;
   for (input.step = 0; input.step < 3; ++input.step) {
     input.micro_batches =
-        random_batches(store.spec(), 4, 2, one.length, 20 + static_cast<uint64_t>(input.step));
+        random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
+                       one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));
     if (one.one_document) join_documents(input.micro_batches);
     trained.steps.push_back(executor.run_step(program, input));
   }
