@@ -119,7 +119,10 @@ class Executor::Step {
     result_.runs_replayed = static_cast<int64_t>(replayed_.size());
     if (recorded_ != nullptr) result_.runs_recorded = recorded_->num_recorded();
     copies_.read_step_before(timer, result_.measurements);
-    if (exchange_ != nullptr) exchange_->place_times(begin, result_.measurements);
+    if (exchange_ != nullptr) {
+      exchange_->place_times(begin, result_.measurements);
+      if (result_.applied) exchange_->owe_weights();
+    }
     result_.peak_allocated_bytes = peak;
     result_.peak_reserved_bytes = reserved;
     result_.seconds = steady_clock().now_s() - begin;
@@ -331,7 +334,7 @@ class Executor::Step {
         exchange_->gather_gradients(instruction, finished_gradient(part));
         break;
       case plan::OpKind::kGatherParameters:
-        if (result_.applied) exchange_->gather_parameters(instruction);
+        exchange_->gather_parameters(instruction);
         break;
       case plan::OpKind::kSumSquares:
         figures_.sum_squares([&](int of) { return gradient_slice(of); });
@@ -555,7 +558,7 @@ Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer
 
 Executor::~Executor() {
   try {
-    settle();
+    if (visits_ != nullptr) visits_->settle();
   } catch (const std::exception& error) {
     log::warning("optimizer states that were on their way to the host are lost: {}", error.what());
   }
@@ -571,12 +574,14 @@ StepCopies Executor::copies_for(const plan::Program& program, device::Device& de
 }
 
 void Executor::settle() {
+  if (exchange_ != nullptr) exchange_->gather_now();
   if (visits_ != nullptr) visits_->settle();
 }
 
 StepResult Executor::run_step(const plan::Program& program, const StepInput& input) {
   // Another program than the step before's may find other states under way than it knows.
-  if (visits_ != nullptr && !visits_->are_leaving(plan::parts_carried_in(program))) settle();
+  if (visits_ != nullptr && !visits_->are_leaving(plan::parts_carried_in(program)))
+    visits_->settle();
   return Step(*this, program, input).run();
 }
 

@@ -76,7 +76,7 @@ struct StepResult {
 };
 
 /// Owns the buffers of the running step and, from step to step, the host memory of what is offloaded. Thread-safety: one thread.
-/// Every call blocks until the work is done, but for optimizer states on their way to the host: settle(). Ownership: borrows
+/// Every call blocks until the work is done, but for what settle() names. Ownership: borrows
 /// model, store and optimizer.
 class Executor {
  public:
@@ -94,9 +94,11 @@ class Executor {
   /// Of a program of several ranks, collective over the world: all ranks run their programs of the same step.
   StepResult run_step(const plan::Program& program, const StepInput& input);
 
-  /// With a program that keeps optimizer states on the host, the last of them may be on their way there when a step returns.
-  /// Waits for them and gives their device memory up: before the optimizer's states are read, and before other work than a
-  /// step wants the device's memory. Throws Error{kDevice} if the device failed.
+  /// With a program that keeps optimizer states on the host, the last of them may be on their way there when a step returns;
+  /// with ZeRO, new weights are with their owners until the next step's forward pass. Waits for the former and gives their
+  /// device memory up, and makes the weights whole: before states or weights are read, and before other work than a step wants
+  /// the device's memory. Of a program of several ranks, collective over the world. Throws Error{kDevice} if the device failed
+  /// or a rank is lost.
   void settle();
 
  private:

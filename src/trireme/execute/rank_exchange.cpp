@@ -41,7 +41,9 @@ RankExchange::RankExchange(comm::World& world, nn::ParameterStore& store)
     : world_(world), store_(store), device_(device::get_device(store.device().str())) {}
 
 void RankExchange::begin_step(const plan::Program& program) {
+  if (members_ != program.groups) gather_now();
   program_ = &program;
+  refreshes_.clear();
   under_way_.clear();
   times_.clear();
   pieces_.clear();
@@ -77,8 +79,8 @@ void RankExchange::wait(int instruction, device::Queue& queue) {
   under_way_.erase(found);
   const plan::Instruction& done = program_->instructions[static_cast<size_t>(instruction)];
   // What everybody needs in float32 came as such.
-  if (done.kind == plan::OpKind::kGatherParameters && !shares_masters(done.part))
-    store_.refresh_compute(done.part);
+  const auto refreshes = refreshes_.find(instruction);
+  if (refreshes != refreshes_.end() && refreshes->second) store_.refresh_compute(done.part);
 }
 
 void RankExchange::place_times(double begin_s, std::vector<plan::Measurement>& measurements) const {
@@ -186,20 +188,41 @@ void RankExchange::gather_gradients(const plan::Instruction& instruction, const 
                       slice(instruction.part), device_.compute_queue()));
 }
 
-bool RankExchange::shares_masters(int part) const {
-  return plan::shares_masters(store_.spec(), program_->strategy, part);
+void RankExchange::owe_weights() {
+  for (const plan::Instruction& instruction : program_->instructions) {
+    if (instruction.kind != plan::OpKind::kGatherParameters) continue;
+    owed_[instruction.part] = {
+        instruction.group, program_->slices[static_cast<size_t>(instruction.part)],
+        static_cast<size_t>(program_->slice),
+        plan::shares_masters(store_.spec(), program_->strategy, instruction.part)};
+  }
+}
+
+comm::Group::Pending RankExchange::gather(int part, const Owed& owed) {
+  const at::Tensor& whole =
+      owed.masters_are_shared ? store_.part_compute(part) : store_.part_master(part);
+  const std::vector<int64_t>& bounds = owed.bounds;
+  return groups_.at(static_cast<size_t>(owed.group))
+      ->all_gather(whole, slice_sizes(bounds),
+                   whole.narrow(0, bounds[owed.mine], bounds[owed.mine + 1] - bounds[owed.mine]),
+                   device_.compute_queue());
 }
 
 void RankExchange::gather_parameters(const plan::Instruction& instruction) {
-  const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
-  const at::Tensor& whole = shares_masters(instruction.part) ? store_.part_compute(instruction.part)
-                                                             : store_.part_master(instruction.part);
-  const auto mine = static_cast<size_t>(program_->slice);
-  issued(instruction,
-         group(instruction)
-             .all_gather(whole, slice_sizes(bounds),
-                         whole.narrow(0, bounds[mine], bounds[mine + 1] - bounds[mine]),
-                         device_.compute_queue()));
+  const auto owed = owed_.extract(instruction.part);
+  if (owed.empty()) return;
+  issued(instruction, gather(instruction.part, owed.mapped()));
+  refreshes_[instruction.id] = !owed.mapped().masters_are_shared;
+}
+
+void RankExchange::gather_now() {
+  std::vector<std::pair<int, comm::Group::Pending>> all;
+  for (const auto& [part, owed] : owed_) all.emplace_back(part, gather(part, owed));
+  for (const auto& [part, work] : all) {
+    work->wait(device_.compute_queue());
+    if (!owed_.at(part).masters_are_shared) store_.refresh_compute(part);
+  }
+  owed_.clear();
 }
 
 void RankExchange::send(const plan::Instruction& instruction, const at::Tensor& tensor) {

@@ -40,7 +40,12 @@ class RankExchange {
   at::Tensor slice(int part) const;
   void drop_slice(int part) { sums_.at(static_cast<size_t>(part)).clear(); }
   void gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole);
+  /// Owners have new weights: the next step gathers them, or gather_now().
+  void owe_weights();
+  /// Of what is owed of the part; nothing otherwise.
   void gather_parameters(const plan::Instruction& instruction);
+  /// Collective over the ranks that share states. All weights are whole afterwards. Blocks where a transfer does.
+  void gather_now();
 
   void send(const plan::Instruction& instruction, const at::Tensor& tensor);
   /// A part's hidden state, or its gradient: [micro, seq_len, hidden] in the compute dtype, filled after wait().
@@ -59,9 +64,16 @@ class RankExchange {
 
  private:
   using Sum = std::pair<cluster::LaneNode, at::Tensor>;
+  /// A part whose weights are new in its owners' slices alone.
+  struct Owed {
+    int group;
+    std::vector<int64_t> bounds;  ///< of the slices
+    size_t mine;
+    bool masters_are_shared;  ///< what everybody has whole is the compute copy
+  };
 
   comm::Group& group(const plan::Instruction& instruction);
-  bool shares_masters(int part) const;
+  comm::Group::Pending gather(int part, const Owed& owed);
   void issued(const plan::Instruction& instruction, comm::Group::Pending work);
 
   comm::World& world_;
@@ -74,6 +86,9 @@ class RankExchange {
   std::map<int, std::pair<double, double>> times_;
   std::map<std::pair<int, int64_t>, std::vector<Sum>> pieces_;  ///< by part and first lane
   std::vector<std::vector<Sum>> sums_;                          ///< by part: of this rank's slice
+  std::map<int, Owed> owed_;                                    ///< by part
+  std::map<int, bool>
+      refreshes_;  ///< by gather under way: whether the compute copy follows from it
   at::Tensor counts_;
   at::Tensor figures_;
 };

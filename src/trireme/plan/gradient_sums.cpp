@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
@@ -81,6 +82,22 @@ int GradientSums::count_targets() {
   count.resource = Resource::kCommunication;
   count.group = world_group_;
   return counted_ = writer_.current();
+}
+
+void GradientSums::gather_weights() {
+  gathered_.assign(spec_.parts.size(), kNone);
+  if (owners_ == 1 || strategy_.parallel.zero == 0) return;
+  for (int part = 0; part < num_parts_; ++part) {
+    if (!has_parameters(part)) continue;
+    Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
+    gather.resource = Resource::kCommunication;
+    gather.group = owner_group_;
+    gathered_[static_cast<size_t>(part)] = writer_.current();
+  }
+}
+
+int GradientSums::take_gather(int part) {
+  return std::exchange(gathered_[static_cast<size_t>(part)], kNone);
 }
 
 void GradientSums::accumulate(int64_t lane, int part) {
@@ -242,6 +259,7 @@ void GradientSums::finish_step() {
     writer_.read(buffer);
     writer_.depend(transfer);
   }
+  for (const int gather : gathered_) writer_.depend(gather);
   const int norm = writer_.current();
   for (int part = 0; part < num_parts_ && world_group_ < 0; ++part) {
     if (has_parameters(part)) writer_.read(finished_gradient(part));
@@ -256,13 +274,6 @@ void GradientSums::finish_step() {
     writer_.read(finished_gradient(part));
     if (owners_ > 1 && strategy_.parallel.zero == 0)
       writer_.read(slices_[static_cast<size_t>(part)].at(0));  // alive until the gather ended
-    const int stepped = writer_.current();
-    ends.push_back(stepped);
-    if (owners_ == 1 || strategy_.parallel.zero == 0) continue;
-    Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
-    gather.resource = Resource::kCommunication;
-    gather.group = owner_group_;
-    writer_.depend(stepped);
     ends.push_back(writer_.current());
   }
   writer_.begin(OpKind::kCommit, kNone, kNone, kNone).resource = Resource::kHost;

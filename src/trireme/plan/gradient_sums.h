@@ -24,6 +24,10 @@ class GradientSums {
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
   int count_targets();
+  /// At the begin: owners' weights of the step before become whole, part by part in the order of the forward pass.
+  void gather_weights();
+  /// The gather that a part's first use waits for; kNone after that, and where there is none.
+  int take_gather(int part);
   /// The current instruction adds to the accumulator of a part and a lane.
   void accumulate(int64_t lane, int part);
   /// The part's gradients of the lane are complete: adds and sends what can be.
@@ -64,7 +68,8 @@ class GradientSums {
   int world_group_ = -1;
   int owner_group_ = -1;
   int pipeline_group_ = -1;
-  int counted_ = kNone;  ///< the instruction of count_targets()
+  std::vector<int> gathered_;  ///< by part: the gather that nobody has waited for yet
+  int counted_ = kNone;        ///< the instruction of count_targets()
   std::vector<std::map<int64_t, int>>
       slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending

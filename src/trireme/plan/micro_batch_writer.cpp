@@ -125,6 +125,7 @@ void MicroBatchWriter::make_saved(MicroBatch& micro, int part) {
 
 void MicroBatchWriter::forward(MicroBatch& micro, int part) {
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
+  writer_.depend(sums_.take_gather(part));
   instruction.recompute = recompute(part);
   // Of a head only its norm: the product comes with the loss.
   instruction.flops =
@@ -181,6 +182,7 @@ void MicroBatchWriter::loss(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
   Instruction& instruction = writer_.begin(OpKind::kLoss, part, micro.index, micro.lane);
   writer_.depend(counted_);
+  writer_.depend(sums_.take_gather(part));
   instruction.flops = flops_[at].model() * tokens_;
   instruction.workspace_bytes = loss_workspace_bytes(spec_, strategy_, !goes_on(part));
   writer_.read(micro.hidden[at - 1]);

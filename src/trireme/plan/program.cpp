@@ -122,6 +122,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   program.resident_bytes = resident.total();
   program.host_resident_bytes = resident.host_optimizer_states;
 
+  sums.gather_weights();
   micro_batches.load(program.micro_batches().front());
   micro_batches.count_first(sums.count_targets());
   PipelineWriter(spec, std::move(layout), where.pp, sums.pipeline_group(), writer, micro_batches,

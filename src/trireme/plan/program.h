@@ -64,13 +64,14 @@ enum class OpKind {
   kCountTargets,    ///< how many targets all ranks' micro-batches have
   /// Slices of a part's partial sums go to the ranks that own them: see Instruction::pieces
   kReduceGradients,
-  kCombinePieces,     ///< the owner adds them to its slice, as the tree of lanes says
-  kGatherGradients,   ///< owners' slices become a part's whole gradient again
-  kSumSquares,        ///< of the blocks of all slices that this rank owns
-  kReduceFigures,     ///< losses of lanes, sums of squares and routers' statistics of all ranks
-  kGradNorm,          ///< global norm over all parts, in fixed order
-  kOptimizerStep,     ///< of a part's parameters
-  kGatherParameters,  ///< owners' new weights of a part become whole everywhere
+  kCombinePieces,    ///< the owner adds them to its slice, as the tree of lanes says
+  kGatherGradients,  ///< owners' slices become a part's whole gradient again
+  kSumSquares,       ///< of the blocks of all slices that this rank owns
+  kReduceFigures,    ///< losses of lanes, sums of squares and routers' statistics of all ranks
+  kGradNorm,         ///< global norm over all parts, in fixed order
+  kOptimizerStep,    ///< of a part's parameters
+  /// Owners' new weights of a part become whole everywhere: those of the step before, beside this one's forward pass.
+  kGatherParameters,
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them

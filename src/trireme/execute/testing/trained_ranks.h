@@ -48,6 +48,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
     if (one.one_document) join_documents(input.micro_batches);
     trained.steps.push_back(executor.run_step(program, input));
   }
+  executor.settle();
   for (int part = 0; part < store.num_parts(); ++part) {
     trained.compute.push_back(store.part_compute(part).cpu());
     trained.masters.push_back(store.part_master(part).cpu());
