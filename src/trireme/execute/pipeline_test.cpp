@@ -83,6 +83,38 @@ TEST_F(PipelineStepTest, StagesOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
   }
 }
 
+// First and last stage on one rank: both add to the embedding's gradients.
+TEST_F(PipelineStepTest, SharedEmbeddingsEndWithTheBitsOfOneRank) {
+  optim::OptimizerConfig muon;
+  muon.kind = optim::OptimizerKind::kMuon;
+  std::vector<TrainingCase> cases = {
+      {"tied", tiny(7), strategy_for(8, 8, 2, 12), {}},
+      {"multi-token", tiny_mtp("softmax", 2), strategy_for(8, 8, 2, 12), {}},
+      {"both", tiny_deepseek(1), strategy_for(8, 8, 2, 12), muon}};
+  for (TrainingCase& one : cases) {
+    one.strategy.whole_matrices = one.optimizer.kind == optim::OptimizerKind::kMuon;
+    one.strategy.precision = plan::Precision::kBf16;
+    const Trained want = train(one, at::kCPU);
+    for (const auto schedule : {plan::ScheduleKind::kZeroBubbleV, plan::ScheduleKind::kDualPipeV,
+                                plan::ScheduleKind::kVHalf}) {
+      for (const int64_t dp : {1, 2}) {
+        one.strategy.parallel = {};
+        one.strategy.parallel.pp = 2;
+        one.strategy.parallel.dp = dp;
+        one.strategy.parallel.zero = dp;
+        one.strategy.parallel.schedule = schedule;
+        one.strategy.parallel.chunks = 2;
+        if (!plan::validate(one.spec, one.strategy).empty()) {
+          ADD_FAILURE() << plan::validate(one.spec, one.strategy).front();
+          continue;
+        }
+        SCOPED_TRACE(fmt::format("{} {}", one.name, plan::describe(one.strategy.parallel)));
+        expect_same_bits(train_on_ranks(one, {at::kCPU}, late()), want);
+      }
+    }
+  }
+}
+
 // ---- draws -----------------------------------------------------------------------------------------
 
 class Draws {
