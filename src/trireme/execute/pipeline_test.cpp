@@ -83,6 +83,27 @@ TEST_F(PipelineStepTest, StagesOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
   }
 }
 
+TEST_F(PipelineStepTest, StagesThatOffloadEndWithTheBitsOfOneCpu) {
+  TrainingCase one{"experts", deep_moe("balanced", 6), strategy_for(8, 4, 2, 12), {}};
+  const Trained want = train(one, at::kCPU);
+  std::vector<at::Device> devices;
+  for (const char* name : {"sim:0", "sim:1", "sim:2", "sim:3"})
+    devices.push_back(device::get_device(name).torch_device());
+  one.strategy.offload_activations = plan::offload_from_names(one.spec, {"all"});
+  one.strategy.offload_optimizer = true;
+  one.strategy.parallel.pp = 2;
+  for (const auto schedule : {plan::ScheduleKind::k1F1B, plan::ScheduleKind::kZeroBubbleV}) {
+    one.strategy.parallel.schedule = schedule;
+    one.strategy.parallel.chunks = plan::fixed_chunks(schedule);
+    for (const int64_t dp : {1, 2}) {
+      one.strategy.parallel.dp = dp;
+      one.strategy.parallel.zero = dp;
+      SCOPED_TRACE(plan::describe(one.strategy.parallel));
+      expect_same_bits(train_on_ranks(one, devices), want);
+    }
+  }
+}
+
 // First and last stage on one rank: both add to the embedding's gradients.
 TEST_F(PipelineStepTest, SharedEmbeddingsEndWithTheBitsOfOneRank) {
   optim::OptimizerConfig muon;

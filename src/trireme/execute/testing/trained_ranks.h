@@ -29,9 +29,10 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
                            master_shares(one.spec, program), program.has_part);
   store.initialize(6);
   nn::Model model(store);
-  const auto optimizer =
-      optim::make_optimizer(one.optimizer, store.spec(), device, optim::StatePlace::kDevice,
-                            state_shares(one.spec, program));
+  const auto optimizer = optim::make_optimizer(
+      one.optimizer, store.spec(), device,
+      one.strategy.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
+      state_shares(one.spec, program));
   Executor executor(model, store, *optimizer, &world);
   StepInput input;
   input.learning_rate = 1e-2;
@@ -47,6 +48,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
       input.micro_batches.push_back(all.at(static_cast<size_t>(index)));
     trained.steps.push_back(executor.run_step(program, input));
   }
+  executor.settle();
   for (int part = 0; part < store.num_parts(); ++part) {
     trained.compute.push_back(store.part_compute(part).cpu());
     trained.masters.push_back(store.part_master(part).cpu());
