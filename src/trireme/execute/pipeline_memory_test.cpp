@@ -35,9 +35,8 @@ TEST(PipelineMemory, OfEveryStageIsWhatTheAllocatorHeld) {
                                program.has_part);
       store.initialize(1);
       nn::Model model(store);
-      const auto optimizer =
-          optim::make_optimizer({}, spec, device.torch_device(), optim::StatePlace::kDevice,
-                                state_shares(spec, program));
+      const auto optimizer = optim::make_optimizer(
+          {}, spec, device.torch_device(), optim::StatePlace::kDevice, state_shares(spec, program));
       Executor executor(model, store, *optimizer, &world);
       StepInput input;
       input.micro_batches = random_batches(spec, 8, 4, 128, 3);

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 
 #include "trireme/execute/testing/trained_ranks.h"
 #include "trireme/nn/testing/tiny_models.h"
@@ -134,6 +135,51 @@ TEST_F(PipelineStepTest, SharedEmbeddingsEndWithTheBitsOfOneRank) {
       }
     }
   }
+}
+
+// ---- planted faults --------------------------------------------------------------------------------
+
+bool ends_alike(const TrainingCase& one, const Trained& want,
+                const std::function<void(plan::Program&)>& change) {
+  std::atomic<bool> alike = true;
+  comm::run_ranks(
+      static_cast<int>(one.strategy.parallel.world()),
+      [&](comm::World& world) {
+        const RankTrained got = train_rank(one, world, at::kCPU, change);
+        for (size_t part = 0; part < want.weights.size(); ++part) {
+          if (got.has(part) && !at::equal(got.compute[part], want.weights[part])) alike = false;
+        }
+      },
+      late());
+  return alike;
+}
+
+// The n-th instruction of a kind; null: the rank has fewer.
+plan::Instruction* nth(plan::Program& program, plan::OpKind kind, int n) {
+  for (plan::Instruction& instruction : program.instructions) {
+    if (instruction.kind == kind && n-- == 0) return &instruction;
+  }
+  return nullptr;
+}
+
+TEST_F(PipelineStepTest, AFaultInTheProgramChangesTheResult) {
+  TrainingCase one{"deep", deep(4), strategy_for(8, 4, 2, 12), {}};
+  const Trained want = train(one, at::kCPU);
+  one.strategy.parallel.pp = 2;
+  one.strategy.parallel.schedule = plan::ScheduleKind::kZeroBubbleH1;
+  EXPECT_TRUE(ends_alike(one, want, {}));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a wait is missing
+    const plan::Instruction* const receive = nth(program, plan::OpKind::kReceive, 2);
+    for (plan::Instruction& instruction : program.instructions)
+      std::erase(instruction.depends_on, receive->id);
+  }));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a message is another part's
+    if (program.rank == 0) --nth(program, plan::OpKind::kSend, 3)->part;
+  }));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a lane is added twice
+    plan::Instruction* const combine = nth(program, plan::OpKind::kCombineLanes, 0);
+    combine->right_lane = combine->lane;
+  }));
 }
 
 // ---- draws -----------------------------------------------------------------------------------------

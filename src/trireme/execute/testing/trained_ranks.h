@@ -22,8 +22,11 @@ struct RankTrained {
   std::vector<model::ElementRange> master_ranges;
 };
 
-inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device) {
-  const plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
+/// With the rank's program as `change` leaves it.
+inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device,
+                              const std::function<void(plan::Program&)>& change = {}) {
+  plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
+  if (change) change(program);
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
   nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
                            master_shares(one.spec, program), program.has_part);
