@@ -84,6 +84,15 @@ check "deepseek: the preset" "$TRIREME" train "$examples/deepseek/run.toml" --dr
 
 check "text: tokenizer" "$TRIREME" tokenize train --vocab-size 400 --out runs/text-tokenizer.json 'text/**/*'
 check "text" "$TRIREME" train "$examples/text/run.toml" "${small[@]}"
+sed 's/"tie_word_embeddings": true/"tie_word_embeddings": false/' tiny.json >tiny_untied.json
+small_pipeline=("${small[@]}" --set model.config=tiny_untied.json)
+check "pipeline" "$TRIREME" launch --threads 4 -- train "$examples/pipeline/run.toml" "${small_pipeline[@]}"
+check "pipeline: another layout" "$TRIREME" launch --threads 2 -- train "$examples/pipeline/run.toml" "${small_pipeline[@]}" \
+  --set parallel.dp=1 --set parallel.schedule=zbv --set parallel.chunks=2 --set out=runs/pipeline-v
+check "pipeline: one rank" "$TRIREME" train "$examples/pipeline/run.toml" "${small_pipeline[@]}" --set parallel.dp=1 --set parallel.pp=1 \
+  --set out=runs/pipeline-one
+check "pipeline: the same bits" cmp runs/pipeline/export/model.safetensors runs/pipeline-one/export/model.safetensors
+check "pipeline: the same bits in a V" cmp runs/pipeline-v/export/model.safetensors runs/pipeline-one/export/model.safetensors
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once
 
 check "jsonl: inspect" "$TRIREME" data inspect jsonl/forum.jsonl

@@ -81,6 +81,50 @@ def threads_and_processes_end_as_one_rank_does(folder):
         assert losses(folder, name) == losses(folder, "one"), name
 
 
+def deep_model(folder):
+    """Settings of a run whose model can be cut into stages."""
+    config = {**tiny_run.CONFIG, "num_hidden_layers": 4, "tie_word_embeddings": False}
+    with open(os.path.join(folder, "deep.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    return ("--set", "model.config=deep.json")
+
+
+def staged(*sets):
+    return [word for one in sets for word in ("--set", f"parallel.{one}")]
+
+
+@case
+def pipelines_of_threads_and_processes_end_as_one_rank_does(folder):
+    deep = deep_model(folder)
+    train(folder, out="deep", dp=1, sets=deep)
+    for name, ranks, dp, zero, layout in (("grid", ("--threads", 4), 2, 1, ("pp=2",)),
+                                          ("stages", ("--nproc", 2), 1, 0, ("pp=2", "schedule=zbv", "chunks=2")),
+                                          ("more-stages", ("--nproc", 4), 2, 2, ("pp=2", "schedule=zb-h1"))):
+        text = train(folder, *ranks, out=name, dp=dp, zero=zero, sets=(*deep, *staged(*layout)))
+        assert "done: " in text, text
+        assert digest(folder, name) == digest(folder, "deep"), name
+        assert losses(folder, name) == losses(folder, "deep"), name
+
+
+@case
+def a_lost_stage_ends_the_pipeline(folder):
+    process = started(folder, 6, "--nproc", 2, out="broken", dp=1,
+                      sets=(*deep_model(folder), *staged("pp=2"), "--set", "schedule.steps=100000"))
+    os.kill(children(process)[1], signal.SIGKILL)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGKILL, text
+    assert re.search(r"\[0\] error: .*rank 1 \(.*\) is (gone|lost)", text), text
+    tiny_run.checked(folder, "checkpoint", "verify", "broken/checkpoints")
+
+
+@case
+def what_a_pipeline_cannot_do_is_refused_by_name(folder):
+    text = train(folder, "--threads", 2, out="tied", dp=1, sets=staged("pp=2"), status=2)
+    assert "head multiplies with its embedding" in text and "use parallel." in text, text
+    text = train(folder, "--threads", 2, out="none", dp=1, sets=(*deep_model(folder), *staged("pp=2", "schedule=zbv")), status=2)
+    assert "use parallel.chunks = 2" in text, text
+
+
 @case
 def a_killed_rank_ends_all_and_loses_no_checkpoint(folder):
     process = started(folder, 6, "--nproc", 3, out="killed", dp=3, sets=("--set", "schedule.steps=100000"))
@@ -88,7 +132,7 @@ def a_killed_rank_ends_all_and_loses_no_checkpoint(folder):
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGKILL, text
     for rank in (0, 2):
-        assert re.search(rf"\[{rank}\] error: .*rank 1 \(.*\) is gone", text), text
+        assert re.search(rf"\[{rank}\] error: .*rank 1 \(.*\) is (gone|lost)", text), text
     assert "has not ended" not in text, text
     tiny_run.checked(folder, "checkpoint", "verify", "killed/checkpoints")
 

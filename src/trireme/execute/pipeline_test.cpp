@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <atomic>
 
 #include "trireme/execute/testing/trained_ranks.h"
 #include "trireme/nn/testing/tiny_models.h"
@@ -81,6 +82,104 @@ TEST_F(PipelineStepTest, StagesOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
     SCOPED_TRACE(to_string(schedule));
     expect_same_bits(train_on_ranks(one, devices), want);
   }
+}
+
+TEST_F(PipelineStepTest, StagesThatOffloadEndWithTheBitsOfOneCpu) {
+  TrainingCase one{"experts", deep_moe("balanced", 6), strategy_for(8, 4, 2, 12), {}};
+  const Trained want = train(one, at::kCPU);
+  std::vector<at::Device> devices;
+  for (const char* name : {"sim:0", "sim:1", "sim:2", "sim:3"})
+    devices.push_back(device::get_device(name).torch_device());
+  one.strategy.offload_activations = plan::offload_from_names(one.spec, {"all"});
+  one.strategy.offload_optimizer = true;
+  one.strategy.parallel.pp = 2;
+  for (const auto schedule : {plan::ScheduleKind::k1F1B, plan::ScheduleKind::kZeroBubbleV}) {
+    one.strategy.parallel.schedule = schedule;
+    one.strategy.parallel.chunks = plan::fixed_chunks(schedule);
+    for (const int64_t dp : {1, 2}) {
+      one.strategy.parallel.dp = dp;
+      one.strategy.parallel.zero = dp;
+      SCOPED_TRACE(plan::describe(one.strategy.parallel));
+      expect_same_bits(train_on_ranks(one, devices), want);
+    }
+  }
+}
+
+// First and last stage on one rank: both add to the embedding's gradients.
+TEST_F(PipelineStepTest, SharedEmbeddingsEndWithTheBitsOfOneRank) {
+  optim::OptimizerConfig muon;
+  muon.kind = optim::OptimizerKind::kMuon;
+  std::vector<TrainingCase> cases = {
+      {"tied", tiny(7), strategy_for(8, 8, 2, 12), {}},
+      {"multi-token", tiny_mtp("softmax", 2), strategy_for(8, 8, 2, 12), {}},
+      {"both", tiny_deepseek(1), strategy_for(8, 8, 2, 12), muon}};
+  for (TrainingCase& one : cases) {
+    one.strategy.whole_matrices = one.optimizer.kind == optim::OptimizerKind::kMuon;
+    one.strategy.precision = plan::Precision::kBf16;
+    const Trained want = train(one, at::kCPU);
+    for (const auto schedule : {plan::ScheduleKind::kZeroBubbleV, plan::ScheduleKind::kDualPipeV,
+                                plan::ScheduleKind::kVHalf}) {
+      for (const int64_t dp : {1, 2}) {
+        one.strategy.parallel = {};
+        one.strategy.parallel.pp = 2;
+        one.strategy.parallel.dp = dp;
+        one.strategy.parallel.zero = dp;
+        one.strategy.parallel.schedule = schedule;
+        one.strategy.parallel.chunks = 2;
+        if (!plan::validate(one.spec, one.strategy).empty()) {
+          ADD_FAILURE() << plan::validate(one.spec, one.strategy).front();
+          continue;
+        }
+        SCOPED_TRACE(fmt::format("{} {}", one.name, plan::describe(one.strategy.parallel)));
+        expect_same_bits(train_on_ranks(one, {at::kCPU}, late()), want);
+      }
+    }
+  }
+}
+
+// ---- planted faults --------------------------------------------------------------------------------
+
+bool ends_alike(const TrainingCase& one, const Trained& want,
+                const std::function<void(plan::Program&)>& change) {
+  std::atomic<bool> alike = true;
+  comm::run_ranks(
+      static_cast<int>(one.strategy.parallel.world()),
+      [&](comm::World& world) {
+        const RankTrained got = train_rank(one, world, at::kCPU, change);
+        for (size_t part = 0; part < want.weights.size(); ++part) {
+          if (got.has(part) && !at::equal(got.compute[part], want.weights[part])) alike = false;
+        }
+      },
+      late());
+  return alike;
+}
+
+// The n-th instruction of a kind; null: the rank has fewer.
+plan::Instruction* nth(plan::Program& program, plan::OpKind kind, int n) {
+  for (plan::Instruction& instruction : program.instructions) {
+    if (instruction.kind == kind && n-- == 0) return &instruction;
+  }
+  return nullptr;
+}
+
+TEST_F(PipelineStepTest, AFaultInTheProgramChangesTheResult) {
+  TrainingCase one{"deep", deep(4), strategy_for(8, 4, 2, 12), {}};
+  const Trained want = train(one, at::kCPU);
+  one.strategy.parallel.pp = 2;
+  one.strategy.parallel.schedule = plan::ScheduleKind::kZeroBubbleH1;
+  EXPECT_TRUE(ends_alike(one, want, {}));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a wait is missing
+    const plan::Instruction* const receive = nth(program, plan::OpKind::kReceive, 2);
+    for (plan::Instruction& instruction : program.instructions)
+      std::erase(instruction.depends_on, receive->id);
+  }));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a message is another part's
+    if (program.rank == 0) --nth(program, plan::OpKind::kSend, 3)->part;
+  }));
+  EXPECT_FALSE(ends_alike(one, want, [](plan::Program& program) {  // a lane is added twice
+    plan::Instruction* const combine = nth(program, plan::OpKind::kCombineLanes, 0);
+    combine->right_lane = combine->lane;
+  }));
 }
 
 // ---- draws -----------------------------------------------------------------------------------------

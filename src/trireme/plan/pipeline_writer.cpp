@@ -139,7 +139,7 @@ void PipelineWriter::act(const Action& action) {
       return;
     case Work::kBackwardWeight:
       for (int part = last; part >= first; --part) {
-        if (!spec_.is_head(part)) backward_weight(index, part);
+        if (!spec_.is_head(part) && !keeps_order(part)) backward_weight(index, part);
       }
       return;
   }
@@ -188,7 +188,8 @@ void PipelineWriter::backward_input(int stage, int64_t index, int part, bool wit
     send(rank_of(stage - 1), {part - 1, index, true},
          batch.hidden_gradient[static_cast<size_t>(part) - 1]);
   // The embedding's comes last, after all that add to its gradients.
-  if (with_weight && part > 0 && !spec_.is_head(part) && !micro_batches_.delays(part))
+  if ((with_weight || keeps_order(part)) && part > 0 && !spec_.is_head(part) &&
+      !micro_batches_.delays(part))
     backward_weight(index, part);
 }
 

@@ -66,6 +66,10 @@ class PipelineWriter {
   void forward(int stage, int64_t index, int part);
   void backward_input(int stage, int64_t index, int part, bool with_weight);
   void backward_weight(int64_t index, int part);
+  /// The input of multi-token prediction and heads add to one matrix's gradients: its backward-weight is not put off.
+  bool keeps_order(int part) const {
+    return spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kMtpInput;
+  }
   void delayed_weights(int stage, int64_t index);
 
   void list_messages();

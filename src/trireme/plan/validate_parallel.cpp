@@ -178,16 +178,7 @@ class Rules {
                                                  "every rank or more, not parallel.chunks = {}",
                                                  name, p.chunks)});
     }
-    // Its gradients would come from two stages.
-    if (spec_.tied_embeddings)
-      found.push_back(
-          {Key::kPp, fmt::format("parallel.pp = {}: the model's head multiplies with its "
-                                 "embedding, which is on another stage",
-                                 p.pp)});
-    if (spec_.num_mtp_layers > 0)
-      found.push_back({Key::kPp, fmt::format("parallel.pp = {}: multi-token prediction reads the "
-                                             "embedding, which is on another stage",
-                                             p.pp)});
+    if (spec_.tied_embeddings || spec_.num_mtp_layers > 0) check_embedding(p, found);
     // Else the ranks that share parameters would end their stages in different orders.
     if (p.chunks > 1 && p.dp <= strategy_.lanes && strategy_.lanes % p.dp != 0)
       found.push_back({Key::kDp, fmt::format("parallel.dp = {} does not divide batch.lanes = {}, "
@@ -200,6 +191,35 @@ class Rules {
            fmt::format("parallel.pp = {} x parallel.chunks = {} are {} stages; the model can be "
                        "cut into {}: embedding, {} layers, head",
                        p.pp, p.chunks, p.stages(), numbers_.units, numbers_.units - 2)});
+  }
+
+  // Where the last stage reads the embedding, the first and the last stage add to one matrix's gradients: on one rank, and with
+  // one micro-batch a lane in the order in which a single rank does.
+  void check_embedding(const Parallel& p, List& found) const {
+    const char* const why = spec_.tied_embeddings ? "the model's head multiplies with its embedding"
+                                                  : "multi-token prediction reads the embedding";
+    if (strategy_.micro_batches_per_lane() > 1)
+      found.push_back(
+          {Key::kPp,
+           fmt::format("parallel.pp = {}: {}, whose gradients a pipeline adds in the order "
+                       "of one rank only with one micro-batch a lane (batch.lanes = {})",
+                       p.pp, why, strategy_.micro_batches())});
+    if (!first_and_last_stage_meet(p))
+      found.push_back(
+          {Key::kSchedule, fmt::format("{}: {}, which this schedule has on another rank",
+                                       setting(Key::kSchedule, p), why)});
+  }
+
+  static bool first_and_last_stage_meet(const Parallel& p) {
+    if (p.schedule != ScheduleKind::kText)
+      return p.schedule == ScheduleKind::kZeroBubbleV || p.schedule == ScheduleKind::kDualPipeV ||
+             p.schedule == ScheduleKind::kVHalf;
+    try {
+      const PipelineSchedule schedule = parse_schedule(p.schedule_text, p.schedule_file);
+      return schedule.rank_of_stage.front() == schedule.rank_of_stage.back();
+    } catch (const Error&) {
+      return true;  // check_text() says what is wrong with it
+    }
   }
 
   void check_text(const Parallel& p, List& found) const {
@@ -293,7 +313,10 @@ std::vector<std::vector<Parallel>> alternatives(const Parallel& given, Key key) 
     lists.emplace_back();
     for (const ScheduleKind kind :
          {ScheduleKind::k1F1B, ScheduleKind::kInterleaved, ScheduleKind::kZeroBubbleV})
-      lists.back().push_back(with([&](Parallel& p) { p.schedule = kind; }));
+      lists.back().push_back(with([&](Parallel& p) {
+        p.schedule = kind;
+        p.chunks = fixed_chunks(kind) > 0 ? fixed_chunks(kind) : std::max<int64_t>(p.chunks, 2);
+      }));
     return lists;
   }
   if (key == Key::kContextKind) {
@@ -382,7 +405,8 @@ std::vector<ParallelProblem> validate_parallel(const model::ModelSpec& spec,
       ways.push_back(repaired(rules, given));
       advice = changes(given, ways.front());
     } else {
-      advice = setting(found.key, ways.front());
+      advice = found.key == Key::kSchedule ? changes(given, ways.front())
+                                           : setting(found.key, ways.front());
       const Size* const size = size_of(found.key);
       if (ways.size() > 1 && size != nullptr)
         advice += fmt::format(" or {}", ways.back().*size->value);

@@ -73,9 +73,21 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
                         "parallel.chunks = 2"));
   model::ModelSpec tied = llama;
   tied.tied_embeddings = true;
-  EXPECT_EQ(reason_of(tied, {.pp = 2}),
-            "parallel.pp = 2: the model's head multiplies with its embedding, which is on another "
-            "stage: use parallel.pp = 1");
+  EXPECT_EQ(
+      reason_of(tied, {.pp = 2}),
+      "parallel.pp = 2: the model's head multiplies with its embedding, whose gradients a "
+      "pipeline adds in the order of one rank only with one micro-batch a lane (batch.lanes = "
+      "32): use parallel.pp = 1");
+  Strategy one_a_lane = strategy_of({.pp = 2});
+  one_a_lane.sequences = 32;
+  const std::vector<ParallelProblem> apart = validate_parallel(tied, one_a_lane);
+  ASSERT_THAT(apart, SizeIs(1));
+  EXPECT_EQ(apart[0].reason,
+            "parallel.schedule = \"1f1b\": the model's head multiplies with its embedding, which "
+            "this schedule has on another rank: use parallel.chunks = 2 with parallel.schedule = "
+            "\"zbv\"");
+  one_a_lane.parallel = apart[0].instead;
+  EXPECT_THAT(validate_parallel(tied, one_a_lane), IsEmpty());
   EXPECT_EQ(
       reason_of(llama, {.dp = 3, .pp = 2, .schedule = ScheduleKind::kZeroBubbleV, .chunks = 2}),
       "parallel.dp = 3 does not divide batch.lanes = 16, which several stages a rank "
@@ -145,7 +157,9 @@ bool allowed(const model::ModelSpec& spec, const Strategy& s) {
     good = good && p.chunks == 1;
   } else {
     const int64_t most = spec.num_main_layers() + 2;
-    good = good && !spec.tied_embeddings && (p.chunks == 1 || s.lanes % p.dp == 0);
+    const bool shares = spec.tied_embeddings || spec.num_mtp_layers > 0;
+    good = good && (!shares || (v && s.micro_batches_per_lane() == 1)) &&
+           (p.chunks == 1 || s.lanes % p.dp == 0);
     good = good && p.pp * p.chunks <= most;
     good = good &&
            (p.schedule == ScheduleKind::kInterleaved ? p.chunks >= 2 : p.chunks == (v ? 2 : 1));

@@ -22,16 +22,20 @@ struct RankTrained {
   std::vector<model::ElementRange> master_ranges;
 };
 
-inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device) {
-  const plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
+/// With the rank's program as `change` leaves it.
+inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device,
+                              const std::function<void(plan::Program&)>& change = {}) {
+  plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
+  if (change) change(program);
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
   nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
                            master_shares(one.spec, program), program.has_part);
   store.initialize(6);
   nn::Model model(store);
-  const auto optimizer =
-      optim::make_optimizer(one.optimizer, store.spec(), device, optim::StatePlace::kDevice,
-                            state_shares(one.spec, program));
+  const auto optimizer = optim::make_optimizer(
+      one.optimizer, store.spec(), device,
+      one.strategy.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
+      state_shares(one.spec, program));
   Executor executor(model, store, *optimizer, &world);
   StepInput input;
   input.learning_rate = 1e-2;
