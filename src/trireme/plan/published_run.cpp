@@ -100,6 +100,16 @@ void make_mlps_plain(model::ModelSpec& spec) {
   });
 }
 
+// The family that covers most layouts of experts always has a shared one.
+void drop_shared_experts(model::ModelSpec& spec) {
+  for (model::LayerSpec& layer : spec.layers) {
+    if (layer.moe) layer.moe->shared_hidden = 0;
+  }
+  std::erase_if(spec.parameters, [](const model::ParameterSpec& parameter) {
+    return parameter.name.find("shared_expert") != std::string::npos;
+  });
+}
+
 model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
   const int64_t layers = row.needed("layers");
   const int64_t hidden = row.needed("hidden");
@@ -134,7 +144,7 @@ model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
     config["n_routed_experts"] = experts;
     config["num_experts_per_tok"] = row.needed("topk");
     config["moe_intermediate_size"] = width;
-    config["n_shared_experts"] = (shared + width - 1) / width;
+    config["n_shared_experts"] = std::max<int64_t>(1, (shared + width - 1) / width);
     config["first_k_dense_replace"] = row.count("dense_layers", 0).value_or(0);
     config["n_group"] = 1;
     config["topk_group"] = 1;
@@ -151,7 +161,9 @@ model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
       config["head_dim"] = head_dim;
       config["partial_rotary_factor"] = 1.0;
     }
-    return model::spec_from_config(config.dump(), "row");
+    model::ModelSpec spec = model::spec_from_config(config.dump(), "row");
+    if (shared == 0) drop_shared_experts(spec);
+    return spec;
   }
   config["model_type"] = "llama";
   config["head_dim"] = head_dim;
@@ -196,7 +208,10 @@ Parallel read_parallel(const Row& row, bool has_experts) {
   if (stated != parallel.dp && stated != parallel.dp * parallel.cp)
     throw Unusable{fmt::format("dp = {} on {} devices with tp x pp x cp = {}", stated, devices, others)};
   parallel.zero = std::min<int64_t>(row.count("zero_stage", 0).value_or(0), 3);
-  const int64_t shard = row.count("fsdp_shard", 0).value_or(0);
+  int64_t shard = 0;
+  // Also "-1" and words: all of them.
+  const std::string stated_shard = row.text("fsdp_shard");
+  std::from_chars(stated_shard.data(), stated_shard.data() + stated_shard.size(), shard);
   if (shard > 0 && shard < parallel.dp && parallel.dp % shard == 0 && parallel.zero > 0)
     parallel.shard = shard;
   if (has_experts) {
