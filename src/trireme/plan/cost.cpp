@@ -27,7 +27,8 @@ double tile_efficiency(const DeviceProfile& device, const ProductShape& shape, d
   const double splits = std::max(1.0, std::floor(shape.k / 1024.0));
   const double slots = std::ceil(tiles / device.units) * device.units;
   const double split_slots = std::ceil(tiles * splits / device.units) * device.units / splits;
-  return peak * inside * (tiles / std::min(slots, split_slots)) * (shape.k / (shape.k + device.half_k));
+  return peak * inside * (tiles / std::min(slots, split_slots)) *
+         (shape.k / (shape.k + device.half_k));
 }
 
 double value_or(const std::map<ComputeType, double>& values, ComputeType type, double fallback) {
@@ -174,15 +175,16 @@ double CostModel::product(const ProductShape& shape, ComputeType type) const {
 
 double CostModel::attention(const AttentionShape& shape, bool causal) const {
   const DeviceProfile& device = cluster_.device;
-  const ComputeType type = strategy_.precision == Precision::kFp32 ? ComputeType::kFp32
-                                                                   : ComputeType::kBf16;
+  const ComputeType type =
+      strategy_.precision == Precision::kFp32 ? ComputeType::kFp32 : ComputeType::kBf16;
   const double peak = value_or(device.peak_flops, type, 0.0);
   // All pairs of positions, scores and values.
   const double all = 2.0 * shape.batch * shape.heads * shape.seq_len * shape.seq_len *
                      (shape.head_dim + shape.value_dim) * (shape.backward ? 2.5 : 1.0);
   const double best = shape.backward ? device.attention_backward : device.attention_forward;
   const auto plain = [&](const AttentionShape& of) {
-    const double rows = of.batch * of.heads * of.seq_len / 32.0;  // long or many: both fill the device
+    const double rows =
+        of.batch * of.heads * of.seq_len / 32.0;  // long or many: both fill the device
     return best * rows / (rows + device.attention_half_rows);
   };
   double efficiency = 2.0 * plain(shape);  // of all pairs
@@ -290,8 +292,7 @@ double CostModel::collective(Collective kind, double bytes, cluster::Dimension a
     double rate = link.bytes_per_s * share_of(link, kind);
     if (cluster_.node.bridge_span > 0 && group.span > cluster_.node.bridge_span)
       rate = std::min(rate, cluster_.node.bridge_bytes_per_s / group.concurrent);
-    const double moved =
-        kind == Collective::kAllToAll ? (here - 1.0) / size : (size - 1.0) / size;
+    const double moved = kind == Collective::kAllToAll ? (here - 1.0) / size : (size - 1.0) / size;
     inside = rounds * bytes * moved / rate;
   }
   if (group.nodes() > 1) {
@@ -299,8 +300,8 @@ double CostModel::collective(Collective kind, double bytes, cluster::Dimension a
     const LinkProfile& link = cluster_.network.link;
     const double nodes = group.nodes();
     const double rate = link.bytes_per_s * share_of(link, kind);
-    const double moved = kind == Collective::kAllToAll ? (size - here) / size
-                                                       : (nodes - 1.0) / nodes / here;
+    const double moved =
+        kind == Collective::kAllToAll ? (size - here) / size : (nodes - 1.0) / nodes / here;
     outside = rounds * bytes * moved / rate *
               (1.0 + cluster_.network.growth_per_doubling * std::log2(nodes));
   }

@@ -13,10 +13,11 @@ namespace trireme::plan {
 
 /// What the calibrations say for one device and one stack.
 struct CostFactors {
-  double sustained = 1.0;   ///< speed of products and attention in a long run, relative to alone (power, clocks)
-  double memory = 1.0;      ///< the same of memory-bound work
-  double host = 1.0;        ///< factor of the host's times
-  double network = 1.0;     ///< share of the links' bandwidth that runs reach beside everything else
+  double sustained =
+      1.0;  ///< speed of products and attention in a long run, relative to alone (power, clocks)
+  double memory = 1.0;   ///< the same of memory-bound work
+  double host = 1.0;     ///< factor of the host's times
+  double network = 1.0;  ///< share of the links' bandwidth that runs reach beside everything else
 };
 
 /// Members of a group by where they are.
@@ -36,8 +37,8 @@ struct InstructionCost {
   double products_s = 0.0;
   double attention_s = 0.0;
   double memory_s = 0.0;
-  double host_s = 0.0;             ///< beyond the device's work: the host is late
-  double exposed_transfer_s = 0.0; ///< collectives inside the part that nothing hides
+  double host_s = 0.0;              ///< beyond the device's work: the host is late
+  double exposed_transfer_s = 0.0;  ///< collectives inside the part that nothing hides
   double hidden_transfer_s = 0.0;
   std::map<cluster::Dimension, double> sent_bytes;  ///< by the group that talks
 };

@@ -48,8 +48,8 @@ std::vector<std::vector<std::string>> records_of(std::string_view text, const st
       cell += c;
     }
   }
-  TRIREME_USER_CHECK(!quoted, kData, "close it with '\"'", "{}:{}: a quoted cell never ends", origin,
-                     quote_line);
+  TRIREME_USER_CHECK(!quoted, kData, "close it with '\"'", "{}:{}: a quoted cell never ends",
+                     origin, quote_line);
   if (!cell.empty() || !record.empty()) end_record();
   return records;
 }

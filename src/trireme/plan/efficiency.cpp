@@ -16,8 +16,8 @@ constexpr double kSame = 1e-9;
 }  // namespace
 
 double distance(const ProductShape& a, const ProductShape& b) {
-  return std::sqrt((squared_log(a.groups, b.groups) + squared_log(a.m, b.m) + squared_log(a.n, b.n) +
-                    squared_log(a.k, b.k)) /
+  return std::sqrt((squared_log(a.groups, b.groups) + squared_log(a.m, b.m) +
+                    squared_log(a.n, b.n) + squared_log(a.k, b.k)) /
                    4.0);
 }
 

@@ -52,8 +52,8 @@ void reorder(Program& program, const std::vector<int>& order) {
 
 int64_t rank_micro_batches(const Strategy& strategy) {
   const int64_t a_step = strategy.micro * strategy.parallel.dp;
-  TRIREME_USER_CHECK(a_step > 0 && strategy.sequences % a_step == 0 && strategy.sequences > 0, kConfig,
-                     "change one of them",
+  TRIREME_USER_CHECK(a_step > 0 && strategy.sequences % a_step == 0 && strategy.sequences > 0,
+                     kConfig, "change one of them",
                      "a global batch of {} sequences is not a multiple of micro x dp = {} x {}",
                      strategy.sequences, strategy.micro, strategy.parallel.dp);
   return strategy.sequences / a_step;
@@ -143,8 +143,8 @@ void gather_every_part(const model::ModelSpec& spec, Program& program) {
   const int64_t final_micro_batch = program.micro_batches().back();
   for (Instruction& instruction : program.instructions) {
     const bool forward = instruction.kind == OpKind::kForward;
-    const bool uses_weights = forward || instruction.kind == OpKind::kRecompute ||
-                              is_backward(instruction.kind);
+    const bool uses_weights =
+        forward || instruction.kind == OpKind::kRecompute || is_backward(instruction.kind);
     if (!uses_weights || instruction.part < 0 ||
         has_parameters[static_cast<size_t>(instruction.part)] == 0)
       continue;
@@ -164,7 +164,8 @@ void gather_every_part(const model::ModelSpec& spec, Program& program) {
       gathered_forward = forward;
     }
     last = instruction.id;
-    const bool ends = instruction.kind == OpKind::kBackwardWeight || instruction.kind == OpKind::kLoss;
+    const bool ends =
+        instruction.kind == OpKind::kBackwardWeight || instruction.kind == OpKind::kLoss;
     if (!ends || instruction.micro_batch == final_micro_batch) continue;
     // Every micro-batch's gradients are reduced; the builder reduces those of the last one.
     Insertion insertion;

@@ -13,8 +13,9 @@
 namespace trireme::plan {
 
 struct FoldedWorld {
-  std::vector<Program> programs;  ///< by pipeline stage's rank; groups have members of the folded world only
-  int64_t micro_batches = 1;      ///< of a rank, in these programs
+  std::vector<Program>
+      programs;  ///< by pipeline stage's rank; groups have members of the folded world only
+  int64_t micro_batches = 1;  ///< of a rank, in these programs
 };
 
 /// How many micro-batches a rank has in the whole run: sequences / (micro x dp). Error{kConfig} if it is not a whole number.
@@ -29,7 +30,8 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
 
 /// Rewrites of a program for software that does less beside computation, or more; what waits for what changes, never what is
 /// computed.
-void postpone_reductions(Program& program);         ///< gradients are reduced after the last backward
-void gather_every_part(const model::ModelSpec& spec, Program& program);  ///< ZeRO 3: parameters come and go
+void postpone_reductions(Program& program);  ///< gradients are reduced after the last backward
+void gather_every_part(const model::ModelSpec& spec,
+                       Program& program);  ///< ZeRO 3: parameters come and go
 
 }  // namespace trireme::plan

@@ -133,7 +133,8 @@ class PartWork {
     if (parallel_.tp == 1) return;
     const double bytes = tokens_ * h_ * element_;
     if (sharding_.sequence_parallel) {
-      if (!weights()) communicate(Collective::kAllGather, cluster::Dimension::kTensor, bytes, false);
+      if (!weights())
+        communicate(Collective::kAllGather, cluster::Dimension::kTensor, bytes, false);
       // The input, for the weights' gradients: beside the products of backward-input.
       if (backward()) communicate(Collective::kAllGather, cluster::Dimension::kTensor, bytes, true);
     }
@@ -145,9 +146,7 @@ class PartWork {
                 cluster::Dimension::kTensor, bytes, backward());
   }
 
-  void norm() {
-    pointwise((forward() ? 2.0 : 4.0) * h_ * sliced_, 1.0);
-  }
+  void norm() { pointwise((forward() ? 2.0 : 4.0) * h_ * sliced_, 1.0); }
   void residual() {
     if (forward()) {
       pointwise((sharding_.dropout ? 3.5 : 3.0) * h_ * sliced_, 1.0);
@@ -329,7 +328,8 @@ class PartWork {
   double routed_rows() const {
     const auto top_k = static_cast<double>(layer().moe->top_k);
     const auto experts = static_cast<double>(layer().moe->num_experts);
-    return experts * std::ceil(tokens_ / tp_ * top_k / experts * std::max(sharding_.capacity_factor, 1.0));
+    return experts *
+           std::ceil(tokens_ / tp_ * top_k / experts * std::max(sharding_.capacity_factor, 1.0));
   }
 
   void move_tokens(bool out) {
@@ -396,8 +396,7 @@ class PartWork {
     const RankParameters own = rank_parameters(spec_, parallel_, index_);
     const double stage = static_cast<double>(parallel_.dp * parallel_.cp);
     const bool shares = parallel_.zero > 0;
-    const double expert_data =
-        stage * tp_ / static_cast<double>(parallel_.ep * parallel_.etp);
+    const double expert_data = stage * tp_ / static_cast<double>(parallel_.ep * parallel_.etp);
     const double shared = shares ? own.shared / stage : own.shared;
     const double expert = shares ? own.expert / std::max(expert_data, 1.0) : own.expert;
     // Gradient read twice (norm, update); moments and masters read and written; the copy in low precision written. Zeroing the
@@ -456,13 +455,11 @@ RankParameters rank_parameters(const model::ModelSpec& spec, const Parallel& par
       result.expert += elements / experts;
       continue;
     }
-    const bool whole = parameter.role == model::Role::kNormWeight ||
-                       parameter.role == model::Role::kNormBias ||
-                       parameter.role == model::Role::kRouter ||
-                       parameter.role == model::Role::kLatentNorm ||
-                       parameter.role == model::Role::kQueryDown ||
-                       parameter.role == model::Role::kKeyValueDown ||
-                       parameter.role == model::Role::kPositionEmbedding;
+    const bool whole =
+        parameter.role == model::Role::kNormWeight || parameter.role == model::Role::kNormBias ||
+        parameter.role == model::Role::kRouter || parameter.role == model::Role::kLatentNorm ||
+        parameter.role == model::Role::kQueryDown || parameter.role == model::Role::kKeyValueDown ||
+        parameter.role == model::Role::kPositionEmbedding;
     result.shared += whole ? elements : elements / tp;
   }
   return result;

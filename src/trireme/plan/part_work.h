@@ -24,11 +24,12 @@ enum class WorkKind { kProduct, kAttention, kMemory, kCollective };
 /// One kernel, several alike, or one collective.
 struct Operation {
   WorkKind kind = WorkKind::kMemory;
-  ProductShape product;      ///< kProduct
+  ProductShape product;        ///< kProduct
   bool low_precision = false;  ///< kProduct: in the recipe's low precision
-  AttentionShape attention;  ///< kAttention
-  bool causal = true;        ///< kAttention: what the mask hides is skipped
-  double bytes = 0.0;        ///< kMemory: read and written; kCollective: of the whole tensor that the group has
+  AttentionShape attention;    ///< kAttention
+  bool causal = true;          ///< kAttention: what the mask hides is skipped
+  double bytes =
+      0.0;  ///< kMemory: read and written; kCollective: of the whole tensor that the group has
   double kernels = 1.0;
   Collective collective = Collective::kAllReduce;
   cluster::Dimension along = cluster::Dimension::kTensor;  ///< kCollective
@@ -40,9 +41,10 @@ struct ShardingOptions {
   bool sequence_parallel = true;  ///< norms and residuals are cut along the sequence too
   bool fp8 = false;               ///< products of layers in fp8; head and router stay
   bool fp8_attention = false;
-  bool dropout = false;           ///< after both blocks of a layer
-  bool recompute_whole = false;   ///< recomputation repeats a part's last product and its collectives too
-  double capacity_factor = 0.0;   ///< rows of an expert; 0: as many as are routed there
+  bool dropout = false;  ///< after both blocks of a layer
+  bool recompute_whole =
+      false;  ///< recomputation repeats a part's last product and its collectives too
+  double capacity_factor = 0.0;  ///< rows of an expert; 0: as many as are routed there
 };
 
 /// `kind` is kForward, kRecompute, kBackwardInput, kBackwardWeight, kLoss or kOptimizerStep.

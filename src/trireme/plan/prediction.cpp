@@ -116,7 +116,8 @@ class Predictor {
  public:
   explicit Predictor(const PlannedRun& run)
       : run_(run),
-        cost_(run.spec, run.strategy, run.sharding, run.stack, run.cluster, run.tables, run.factors),
+        cost_(run.spec, run.strategy, run.sharding, run.stack, run.cluster, run.tables,
+              run.factors),
         transfers_(run, cost_) {}
 
   Prediction predict() {
@@ -132,7 +133,8 @@ class Predictor {
     }
     const WorldFigures& first = worlds.front();
     const WorldFigures& last = worlds.back();
-    result.step_s = between(first.step_s, last.step_s, share) + run_.stack.step_s * run_.factors.host;
+    result.step_s =
+        between(first.step_s, last.step_s, share) + run_.stack.step_s * run_.factors.host;
     fill_figures(first, last, share, result);
     return result;
   }
@@ -254,7 +256,8 @@ class Predictor {
       if (resident.empty()) {
         // Trireme's own: what the program says, gradients among what comes and goes.
         const ResidentBytes held = resident_bytes(run_.spec, program.strategy, program);
-        one.peak.weights = static_cast<double>(held.master_weights + held.compute_weights + held.tables);
+        one.peak.weights =
+            static_cast<double>(held.master_weights + held.compute_weights + held.tables);
         one.peak.optimizer = static_cast<double>(held.optimizer_states);
         one.peak.activations = static_cast<double>(own.peak_bytes - program.resident_bytes);
       } else {
@@ -295,13 +298,12 @@ class Predictor {
     std::vector<bool> recomputed(run_.spec.parts.size(), false);
     for (size_t part = 0; part < strategy.recompute.size(); ++part)
       recomputed[part] = strategy.recompute[part] == Recompute::kFull;
-    const model::TokenFlops flops =
-        model::flops_per_token(run_.spec, strategy.seq_len, recomputed);
+    const model::TokenFlops flops = model::flops_per_token(run_.spec, strategy.seq_len, recomputed);
     result.tokens_per_s = tokens / result.step_s;
     result.flops_model = tokens * flops.model();
     result.flops_hardware = tokens * flops.hardware();
     const auto& peaks = run_.cluster.device.peak_flops;
-    const ComputeType type = run_.sharding.fp8                          ? ComputeType::kFp8
+    const ComputeType type = run_.sharding.fp8                        ? ComputeType::kFp8
                              : strategy.precision == Precision::kFp32 ? ComputeType::kFp32
                                                                       : ComputeType::kBf16;
     if (const auto peak = peaks.find(type); peak != peaks.end()) result.peak_flops = peak->second;
@@ -323,7 +325,8 @@ void use_profiles(const ProfileLibrary& library, const std::string& without, Pla
   run.tables = run.cluster.device.measured;
   if (!run.cluster.device.tables.empty()) {
     const auto found = library.devices.find(run.cluster.device.tables);
-    TRIREME_USER_CHECK(found != library.devices.end(), kConfig, "name a device with measured shapes",
+    TRIREME_USER_CHECK(found != library.devices.end(), kConfig,
+                       "name a device with measured shapes",
                        "device \"{}\" has the tables of \"{}\", which has no profile", device,
                        run.cluster.device.tables);
     run.tables = found->second.measured;

@@ -20,8 +20,8 @@ struct PlannedRun {
   ClusterSpec cluster;
   EfficiencyTables tables;  ///< that apply to the cluster's device
   CostFactors factors;
-  double interval = 0.15;   ///< half width of the 90 % interval, as a share of the step
-  bool own_memory = true;   ///< memory as Trireme holds it; else as the stack does (stack_memory.h)
+  double interval = 0.15;  ///< half width of the 90 % interval, as a share of the step
+  bool own_memory = true;  ///< memory as Trireme holds it; else as the stack does (stack_memory.h)
 };
 
 /// Tables and calibrations of the library for the run's device and stack, without what `without` published.
@@ -47,7 +47,7 @@ struct RankClass {
 
 struct Prediction {
   double step_s = 0.0;
-  double low_s = 0.0;   ///< of the 90 % interval
+  double low_s = 0.0;  ///< of the 90 % interval
   double high_s = 0.0;
   double tokens_per_s = 0.0;  ///< of one accelerator
   double flops_model = 0.0;   ///< of a step, of one accelerator
@@ -56,9 +56,11 @@ struct Prediction {
   double bubble_share = 0.0;
   double exposed_comm_s = 0.0;  ///< of the rank that has most
   double hidden_comm_share = 1.0;
-  std::map<std::string, double> exposed_by_kind_s;  ///< of that rank: "tensor", "expert", "reduce-gradients" ...
-  std::map<std::string, double> sent_bytes;         ///< of that rank in a step, by the same names
-  std::map<std::string, double> time_by_kind_s;     ///< "products", "attention", "memory", "host", "transfers", "idle"
+  std::map<std::string, double>
+      exposed_by_kind_s;  ///< of that rank: "tensor", "expert", "reduce-gradients" ...
+  std::map<std::string, double> sent_bytes;  ///< of that rank in a step, by the same names
+  std::map<std::string, double>
+      time_by_kind_s;  ///< "products", "attention", "memory", "host", "transfers", "idle"
   std::vector<RankClass> classes;
   double usable_bytes = 0.0;
   double peak_bytes() const;

@@ -55,22 +55,24 @@ OrderedJson prediction_json(const PlannedRun& run, const Prediction& prediction)
 }
 
 std::string describe(const PlannedRun& run, const Prediction& prediction) {
-  std::string text = fmt::format(
-      "{} on {} x {}: {}\n", run.spec.architecture, run.strategy.parallel.world(),
-      run.cluster.device.name, describe(run.strategy.parallel));
-  text += fmt::format("step            {:.4f} s  (90 % interval {:.4f} to {:.4f})\n", prediction.step_s,
-                      prediction.low_s, prediction.high_s);
+  std::string text =
+      fmt::format("{} on {} x {}: {}\n", run.spec.architecture, run.strategy.parallel.world(),
+                  run.cluster.device.name, describe(run.strategy.parallel));
+  text += fmt::format("step            {:.4f} s  (90 % interval {:.4f} to {:.4f})\n",
+                      prediction.step_s, prediction.low_s, prediction.high_s);
   text += fmt::format("tokens/s        {:.0f} of an accelerator\n", prediction.tokens_per_s);
   const double model = prediction.flops_model / prediction.step_s;
   const double hardware = prediction.flops_hardware / prediction.step_s;
-  text += fmt::format("operations      {:.1f} TFLOP/s of the model, {:.1f} with recomputation", model / 1e12,
-                      hardware / 1e12);
+  text += fmt::format("operations      {:.1f} TFLOP/s of the model, {:.1f} with recomputation",
+                      model / 1e12, hardware / 1e12);
   if (prediction.peak_flops > 0.0)
-    text += fmt::format(" ({:.1f} % and {:.1f} % of the peak)", 100.0 * model / prediction.peak_flops,
-                        100.0 * hardware / prediction.peak_flops);
-  text += fmt::format("\ncommunication   {:.4f} s exposed, {:.0f} % hidden\nbubble          {:.1f} %\n",
-                      prediction.exposed_comm_s, 100.0 * prediction.hidden_comm_share,
-                      100.0 * prediction.bubble_share);
+    text +=
+        fmt::format(" ({:.1f} % and {:.1f} % of the peak)", 100.0 * model / prediction.peak_flops,
+                    100.0 * hardware / prediction.peak_flops);
+  text +=
+      fmt::format("\ncommunication   {:.4f} s exposed, {:.0f} % hidden\nbubble          {:.1f} %\n",
+                  prediction.exposed_comm_s, 100.0 * prediction.hidden_comm_share,
+                  100.0 * prediction.bubble_share);
   text += "where the time goes\n";
   for (const auto& [kind, seconds] : prediction.time_by_kind_s) {
     if (seconds > 0.0)
@@ -80,7 +82,8 @@ std::string describe(const PlannedRun& run, const Prediction& prediction) {
   text += fmt::format("memory of a rank, GiB ({:.1f} usable)\n", prediction.usable_bytes / kGiB);
   for (const RankClass& one : prediction.classes) {
     text += fmt::format(
-        "  stage {:<3} {:>6} ranks {:>8.2f}: weights {:.2f}, gradients {:.2f}, optimizer {:.2f}, activations {:.2f}\n",
+        "  stage {:<3} {:>6} ranks {:>8.2f}: weights {:.2f}, gradients {:.2f}, optimizer {:.2f}, "
+        "activations {:.2f}\n",
         one.stage, one.ranks, one.peak.total() / kGiB, one.peak.weights / kGiB,
         one.peak.gradients / kGiB, one.peak.optimizer / kGiB, one.peak.activations / kGiB);
   }

@@ -40,7 +40,7 @@ struct DeviceProfile {
   std::string name;
   std::map<ComputeType, double> peak_flops;  ///< dense
   double memory_bytes = 0.0;                 ///< all of it
-  double usable_bytes = 0.0;                 ///< what a program can have, context and libraries taken off
+  double usable_bytes = 0.0;  ///< what a program can have, context and libraries taken off
   double memory_bytes_per_s = 0.0;
   double memory_efficiency = 0.8;  ///< reached by element-wise kernels
   /// Best share of the peak that a product reaches, and how it falls with shape where no measurement is near: tiles of
@@ -50,21 +50,21 @@ struct DeviceProfile {
   double tile_n = 128.0;
   double units = 108.0;
   double half_k = 128.0;
-  double attention_forward = 0.4;   ///< share of the peak, counting causal operations only
-  double attention_backward = 0.3;  ///< the same; 2.5 times the forward's operations
+  double attention_forward = 0.4;      ///< share of the peak, counting causal operations only
+  double attention_backward = 0.3;     ///< the same; 2.5 times the forward's operations
   double attention_half_rows = 512.0;  ///< rows of a head at which attention reaches half of that
-  double kernel_gap_s = 2e-6;       ///< between two kernels of a queue
-  std::string tables;               ///< device whose measured shapes apply, scaled by the peaks
+  double kernel_gap_s = 2e-6;          ///< between two kernels of a queue
+  std::string tables;                  ///< device whose measured shapes apply, scaled by the peaks
   EfficiencyTables measured;
 };
 
 /// Links of a group of accelerators: all of it within reach of a node, or of the network.
 struct LinkProfile {
-  int ranks = 0;                 ///< for groups of up to so many; 0: any
-  double bytes_per_s = 0.0;      ///< of an accelerator, one direction
-  double latency_s = 5e-6;       ///< of a hop
-  double fixed_s = 10e-6;        ///< of a call
-  double all_reduce = 0.8;       ///< shares of bytes_per_s that collectives reach
+  int ranks = 0;             ///< for groups of up to so many; 0: any
+  double bytes_per_s = 0.0;  ///< of an accelerator, one direction
+  double latency_s = 5e-6;   ///< of a hop
+  double fixed_s = 10e-6;    ///< of a call
+  double all_reduce = 0.8;   ///< shares of bytes_per_s that collectives reach
   double all_gather = 0.8;
   double reduce_scatter = 0.8;
   double all_to_all = 0.6;
@@ -94,27 +94,34 @@ struct ClusterSpec {
   NetworkProfile network;
 };
 
-enum class AttentionKernel { kFlash, kFlashPlain, kUnfused };  ///< kFlashPlain: does not skip what the causal mask hides
+enum class AttentionKernel {
+  kFlash,
+  kFlashPlain,
+  kUnfused
+};  ///< kFlashPlain: does not skip what the causal mask hides
 
 /// Habits of a training framework.
 struct StackProfile {
   std::string name;
   AttentionKernel attention = AttentionKernel::kFlash;
-  bool fused_loss = true;        ///< logits are not kept in float32 beside their gradient
-  double pointwise_passes = 1.0; ///< memory traffic of element-wise work, relative to fused kernels
+  bool fused_loss = true;  ///< logits are not kept in float32 beside their gradient
+  double pointwise_passes =
+      1.0;  ///< memory traffic of element-wise work, relative to fused kernels
   double pointwise_kernels = 1.0;  ///< number of kernels, relative to fused ones
-  double host_kernel_s = 0.0;    ///< host's time to launch a kernel; 0: graphs
-  double host_part_s = 0.0;      ///< host's time of a part's forward, and half of that of each half of its backward
-  double step_s = 0.0;           ///< once a step: data, logging, clipping on the host
-  double gradient_bytes = 4.0;   ///< of an element when it is reduced
-  double gathered_bytes = 2.0;   ///< of a parameter when it is gathered
-  double bucket_bytes = 160e6;   ///< transfers are put together up to so much
+  double host_kernel_s = 0.0;      ///< host's time to launch a kernel; 0: graphs
+  double host_part_s =
+      0.0;  ///< host's time of a part's forward, and half of that of each half of its backward
+  double step_s = 0.0;          ///< once a step: data, logging, clipping on the host
+  double gradient_bytes = 4.0;  ///< of an element when it is reduced
+  double gathered_bytes = 2.0;  ///< of a parameter when it is gathered
+  double bucket_bytes = 160e6;  ///< transfers are put together up to so much
   bool overlap_gradients = true;
   bool overlap_parameters = false;
-  bool overlap_send = false;     ///< transfers between stages beside computation
-  double tensor_exposed = 1.0;   ///< share of the tensor parallel collectives that nothing hides
-  double fsdp_contention = 0.0;  ///< slow-down of computation beside transfers, as a share of the transfer's time
-  double optimizer_passes = 1.0; ///< memory traffic of the optimizer, relative to one fused pass
+  bool overlap_send = false;    ///< transfers between stages beside computation
+  double tensor_exposed = 1.0;  ///< share of the tensor parallel collectives that nothing hides
+  double fsdp_contention =
+      0.0;  ///< slow-down of computation beside transfers, as a share of the transfer's time
+  double optimizer_passes = 1.0;  ///< memory traffic of the optimizer, relative to one fused pass
   // Memory of a rank, in bytes a parameter.
   double weight_bytes = 2.0;
   double main_gradient_bytes = 4.0;

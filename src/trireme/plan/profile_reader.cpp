@@ -65,7 +65,8 @@ constexpr std::array kStackNumbers = {
 /// A table whose keys are asked for one by one, and which complains about the rest.
 class Section {
  public:
-  Section(const toml::table& table, std::string origin, std::string path, bool inherits_source = false)
+  Section(const toml::table& table, std::string origin, std::string path,
+          bool inherits_source = false)
       : table_(table), origin_(std::move(origin)), path_(std::move(path)) {
     has_source_ = optional_text("source").has_value() || inherits_source;
   }
@@ -74,9 +75,9 @@ class Section {
                          const std::string& hint = "") const {
     const toml::node* const node = table_.get(key);
     const auto& at = node != nullptr ? node->source().begin : table_.source().begin;
-    throw Error(ErrorCode::kConfig,
-                fmt::format("{}:{}: {}.{} {}", origin_, static_cast<int>(at.line), path_, key, what),
-                hint);
+    throw Error(
+        ErrorCode::kConfig,
+        fmt::format("{}:{}: {}.{} {}", origin_, static_cast<int>(at.line), path_, key, what), hint);
   }
 
   std::optional<std::string> optional_text(const std::string& key) {
@@ -106,7 +107,8 @@ class Section {
       return value;
     }
     if (!has_source_)
-      fail(key, "has no source", "write { value = 1.0, source = \"...\" }, or a source for the table");
+      fail(key, "has no source",
+           "write { value = 1.0, source = \"...\" }, or a source for the table");
     const std::optional<double> value = node->value<double>();
     if (!value || !node->is_number()) fail(key, "is not a number");
     if (!std::isfinite(*value) || *value < 0.0) fail(key, "is negative or not finite");
@@ -244,7 +246,8 @@ void read_measured(Section& section, ProfileLibrary& library) {
   // Most sizes come again and again: a row is use, groups, m, n, k, efficiency.
   for (const std::vector<double>& row : section.rows("products", 6, use_code))
     tables.products.push_back(
-        {{static_cast<ProductUse>(static_cast<int>(row[0])), row[1], row[2], row[3], row[4]}, row[5]});
+        {{static_cast<ProductUse>(static_cast<int>(row[0])), row[1], row[2], row[3], row[4]},
+         row[5]});
   for (const std::vector<double>& row : section.rows("attention", 8, direction_code))
     tables.attention.push_back(
         {{row[0] == 1.0, row[1], row[2], row[3], row[4], row[5], row[6]}, row[7]});

@@ -54,8 +54,8 @@ class Row {
     if (!value) return std::nullopt;
     constexpr double kMost = 1e9;
     if (*value != std::floor(*value) || *value < static_cast<double>(least) || *value > kMost)
-      throw Unusable{fmt::format("{} = {} is not a whole number of at least {}", column,
-                                 text(column), least)};
+      throw Unusable{
+          fmt::format("{} = {} is not a whole number of at least {}", column, text(column), least)};
     return static_cast<int64_t>(*value);
   }
 
@@ -70,9 +70,10 @@ class Row {
 };
 
 bool has_plain_mlp(const std::string& model) {
-  constexpr std::array<std::string_view, 8> kPlain = {"gpt", "mpt", "bloom", "opt-", "nemotron", "falcon",
-                                                      "starcoder", "pythia"};
-  return std::ranges::any_of(kPlain, [&](std::string_view name) { return contains(model, name); }) &&
+  constexpr std::array<std::string_view, 8> kPlain = {"gpt",      "mpt",    "bloom",     "opt-",
+                                                      "nemotron", "falcon", "starcoder", "pythia"};
+  return std::ranges::any_of(kPlain,
+                             [&](std::string_view name) { return contains(model, name); }) &&
          !contains(model, "gpt-oss") && !contains(model, "gpt_oss");
 }
 
@@ -129,14 +130,10 @@ model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
   const int64_t experts = row.count("experts", 0).value_or(0);
   const int64_t ffn = row.count("ffn").value_or(experts > 1 ? hidden : 4 * hidden);
   const int64_t seq = row.needed("seq");
-  Json config = {{"hidden_size", hidden},
-                 {"num_hidden_layers", layers},
-                 {"num_attention_heads", heads},
-                 {"num_key_value_heads", kv_heads},
-                 {"intermediate_size", ffn},
-                 {"vocab_size", padded_vocabulary(row, tp)},
-                 {"max_position_embeddings", seq},
-                 {"tie_word_embeddings", tied}};
+  Json config = {{"hidden_size", hidden},          {"num_hidden_layers", layers},
+                 {"num_attention_heads", heads},   {"num_key_value_heads", kv_heads},
+                 {"intermediate_size", ffn},       {"vocab_size", padded_vocabulary(row, tp)},
+                 {"max_position_embeddings", seq}, {"tie_word_embeddings", tied}};
   const bool latent = contains(attention, "mla");
   if (experts > 1) {
     const int64_t width = row.count("moe_ffn").value_or(ffn);
@@ -206,7 +203,8 @@ Parallel read_parallel(const Row& row, bool has_experts) {
   const int64_t stated = row.count("dp").value_or(parallel.dp);
   // Some tables count context parallel ranks as data parallel ones.
   if (stated != parallel.dp && stated != parallel.dp * parallel.cp)
-    throw Unusable{fmt::format("dp = {} on {} devices with tp x pp x cp = {}", stated, devices, others)};
+    throw Unusable{
+        fmt::format("dp = {} on {} devices with tp x pp x cp = {}", stated, devices, others)};
   parallel.zero = std::min<int64_t>(row.count("zero_stage", 0).value_or(0), 3);
   int64_t shard = 0;
   // Also "-1" and words: all of them.
@@ -218,7 +216,8 @@ Parallel read_parallel(const Row& row, bool has_experts) {
     parallel.ep = row.count("ep").value_or(1);
     const int64_t stage = parallel.dp * parallel.cp * parallel.tp;
     // Megatron-Core's default: experts are cut as the rest is.
-    parallel.etp = row.count("etp").value_or(stage % (parallel.tp * parallel.ep) == 0 ? parallel.tp : 1);
+    parallel.etp =
+        row.count("etp").value_or(stage % (parallel.tp * parallel.ep) == 0 ? parallel.tp : 1);
     if (stage % (parallel.ep * parallel.etp) != 0)
       throw Unusable{fmt::format("ep x etp = {} x {} does not divide the {} devices of a stage",
                                  parallel.ep, parallel.etp, stage)};
@@ -249,7 +248,8 @@ std::vector<Recompute> read_recompute(const Row& row, const PlannedRun& run) {
   std::vector<Recompute> result(run.spec.parts.size(), Recompute::kNone);
   if (text.empty() || text.starts_with("none")) return result;
   const bool some = contains(text, "layers=");
-  const bool half = contains(text, "per-op") || contains(text, "every other") || contains(text, "ac");
+  const bool half =
+      contains(text, "per-op") || contains(text, "every other") || contains(text, "ac");
   const bool full = text.starts_with("full");
   const int64_t first = some ? number_after(text, "layers=", 0) : 0;
   for (size_t part = 0; part < result.size(); ++part) {
@@ -257,10 +257,12 @@ std::vector<Recompute> read_recompute(const Row& row, const PlannedRun& run) {
     if (of.layer < 0) continue;
     if (full) {
       if (!some || of.layer < first) result[part] = Recompute::kFull;
-    } else if (half && contains(text, "selective") && run.stack.attention != AttentionKernel::kUnfused) {
+    } else if (half && contains(text, "selective") &&
+               run.stack.attention != AttentionKernel::kUnfused) {
       // Which operations are kept depends on the framework: about as much work as every other layer.
       if (of.layer % 2 == 1 && !contains(text, "core")) result[part] = Recompute::kFull;
-    } else if (of.kind == model::PartKind::kAttention && run.stack.attention == AttentionKernel::kUnfused) {
+    } else if (of.kind == model::PartKind::kAttention &&
+               run.stack.attention == AttentionKernel::kUnfused) {
       result[part] = Recompute::kSelective;
     }
   }
@@ -293,8 +295,7 @@ void read_measurement(const Row& row, const Strategy& strategy, PublishedRun& re
   result.out_of_memory = contains(note, "oom") || contains(note, "out of memory");
   const auto peak = row.number("peak_mem_gib");
   const bool not_a_peak = contains(note, "not a peak") || contains(note, "static");
-  if (peak && *peak > 0.0 && !not_a_peak && !result.out_of_memory)
-    result.peak_bytes = *peak * kGiB;
+  if (peak && *peak > 0.0 && !not_a_peak && !result.out_of_memory) result.peak_bytes = *peak * kGiB;
 }
 
 std::string source_of(const std::string& row_id, const std::string& file) {
@@ -350,22 +351,23 @@ std::optional<PublishedRun> read_published_run(const CsvRow& cells, const std::s
       strategy.sequences = row.needed("ga") * strategy.micro * data;
     }
     // Where micro-batches are ragged, the largest that divides.
-    while (strategy.micro > 1 && strategy.sequences % (strategy.micro * data) != 0) --strategy.micro;
+    while (strategy.micro > 1 && strategy.sequences % (strategy.micro * data) != 0)
+      --strategy.micro;
     constexpr int64_t kMostMicroBatches = 1 << 16;
     if (rank_micro_batches(strategy) > kMostMicroBatches)
       throw Unusable{fmt::format("{} micro-batches a step", rank_micro_batches(strategy))};
     const std::string precision = lower(row.text("precision"));
     run.sharding.fp8 = contains(precision, "fp8");
-    strategy.precision =
-        precision.starts_with("fp32") || precision.starts_with("tf32") ? Precision::kFp32 : Precision::kBf16;
+    strategy.precision = precision.starts_with("fp32") || precision.starts_with("tf32")
+                             ? Precision::kFp32
+                             : Precision::kBf16;
     const std::string sliced = row.text("sp");
     run.sharding.sequence_parallel = strategy.parallel.tp > 1 && sliced != "0";
     run.sharding.dropout = run.stack.attention == AttentionKernel::kUnfused;
     run.sharding.recompute_whole = true;
     strategy.recompute = read_recompute(row, run);
     if (strategy.parallel.pp > 1)
-      strategy.stage_layers =
-          stage_layers(run.spec.num_main_layers(), strategy.parallel.stages());
+      strategy.stage_layers = stage_layers(run.spec.num_main_layers(), strategy.parallel.stages());
     read_overlap(row, run.stack);
     run.own_memory = false;
     use_profiles(library, without, run);

@@ -119,7 +119,8 @@ void summarise(const std::vector<const ScoredRow*>& rows, SourceScore& result) {
   const int ran_out = fitted[1][0] + fitted[1][1];
   if (ran > 0 && ran_out > 0)
     result.oom_balanced_accuracy =
-        (static_cast<double>(fitted[0][0]) / ran + static_cast<double>(fitted[1][1]) / ran_out) / 2.0;
+        (static_cast<double>(fitted[0][0]) / ran + static_cast<double>(fitted[1][1]) / ran_out) /
+        2.0;
   score_sweeps(rows, result);
 }
 
@@ -196,9 +197,9 @@ Score score(const std::vector<TruthFile>& files, const ProfileLibrary& library) 
       const Strategy& strategy = read->run.strategy;
       row.tokens = static_cast<double>(strategy.sequences * strategy.seq_len);
       const auto model = cells.find("model");
-      row.sweep = fmt::format("{} {} {} {} {}", row.source,
-                              model == cells.end() ? "" : model->second,
-                              strategy.parallel.world(), strategy.seq_len, strategy.sequences);
+      row.sweep =
+          fmt::format("{} {} {} {} {}", row.source, model == cells.end() ? "" : model->second,
+                      strategy.parallel.world(), strategy.seq_len, strategy.sequences);
       result.rows.push_back(std::move(row));
     }
   }

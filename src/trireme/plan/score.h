@@ -45,8 +45,8 @@ struct SourceScore {
   double oom_balanced_accuracy = -1.0;
   double interval_coverage = -1.0;
   double constant_mape = -1.0;
-  double rank_correlation = -1.0;  ///< mean over sweeps of five rows and more (Spearman)
-  double regret = -1.0;            ///< of taking the row predicted best, mean over the same
+  double rank_correlation = -1.0;      ///< mean over sweeps of five rows and more (Spearman)
+  double regret = -1.0;                ///< of taking the row predicted best, mean over the same
   std::map<std::string, int> reasons;  ///< of refusals
 };
 

@@ -77,13 +77,15 @@ OrderedJson score_json(const Score& score, bool with_rows) {
 }
 
 std::string describe(const Score& score, bool with_rows) {
-  std::string text = fmt::format("{:<16}{:>6}{:>8}{:>8}{:>8}{:>8}{:>9}{:>8}{:>8}{:>9}{:>10}{:>7}{:>8}\n",
-                                 "source", "rows", "refused", "time %", "worst", "bias", "left out",
-                                 "mem %", "oom %", "cover %", "constant", "rank", "regret");
+  std::string text =
+      fmt::format("{:<16}{:>6}{:>8}{:>8}{:>8}{:>8}{:>9}{:>8}{:>8}{:>9}{:>10}{:>7}{:>8}\n", "source",
+                  "rows", "refused", "time %", "worst", "bias", "left out", "mem %", "oom %",
+                  "cover %", "constant", "rank", "regret");
   for (const SourceScore& source : score.sources) text += line(source);
   text += line(score.overall);
   text +=
-      "\ntime: mean absolute error of the step; bias: median of predicted / measured - 1; left out: the\n"
+      "\ntime: mean absolute error of the step; bias: median of predicted / measured - 1; left "
+      "out: the\n"
       "error without what the source's own rows calibrate; constant: that of a constant rate of\n"
       "operations; rank and regret: within sweeps of five rows and more.\n";
   for (const SourceScore& source : score.sources) {
@@ -96,16 +98,16 @@ std::string describe(const Score& score, bool with_rows) {
   text += "\nrow, predicted s, measured s, error %, predicted GiB, measured GiB\n";
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
   for (const ScoredRow& row : score.rows) {
-    text += fmt::format(
-        "{}, {:.4f}, {}, {}, {:.2f}, {}\n", row.row_id, row.predicted_s,
-        row.measured_s > 0.0 ? fmt::format("{:.4f}", row.measured_s) : "-",
-        row.measured_s > 0.0
-            ? fmt::format("{:+.1f}", 100.0 * (row.predicted_s / row.measured_s - 1.0))
-            : "-",
-        row.predicted_bytes / kGiB,
-        row.out_of_memory           ? "out of memory"
-        : row.measured_bytes > 0.0 ? fmt::format("{:.2f}", row.measured_bytes / kGiB)
-                                   : "-");
+    text +=
+        fmt::format("{}, {:.4f}, {}, {}, {:.2f}, {}\n", row.row_id, row.predicted_s,
+                    row.measured_s > 0.0 ? fmt::format("{:.4f}", row.measured_s) : "-",
+                    row.measured_s > 0.0
+                        ? fmt::format("{:+.1f}", 100.0 * (row.predicted_s / row.measured_s - 1.0))
+                        : "-",
+                    row.predicted_bytes / kGiB,
+                    row.out_of_memory          ? "out of memory"
+                    : row.measured_bytes > 0.0 ? fmt::format("{:.2f}", row.measured_bytes / kGiB)
+                                               : "-");
   }
   return text;
 }

@@ -70,7 +70,7 @@ namespace {
 // cluster::slice_bounds_at() with the places where blocks begin, and the end, without a list of them: large models have
 // hundreds of millions.
 std::vector<int64_t> block_slices(const std::vector<SquaresRange>& ranges, int64_t owners) {
-  const int64_t elements = ranges.back().first + ranges.back().elements;
+  const int64_t elements = ranges.empty() ? 0 : ranges.back().first + ranges.back().elements;
   std::vector<int64_t> bounds;
   for (int64_t r = 0; r < owners; ++r) {
     const int64_t even = r * elements / owners;

@@ -204,11 +204,10 @@ class World {
     if (options_.transfer) {
       double seconds = 0.0;
       for (const Member& member : members)
-        seconds = std::max(seconds,
-                           options_
-                               .transfer(programs_[static_cast<size_t>(member.rank)],
-                                         instruction_of(member.rank, member.instruction))
-                               .seconds);
+        seconds = std::max(seconds, options_
+                                        .transfer(programs_[static_cast<size_t>(member.rank)],
+                                                  instruction_of(member.rank, member.instruction))
+                                        .seconds);
       return seconds;
     }
     double bytes = 0.0;

@@ -12,10 +12,10 @@ namespace {
 
 /// Of one part and one micro-batch on a rank, in bytes.
 struct KeptBytes {
-  double output = 0.0;   ///< the hidden state that the next part begins with
-  double saved = 0.0;    ///< beside it
+  double output = 0.0;    ///< the hidden state that the next part begins with
+  double saved = 0.0;     ///< beside it
   double gradient = 0.0;  ///< of the output
-  double working = 0.0;  ///< more while the backward of the part runs
+  double working = 0.0;   ///< more while the backward of the part runs
 };
 
 class StackMemory {
@@ -41,7 +41,8 @@ class StackMemory {
         attention(part.layer, kept);
         break;
       case model::PartKind::kMlp:
-        mlp(static_cast<double>(layer(part.layer).mlp.hidden) / tp_, tokens_, gated(part.layer), kept);
+        mlp(static_cast<double>(layer(part.layer).mlp.hidden) / tp_, tokens_, gated(part.layer),
+            kept);
         kept.saved += sliced_ * h_ * element_;  // the norm's output
         if (run_.sharding.dropout) kept.saved += sliced_ * h_;
         break;
@@ -97,8 +98,8 @@ class StackMemory {
   bool gated(int index) const { return layer(index).mlp.kind == model::MlpKind::kGated; }
   double routed(int index) const {
     const auto experts = static_cast<double>(layer(index).moe->num_experts);
-    return experts * std::ceil(tokens_ / tp_ * static_cast<double>(layer(index).moe->top_k) / experts *
-                               std::max(run_.sharding.capacity_factor, 1.0));
+    return experts * std::ceil(tokens_ / tp_ * static_cast<double>(layer(index).moe->top_k) /
+                               experts * std::max(run_.sharding.capacity_factor, 1.0));
   }
 
   void attention(int index, KeptBytes& kept) const {
@@ -109,9 +110,9 @@ class StackMemory {
     const double k = kv_heads * static_cast<double>(a.head_dim);
     const double v = kv_heads * static_cast<double>(a.value_dim);
     const double out = heads * static_cast<double>(a.value_dim);
-    kept.saved = sliced_ * h_ * element_;              // the norm's output
-    kept.saved += tokens_ * (q + k + v) * element_;    // what attention reads
-    kept.saved += tokens_ * out * element_;            // its result, which the output's product reads
+    kept.saved = sliced_ * h_ * element_;            // the norm's output
+    kept.saved += tokens_ * (q + k + v) * element_;  // what attention reads
+    kept.saved += tokens_ * out * element_;          // its result, which the output's product reads
     if (a.latent) {
       const double rank = static_cast<double>(a.latent->kv_rank + a.latent->rope_dim);
       const double query = static_cast<double>(a.latent->query_rank);
@@ -158,9 +159,8 @@ MemoryByKind use_stack_memory(const PlannedRun& run, Program& program) {
   MemoryByKind held;
   const double data = static_cast<double>(parallel.dp * parallel.cp);
   const double owners = parallel.shard > 0 ? static_cast<double>(parallel.shard) : data;
-  const double expert_owners =
-      std::max(1.0, data * static_cast<double>(parallel.tp) /
-                        static_cast<double>(parallel.ep * parallel.etp));
+  const double expert_owners = std::max(1.0, data * static_cast<double>(parallel.tp) /
+                                                 static_cast<double>(parallel.ep * parallel.etp));
   double largest = 0.0;
   for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part) {
     kept.push_back(memory.of(part));

@@ -130,7 +130,8 @@ Stages stages_of_layers(const model::ModelSpec& spec, const std::vector<int64_t>
     result.begin.push_back(units[static_cast<size_t>(unit)]);
   }
   unit += layers.empty() ? 0 : layers.back();
-  TRIREME_USER_CHECK(unit == num_layers + 1, kConfig, "let the numbers add up to the model's layers",
+  TRIREME_USER_CHECK(unit == num_layers + 1, kConfig,
+                     "let the numbers add up to the model's layers",
                      "the stages have {} layers, the model {}", unit - 1, num_layers);
   result.begin.push_back(units.back());
   return result;

@@ -68,11 +68,11 @@ void agree_on_run(const Preflight& p, const TrainState& state, const std::string
     return hash_text(xxh3(std::as_bytes(std::span(text))));
   };
   comm::agree(world, {{"code", version},
-                       {"model", digest(p.model.spec.config_json)},
-                       {"program", digest(program)},
-                       {"run file", digest(fmt::format("{}", fmt::join(keys, "\n")))},
-                       {"data", state.data},
-                       {"arithmetic", state.arithmetic}});
+                      {"model", digest(p.model.spec.config_json)},
+                      {"program", digest(program)},
+                      {"run file", digest(fmt::format("{}", fmt::join(keys, "\n")))},
+                      {"data", state.data},
+                      {"arithmetic", state.arithmetic}});
 }
 
 }  // namespace trireme::train

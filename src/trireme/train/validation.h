@@ -16,8 +16,9 @@ struct Validation {
 };
 
 struct ValidationOptions {
-  int64_t rows = 1;       ///< sequences of a block
-  int64_t sequences = 0;  ///< about so many, evenly over the set and the same ones every time; 0: all
+  int64_t rows = 1;  ///< sequences of a block
+  int64_t sequences =
+      0;  ///< about so many, evenly over the set and the same ones every time; 0: all
   int64_t loss_chunk_rows = 0;
 };
 
