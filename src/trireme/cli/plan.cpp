@@ -139,6 +139,8 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
   simulate_command
       ->add_option("--stack", arguments->on.stack, "as this training software would run it")
       ->default_val("trireme");
+  simulate_command->add_option("--parallel", arguments->on.parallel,
+                               "with --cluster: sizes as tp=8, over those of the run file");
   simulate_command->add_option("--profiles", arguments->on.profiles,
                                "more profiles (.toml); they come before those of the program");
   simulate_command->add_option("--trace", arguments->trace,

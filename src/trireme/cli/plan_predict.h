@@ -17,8 +17,10 @@ struct ClusterArguments {
   std::string cluster;  ///< empty: not asked for
   std::string stack;
   std::vector<std::string> profiles;
+  /// "tp=8": sizes of the [parallel] table, also those that training does not have yet.
+  std::vector<std::string> parallel;
 };
-plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, const plan::Strategy& strategy,
+plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, plan::Strategy strategy,
                                     const ClusterArguments& arguments);
 
 /// `trireme plan score`.

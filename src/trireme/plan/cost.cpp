@@ -31,6 +31,19 @@ double tile_efficiency(const DeviceProfile& device, const ProductShape& shape, d
          (shape.k / (shape.k + device.half_k));
 }
 
+// Tensor units read whole lines of memory: 64 elements of half precision.
+double alignment_efficiency(const DeviceProfile& device, const ProductShape& shape) {
+  double doublings = 3.0;  // from 8 to 64
+  for (const double size : {shape.m, shape.n, shape.k}) {
+    const auto elements = static_cast<int64_t>(size);
+    double own = 0.0;
+    for (int64_t multiple = 16; multiple <= 64 && elements % multiple == 0; multiple *= 2)
+      own += 1.0;
+    if (size >= 64.0) doublings = std::min(doublings, own);
+  }
+  return device.unaligned + (1.0 - device.unaligned) * doublings / 3.0;
+}
+
 double value_or(const std::map<ComputeType, double>& values, ComputeType type, double fallback) {
   const auto found = values.find(type);
   return found == values.end() ? fallback : found->second;
@@ -141,7 +154,7 @@ ComputeType CostModel::compute_type(bool low_precision) const {
 double CostModel::product_efficiency(const ProductShape& shape, ComputeType type) const {
   const DeviceProfile& device = cluster_.device;
   const double best = value_or(device.gemm_efficiency, type, 0.7);
-  const double plain = tile_efficiency(device, shape, best);
+  const double plain = tile_efficiency(device, shape, best) * alignment_efficiency(device, shape);
   if (type != ComputeType::kBf16 || tables_.products.empty()) return plain;
   if (const auto exact = tables_.exact(shape)) return *exact;
   double weights = weight_at(kFar);
@@ -322,6 +335,7 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   InstructionCost& cost = entry->second;
   if (!is_new) return cost;
   double kernels = 0.0;
+  double collectives = 0.0;
   double last_product = 0.0;
   for (const Operation& operation :
        part_operations(spec_, strategy_, sharding_, stack_, first, kind)) {
@@ -344,6 +358,9 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
         // Beside a product of about the size of the one before it.
         const double exposed =
             operation.hidden ? std::max(0.0, seconds - last_product) : share * seconds;
+        const GroupShape group =
+            group_shape(strategy_.parallel, cluster_.node.accelerators, operation.along);
+        if (group.size > 1) collectives += 1.0;
         cost.exposed_transfer_s += exposed;
         cost.hidden_transfer_s += seconds - exposed;
         cost.sent_bytes[operation.along] +=
@@ -354,7 +371,7 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   }
   const double device =
       cost.products_s + cost.attention_s + cost.memory_s + cost.exposed_transfer_s;
-  double host = kernels * stack_.host_kernel_s;
+  double host = kernels * stack_.host_kernel_s + collectives * stack_.host_collective_s;
   if (kind == OpKind::kForward || kind == OpKind::kRecompute) host += stack_.host_part_s;
   if (kind == OpKind::kBackwardInput || kind == OpKind::kBackwardWeight)
     host += 0.5 * stack_.host_part_s;

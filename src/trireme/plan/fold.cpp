@@ -125,12 +125,22 @@ void postpone_reductions(Program& program) {
   }
 }
 
+void sum_in_transfers(Program& program) {
+  for (Instruction& instruction : program.instructions) {
+    if (instruction.kind == OpKind::kCombinePieces) instruction.resource = Resource::kHost;
+  }
+}
+
 void gather_every_part(const model::ModelSpec& spec, Program& program) {
   int group = -1;
   for (const Instruction& instruction : program.instructions) {
     if (instruction.kind == OpKind::kReduceGradients) group = instruction.group;
   }
   if (group < 0) return;
+  // Parameters have a queue of their own: the same members once more, alike on every rank.
+  const int gathers = group + static_cast<int>(program.groups.size());
+  const std::vector<std::vector<int>> groups = program.groups;
+  program.groups.insert(program.groups.end(), groups.begin(), groups.end());
   std::vector<char> has_parameters(spec.parts.size(), 0);
   for (const model::ParameterSpec& parameter : spec.parameters)
     has_parameters[static_cast<size_t>(parameter.part)] = 1;
@@ -153,7 +163,7 @@ void gather_every_part(const model::ModelSpec& spec, Program& program) {
       insertion.before = instruction.id;
       insertion.instruction.kind = OpKind::kGatherParameters;
       insertion.instruction.resource = Resource::kCommunication;
-      insertion.instruction.group = group;
+      insertion.instruction.group = gathers;
       insertion.instruction.part = instruction.part;
       insertion.instruction.micro_batch = instruction.micro_batch;
       if (before_last >= 0) insertion.instruction.depends_on = {before_last};

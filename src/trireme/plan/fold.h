@@ -31,6 +31,8 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
 /// Rewrites of a program for software that does less beside computation, or more; what waits for what changes, never what is
 /// computed.
 void postpone_reductions(Program& program);  ///< gradients are reduced after the last backward
+void sum_in_transfers(
+    Program& program);  ///< the collective adds pieces up, no computation waits for them
 void gather_every_part(const model::ModelSpec& spec,
                        Program& program);  ///< ZeRO 3: parameters come and go
 

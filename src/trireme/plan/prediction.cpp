@@ -161,6 +161,7 @@ class Predictor {
     } else if (!run_.stack.overlap_gradients) {
       postpone_reductions(program);
     }
+    if (run_.stack.sums_in_transfer) sum_in_transfers(program);
   }
 
   WorldFigures simulate(int64_t micro_batches, Prediction* result) {

@@ -50,6 +50,9 @@ struct DeviceProfile {
   double tile_n = 128.0;
   double units = 108.0;
   double half_k = 128.0;
+  /// Share of its rate that a product keeps with a size that is a multiple of 8 elements only; between that and 64 in proportion
+  /// to the doublings.
+  double unaligned = 1.0;
   double attention_forward = 0.4;      ///< share of the peak, counting causal operations only
   double attention_backward = 0.3;     ///< the same; 2.5 times the forward's operations
   double attention_half_rows = 512.0;  ///< rows of a head at which attention reaches half of that
@@ -111,12 +114,16 @@ struct StackProfile {
   double host_kernel_s = 0.0;      ///< host's time to launch a kernel; 0: graphs
   double host_part_s =
       0.0;  ///< host's time of a part's forward, and half of that of each half of its backward
+  /// Host's time of a collective inside a part: ranks that their hosts drive drift apart, and each one waits for the last.
+  double host_collective_s = 0.0;
   double step_s = 0.0;          ///< once a step: data, logging, clipping on the host
   double gradient_bytes = 4.0;  ///< of an element when it is reduced
   double gathered_bytes = 2.0;  ///< of a parameter when it is gathered
   double bucket_bytes = 160e6;  ///< transfers are put together up to so much
   bool overlap_gradients = true;
   bool overlap_parameters = false;
+  bool sums_in_transfer =
+      true;  ///< the collective adds gradients up; else computation does (the exact reduction)
   bool overlap_send = false;    ///< transfers between stages beside computation
   double tensor_exposed = 1.0;  ///< share of the tensor parallel collectives that nothing hides
   double fsdp_contention =
@@ -127,7 +134,10 @@ struct StackProfile {
   double main_gradient_bytes = 4.0;
   double optimizer_bytes = 12.0;  ///< shared by ZeRO 1: masters and both moments
   double context_bytes = 0.0;     ///< held beside torch's allocator's tensors
-  double activation_factor = 1.0;
+  double activation_factor =
+      1.0;  ///< of what a part keeps, relative to fused kernels that keep nothing twice
+  double loss_bytes = 6.0;         ///< of a logit while the loss is computed
+  bool keeps_projections = false;  ///< queries and keys are kept before their rotation too
 };
 
 /// Which cluster or stack the text of a published row means; '*' stands for any text, letters' case does not matter.

@@ -28,6 +28,7 @@ constexpr std::array kDeviceNumbers = {
     NumberKey<DeviceProfile>{"tile_n", &DeviceProfile::tile_n},
     NumberKey<DeviceProfile>{"units", &DeviceProfile::units},
     NumberKey<DeviceProfile>{"half_k", &DeviceProfile::half_k},
+    NumberKey<DeviceProfile>{"unaligned", &DeviceProfile::unaligned},
     NumberKey<DeviceProfile>{"attention_forward", &DeviceProfile::attention_forward},
     NumberKey<DeviceProfile>{"attention_backward", &DeviceProfile::attention_backward},
     NumberKey<DeviceProfile>{"attention_half_rows", &DeviceProfile::attention_half_rows},
@@ -48,6 +49,7 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"pointwise_kernels", &StackProfile::pointwise_kernels},
     NumberKey<StackProfile>{"host_kernel_s", &StackProfile::host_kernel_s},
     NumberKey<StackProfile>{"host_part_s", &StackProfile::host_part_s},
+    NumberKey<StackProfile>{"host_collective_s", &StackProfile::host_collective_s},
     NumberKey<StackProfile>{"step_s", &StackProfile::step_s},
     NumberKey<StackProfile>{"gradient_bytes", &StackProfile::gradient_bytes},
     NumberKey<StackProfile>{"gathered_bytes", &StackProfile::gathered_bytes},
@@ -60,6 +62,7 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"optimizer_bytes", &StackProfile::optimizer_bytes},
     NumberKey<StackProfile>{"context_bytes", &StackProfile::context_bytes},
     NumberKey<StackProfile>{"activation_factor", &StackProfile::activation_factor},
+    NumberKey<StackProfile>{"loss_bytes", &StackProfile::loss_bytes},
 };
 
 /// A table whose keys are asked for one by one, and which complains about the rest.
@@ -276,10 +279,14 @@ StackProfile read_stack(Section& section) {
     section.fail("attention", fmt::format("= \"{}\" is not known", attention),
                  suggestion(attention, {"flash", "flash-plain", "unfused"}));
   }
-  section.numbers(kStackNumbers, stack);
   section.flag("fused_loss", stack.fused_loss);
+  // Fused: in half precision and in float32. Unfused: float32 logits and their gradient beside those in half precision.
+  stack.loss_bytes = stack.fused_loss ? 6.0 : 10.0;
+  section.numbers(kStackNumbers, stack);
   section.flag("overlap_gradients", stack.overlap_gradients);
   section.flag("overlap_parameters", stack.overlap_parameters);
+  section.flag("keeps_projections", stack.keeps_projections);
+  section.flag("sums_in_transfer", stack.sums_in_transfer);
   section.flag("overlap_send", stack.overlap_send);
   return stack;
 }

@@ -194,6 +194,8 @@ Score score(const std::vector<TruthFile>& files, const ProfileLibrary& library) 
       row.measured_s = read->step_s.value_or(0.0);
       row.measured_bytes = read->peak_bytes.value_or(0.0);
       row.out_of_memory = read->out_of_memory;
+      row.device = read->run.cluster.device.name;
+      row.stack = read->run.stack.name;
       const Strategy& strategy = read->run.strategy;
       row.tokens = static_cast<double>(strategy.sequences * strategy.seq_len);
       const auto model = cells.find("model");

@@ -28,6 +28,8 @@ struct ScoredRow {
   double measured_bytes = 0.0;  ///< 0: not measured
   double usable_bytes = 0.0;
   bool out_of_memory = false;
+  std::string device;  ///< names of the profiles that were used
+  std::string stack;
   std::string sweep;  ///< rows of one sweep: source, model, number of devices, batch, sequence
   double tokens = 0.0;
 };

@@ -60,6 +60,8 @@ OrderedJson score_json(const Score& score, bool with_rows) {
     OrderedJson one;
     one["row_id"] = row.row_id;
     one["source"] = row.source;
+    one["device"] = row.device;
+    one["stack"] = row.stack;
     one["predicted_s"] = row.predicted_s;
     one["measured_s"] = row.measured_s > 0.0 ? Json(row.measured_s) : Json();
     one["low_s"] = row.low_s;

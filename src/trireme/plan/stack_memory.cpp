@@ -61,8 +61,9 @@ class StackMemory {
         const double rows = routed(part.layer) * etp;
         mlp(static_cast<double>(moe.expert.hidden) / etp, rows,
             moe.expert.kind == model::MlpKind::kGated, kept);
-        kept.output = routed(part.layer) * h_ * element_;
-        kept.gradient = kept.output;
+        // The way back to the tokens needs no result of the experts in its backward: weights of the choice are applied inside.
+        kept.output = 0.0;
+        kept.gradient = routed(part.layer) * h_ * element_;
         break;
       }
       case model::PartKind::kCombine: {
@@ -71,7 +72,6 @@ class StackMemory {
           mlp(static_cast<double>(moe.shared_hidden) / tp_, tokens_, true, kept);
           kept.saved += sliced_ * h_ * element_;
         }
-        kept.saved += routed(part.layer) * h_ * element_;
         break;
       }
       case model::PartKind::kMtpInput:
@@ -81,9 +81,7 @@ class StackMemory {
       case model::PartKind::kMtpHead: {
         const double logits = tokens_ * static_cast<double>(run_.spec.vocab_size) / tp_;
         kept.saved = 2.0 * sliced_ * h_ * element_;
-        // Fused: in half precision, once more in float32 while the loss is computed. Unfused: float32 logits, their exponentials
-        // and their gradient.
-        kept.working = logits * (run_.stack.fused_loss ? element_ + 4.0 : element_ + 8.0);
+        kept.working = logits * run_.stack.loss_bytes;
         break;
       }
     }
@@ -113,12 +111,13 @@ class StackMemory {
     kept.saved = sliced_ * h_ * element_;            // the norm's output
     kept.saved += tokens_ * (q + k + v) * element_;  // what attention reads
     kept.saved += tokens_ * out * element_;          // its result, which the output's product reads
+    if (run_.stack.keeps_projections && !a.latent) kept.saved += tokens_ * (q + k) * element_;
     if (a.latent) {
       const double rank = static_cast<double>(a.latent->kv_rank + a.latent->rope_dim);
       const double query = static_cast<double>(a.latent->query_rank);
       kept.saved += tokens_ * 2.0 * (rank + query) * element_;
-      // Keys and values as they come out of their product, before keys get the rotated half.
-      kept.saved += tokens_ * (heads * static_cast<double>(a.latent->nope_dim) + v) * element_;
+      // Keys as they come out of their product, before they get the rotated half: values are read from there.
+      kept.saved += tokens_ * heads * static_cast<double>(a.latent->nope_dim) * element_;
     }
     if (run_.stack.attention == AttentionKernel::kUnfused) {
       const double s = static_cast<double>(run_.strategy.seq_len);
