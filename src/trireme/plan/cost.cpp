@@ -336,6 +336,7 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   if (!is_new) return cost;
   double kernels = 0.0;
   double collectives = 0.0;
+  double members = 0.0;  // of all collectives
   double last_product = 0.0;
   for (const Operation& operation :
        part_operations(spec_, strategy_, sharding_, stack_, first, kind)) {
@@ -360,7 +361,10 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
             operation.hidden ? std::max(0.0, seconds - last_product) : share * seconds;
         const GroupShape group =
             group_shape(strategy_.parallel, cluster_.node.accelerators, operation.along);
-        if (group.size > 1) collectives += 1.0;
+        if (group.size > 1) {
+          collectives += 1.0;
+          members += group.size;
+        }
         cost.exposed_transfer_s += exposed;
         cost.hidden_transfer_s += seconds - exposed;
         cost.sent_bytes[operation.along] +=
@@ -372,6 +376,9 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   const double device =
       cost.products_s + cost.attention_s + cost.memory_s + cost.exposed_transfer_s;
   double host = kernels * stack_.host_kernel_s + collectives * stack_.host_collective_s;
+  const GroupShape pipeline =
+      group_shape(strategy_.parallel, cluster_.node.accelerators, cluster::Dimension::kPipeline);
+  if (pipeline.nodes() > 1) host += members * stack_.host_crossing_s;
   if (kind == OpKind::kForward || kind == OpKind::kRecompute) host += stack_.host_part_s;
   if (kind == OpKind::kBackwardInput || kind == OpKind::kBackwardWeight)
     host += 0.5 * stack_.host_part_s;

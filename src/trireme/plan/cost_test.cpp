@@ -62,8 +62,10 @@ TEST_F(CostTest, AProductThatFillsItsTilesRunsAtTheDevicesShareOfThePeak) {
 
 TEST_F(CostTest, AFifthTileTakesAnotherWave) {
   cluster_.device.memory_bytes_per_s = 1e15;
-  const double four = model().product({ProductUse::kForward, 1.0, 128.0, 512.0, 512.0}, ComputeType::kBf16);
-  const double five = model().product({ProductUse::kForward, 1.0, 128.0, 640.0, 512.0}, ComputeType::kBf16);
+  const double four =
+      model().product({ProductUse::kForward, 1.0, 128.0, 512.0, 512.0}, ComputeType::kBf16);
+  const double five =
+      model().product({ProductUse::kForward, 1.0, 128.0, 640.0, 512.0}, ComputeType::kBf16);
   EXPECT_NEAR((five - 1e-6) / (four - 1e-6), 2.0, 1e-9);
 }
 
@@ -99,7 +101,8 @@ TEST_F(CostTest, AGroupOfWholeNodesUsesAllItsAdapters) {
   strategy_.parallel.dp = 2;
   strategy_.parallel.tp = 8;
   // One member a node: its own adapter alone.
-  EXPECT_NEAR(model().collective(Collective::kAllGather, 16e9, Dimension::kDataContext), 0.8, 1e-12);
+  EXPECT_NEAR(model().collective(Collective::kAllGather, 16e9, Dimension::kDataContext), 0.8,
+              1e-12);
 }
 
 TEST_F(CostTest, GroupsThatCrossABridgeShareIt) {

@@ -64,10 +64,9 @@ std::vector<int64_t> sample_micro_batches(const Strategy& strategy) {
   const int64_t pp = strategy.parallel.pp;
   // A pipeline is in its rhythm after it has been filled; an interleaved one goes round in groups of pp.
   const bool rounds = strategy.parallel.chunks > 1;
-  const int64_t first = rounds ? 2 * pp : pp + 1;
-  const int64_t second = rounds ? 3 * pp : pp + 2;
-  const bool whole_rounds = strategy.parallel.chunks == 1 || all % pp == 0;
-  if (all <= second || !whole_rounds) return {all};
+  const int64_t first = rounds ? 2 * pp + all % pp : pp + 1;
+  const int64_t second = rounds ? first + pp : pp + 2;
+  if (all <= second) return {all};
   return {first, second};
 }
 

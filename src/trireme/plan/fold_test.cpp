@@ -36,7 +36,8 @@ std::vector<std::vector<double>> durations_of(const std::vector<Program>& progra
     std::vector<double>& own = all.emplace_back();
     for (const Instruction& instruction : program.instructions)
       own.push_back(instruction.resource == Resource::kCompute && instruction.part >= 0
-                        ? 1.0 + 0.125 * static_cast<double>(static_cast<int>(instruction.kind) % 4) +
+                        ? 1.0 +
+                              0.125 * static_cast<double>(static_cast<int>(instruction.kind) % 4) +
                               0.0625 * (instruction.part % 3)
                         : 0.0);
   }
@@ -46,7 +47,8 @@ std::vector<std::vector<double>> durations_of(const std::vector<Program>& progra
 WorldOptions options() {
   WorldOptions options;
   options.transfer = [](const Program&, const Instruction& instruction) -> TransferCost {
-    return {instruction.kind == OpKind::kSend || instruction.kind == OpKind::kReceive ? 0.25 : 1.5, 8.0};
+    return {instruction.kind == OpKind::kSend || instruction.kind == OpKind::kReceive ? 0.25 : 1.5,
+            8.0};
   };
   return options;
 }
@@ -119,7 +121,8 @@ TEST(Fold, PostponedReductionsBeginAfterTheLastBackward) {
     for (const Instruction& instruction : program.instructions) {
       const SimulatedInstruction& time =
           world.ranks[rank].simulation.instructions[static_cast<size_t>(instruction.id)];
-      if (instruction.kind == OpKind::kBackwardWeight) last_backward = std::max(last_backward, time.end_s);
+      if (instruction.kind == OpKind::kBackwardWeight)
+        last_backward = std::max(last_backward, time.end_s);
       if (instruction.kind == OpKind::kReduceGradients)
         first_reduction = std::min(first_reduction, time.start_s);
     }
@@ -155,10 +158,12 @@ TEST(Fold, LayersOfStagesCanBeGiven) {
   std::vector<int> parts;
   for (const Program& program : folded.programs) {
     int count = 0;
-    for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) count += program.has(part) ? 1 : 0;
+    for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part)
+      count += program.has(part) ? 1 : 0;
     parts.push_back(count);
   }
-  EXPECT_THAT(parts, ElementsAre(3, 4, 7));  // two parts a layer, the embedding first and the head last
+  EXPECT_THAT(parts,
+              ElementsAre(3, 4, 7));  // two parts a layer, the embedding first and the head last
   strategy.stage_layers = {1, 2, 4};
   EXPECT_THROW(fold(spec, strategy, 3), Error);
 }

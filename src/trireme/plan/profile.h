@@ -116,6 +116,8 @@ struct StackProfile {
       0.0;  ///< host's time of a part's forward, and half of that of each half of its backward
   /// Host's time of a collective inside a part: ranks that their hosts drive drift apart, and each one waits for the last.
   double host_collective_s = 0.0;
+  /// So much more of it for every member, where the pipeline's transfers cross nodes: the same host drives the adapters.
+  double host_crossing_s = 0.0;
   double step_s = 0.0;          ///< once a step: data, logging, clipping on the host
   double gradient_bytes = 4.0;  ///< of an element when it is reduced
   double gathered_bytes = 2.0;  ///< of a parameter when it is gathered

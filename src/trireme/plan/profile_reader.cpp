@@ -50,6 +50,7 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"host_kernel_s", &StackProfile::host_kernel_s},
     NumberKey<StackProfile>{"host_part_s", &StackProfile::host_part_s},
     NumberKey<StackProfile>{"host_collective_s", &StackProfile::host_collective_s},
+    NumberKey<StackProfile>{"host_crossing_s", &StackProfile::host_crossing_s},
     NumberKey<StackProfile>{"step_s", &StackProfile::step_s},
     NumberKey<StackProfile>{"gradient_bytes", &StackProfile::gradient_bytes},
     NumberKey<StackProfile>{"gathered_bytes", &StackProfile::gathered_bytes},

@@ -39,11 +39,13 @@ TEST(Profile, ReadsADevice) {
 }
 
 TEST(Profile, NumbersNeedASource) {
-  EXPECT_THAT(error_of("[[device]]\nname = \"one\"\npeak_flops = { bf16 = 1e14 }\nmemory_bytes = 1\n"
-                       "memory_bytes_per_s = 1\n"),
-              HasSubstr("device.peak_flops.bf16 has no source"));
-  EXPECT_THAT(error_of("[[device]]\nname = \"one\"\nsource = \"s\"\nmemory_bytes = { value = 1 }\n"),
-              HasSubstr("source is missing"));
+  EXPECT_THAT(
+      error_of("[[device]]\nname = \"one\"\npeak_flops = { bf16 = 1e14 }\nmemory_bytes = 1\n"
+               "memory_bytes_per_s = 1\n"),
+      HasSubstr("device.peak_flops.bf16 has no source"));
+  EXPECT_THAT(
+      error_of("[[device]]\nname = \"one\"\nsource = \"s\"\nmemory_bytes = { value = 1 }\n"),
+      HasSubstr("source is missing"));
 }
 
 TEST(Profile, SaysWhatIsMissingOrUnknown) {
@@ -53,8 +55,9 @@ TEST(Profile, SaysWhatIsMissingOrUnknown) {
   EXPECT_THAT(error_of(std::string(kDevice) + "unit = 3\n"), HasSubstr("units"));
   EXPECT_THAT(error_of("[[node]]\nname = \"n\"\nsource = \"s\"\naccelerators = 8\n"),
               HasSubstr("without a link"));
-  EXPECT_THAT(error_of("[[cluster]]\nname = \"c\"\ndevice = \"none\"\nnode = \"n\"\nnetwork = \"w\"\n"),
-              HasSubstr("has no profile"));
+  EXPECT_THAT(
+      error_of("[[cluster]]\nname = \"c\"\ndevice = \"none\"\nnode = \"n\"\nnetwork = \"w\"\n"),
+      HasSubstr("has no profile"));
   EXPECT_THAT(error_of("x = "), HasSubstr("file.toml:1"));
 }
 

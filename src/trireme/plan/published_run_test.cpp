@@ -12,7 +12,8 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr const char* kColumns =
-    "row_id,model,layers,hidden,ffn,heads,kv_heads,vocab,framework,device,num_devices,tp,pp,dp,mbs,gbs,"
+    "row_id,model,layers,hidden,ffn,heads,kv_heads,vocab,framework,device,num_devices,tp,pp,dp,mbs,"
+    "gbs,"
     "seq,precision,recompute,iter_s,peak_mem_gib,mem_note,quality\n";
 
 PublishedRun read(const std::string& line, Refusal& refusal) {
@@ -29,7 +30,8 @@ std::string refusal_of(const std::string& line) {
 }
 
 constexpr const char* kGood =
-    "src-1,llama2-7b,32,4096,11008,32,32,32000,Megatron-LM,\"A100-SXM-80GB, 8/node\",16,2,2,4,1,64,4096,"
+    "src-1,llama2-7b,32,4096,11008,32,32,32000,Megatron-LM,\"A100-SXM-80GB, "
+    "8/node\",16,2,2,4,1,64,4096,"
     "bf16,none,5.0,60,,A\n";
 
 TEST(Csv, QuotesLineBreaksAndMissingCells) {
@@ -84,8 +86,10 @@ TEST(Score, ComparesWithWhatWasMeasuredAndWithAConstantRate) {
       std::string(kColumns) +
       "src-1,llama,8,4096,11008,32,32,32000,Megatron-LM,A100,8,1,1,8,1,64,4096,bf16,none,1.0,,,A\n"
       "src-2,llama,8,4096,11008,32,32,32000,Megatron-LM,A100,8,1,1,8,1,128,4096,bf16,none,2.0,,,A\n"
-      "src-3,llama,80,16384,65536,128,128,32000,Megatron-LM,A100,8,1,1,8,8,64,4096,bf16,none,,,OOM,A\n"
-      "src-4,llama,x,4096,11008,32,32,32000,Megatron-LM,A100,8,1,1,8,1,128,4096,bf16,none,2.0,,,A\n";
+      "src-3,llama,80,16384,65536,128,128,32000,Megatron-LM,A100,8,1,1,8,8,64,4096,bf16,none,,,OOM,"
+      "A\n"
+      "src-4,llama,x,4096,11008,32,32,32000,Megatron-LM,A100,8,1,1,8,1,128,4096,bf16,none,2.0,,,"
+      "A\n";
   const Score result = score({{"notes", "a,b\n1,2\n"}, {"src", text}}, shipped_profiles());
   ASSERT_EQ(result.sources.size(), 1);
   const SourceScore& source = result.sources.front();
