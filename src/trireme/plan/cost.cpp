@@ -354,8 +354,9 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
         break;
       case WorkKind::kCollective: {
         const double seconds = collective(operation.collective, operation.bytes, operation.along);
-        const double share =
-            operation.along == cluster::Dimension::kTensor ? stack_.tensor_exposed : 1.0;
+        double share = 1.0;
+        if (operation.along == cluster::Dimension::kTensor) share = stack_.tensor_exposed;
+        if (operation.along == cluster::Dimension::kExpert) share = stack_.expert_exposed;
         // Beside a product of about the size of the one before it.
         const double exposed =
             operation.hidden ? std::max(0.0, seconds - last_product) : share * seconds;

@@ -56,6 +56,7 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"gathered_bytes", &StackProfile::gathered_bytes},
     NumberKey<StackProfile>{"bucket_bytes", &StackProfile::bucket_bytes},
     NumberKey<StackProfile>{"tensor_exposed", &StackProfile::tensor_exposed},
+    NumberKey<StackProfile>{"expert_exposed", &StackProfile::expert_exposed},
     NumberKey<StackProfile>{"fsdp_contention", &StackProfile::fsdp_contention},
     NumberKey<StackProfile>{"optimizer_passes", &StackProfile::optimizer_passes},
     NumberKey<StackProfile>{"weight_bytes", &StackProfile::weight_bytes},

@@ -151,7 +151,8 @@ model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
     config["model_type"] = latent ? "deepseek_v3" : "glm4_moe";
     if (latent) {
       config["num_key_value_heads"] = heads;
-      config["q_lora_rank"] = number_after(attention, "(q", 1536);
+      const int64_t query_rank = number_after(attention, "(q", 1536);
+      config["q_lora_rank"] = query_rank > 0 ? Json(query_rank) : Json();
       config["kv_lora_rank"] = number_after(attention, "kv", 512);
       config["qk_rope_head_dim"] = number_after(attention, "rope", 64);
       config["qk_nope_head_dim"] = head_dim;
