@@ -334,6 +334,35 @@ def plan_simulate(folder):
 
 
 @case
+def plan_simulate_on_a_cluster(folder):
+    got = folder.json("plan", "simulate", "run.toml", "--cluster", "dgx-h100", "--parallel", "dp=2")
+    require(got, "step_s", "tokens_per_s", "peak_bytes", "exposed_comm_s", "hidden_comm_share", "bubble_share", "flops_model",
+            "flops_hardware", "interval_s", "sent_bytes", "time_by_kind_s")
+    near(got["tokens_per_s"], tiny_run.SEQUENCES * tiny_run.SEQ_LEN / 2 / got["step_s"])  # of one accelerator
+    assert got["world"] == 2 and len(got["peak_bytes"]) == 1  # one stage
+    assert got["interval_s"][0] < got["step_s"] < got["interval_s"][1]
+
+
+@case
+def plan_score(folder):
+    os.makedirs(folder.file("truth"), exist_ok=True)
+    with open(folder.file("truth/some.csv"), "w", encoding="utf-8") as file:
+        file.write("row_id,model,layers,hidden,ffn,heads,framework,device,num_devices,mbs,gbs,seq,precision,iter_s,quality\n"
+                   "some-1,llama,8,4096,11008,32,Megatron-LM,A100-SXM-80GB,8,1,64,4096,bf16,1.5,A\n"
+                   "some-2,llama,,4096,11008,32,Megatron-LM,A100-SXM-80GB,8,1,64,4096,bf16,1.5,A\n")
+    got = folder.json("plan", "score", "--truth", "truth", "--rows")
+    require(got, "sources", "overall", "rows")
+    keys = ("source", "rows", "refused", "time_mape", "time_worst", "mem_mape", "oom_balanced_accuracy", "interval_coverage",
+            "constant_mape")
+    require(got["sources"][0], *keys)
+    require(got["overall"], *keys)
+    assert (got["sources"][0]["source"], got["sources"][0]["rows"], got["sources"][0]["refused"]) == ("some", 1, 1)
+    row = got["rows"][0]
+    require(row, "row_id", "predicted_s", "measured_s")
+    near(got["overall"]["time_mape"], abs(row["predicted_s"] / row["measured_s"] - 1))
+
+
+@case
 def trace_summary(folder):
     got = folder.json("trace", "summary", "run/trace.json")
     require(got, "ranks")

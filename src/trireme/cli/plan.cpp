@@ -1,4 +1,4 @@
-// trireme plan explain | simulate
+// trireme plan explain | simulate | score
 #include <fmt/core.h>
 
 #include <memory>
@@ -7,6 +7,7 @@
 #include "trireme/base/file.h"
 #include "trireme/base/log.h"
 #include "trireme/cli/command.h"
+#include "trireme/cli/plan_predict.h"
 #include "trireme/device/probe.h"
 #include "trireme/plan/explain.h"
 #include "trireme/plan/trace.h"
@@ -27,6 +28,7 @@ struct PlanArguments {
   double attention_gflops = 0.0;
   double bandwidth_gbs = 10.0;
   double host_link_gbs = 10.0;
+  ClusterArguments on;
 };
 
 struct PlannedRun {
@@ -66,7 +68,27 @@ plan::DeviceRates rates_of(const PlanArguments& arguments, plan::Precision preci
   return rates;
 }
 
+void simulate_on_cluster(const PlanArguments& arguments, const GlobalOptions& options) {
+  TRIREME_USER_CHECK(arguments.trace.empty() && arguments.out.empty(), kConfig,
+                     "leave out --cluster, or --trace and --out",
+                     "--trace and --out are of one rank, --cluster is of a whole run");
+  const train::RunFile file = train::load_run_file(arguments.run_file, arguments.sets);
+  const model::ModelSpec spec = train::spec_of(file);
+  const plan::PlannedRun run =
+      planned_on_cluster(spec, train::strategy_of(file.config, spec), arguments.on);
+  const plan::Prediction prediction = plan::predict(run);
+  if (options.json) {
+    print_json(plan::prediction_json(run, prediction));
+  } else {
+    fmt::print("{}", plan::describe(run, prediction));
+  }
+}
+
 void simulate(const PlanArguments& arguments, const GlobalOptions& options) {
+  if (!arguments.on.cluster.empty()) {
+    simulate_on_cluster(arguments, options);
+    return;
+  }
   const PlannedRun run = plan_run(arguments);
   std::vector<double> durations;
   if (!arguments.trace.empty()) {
@@ -112,6 +134,15 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
   CLI::App* simulate_command =
       plan->add_subcommand("simulate", "the step's time, memory and critical path");
   common(simulate_command, "trireme plan simulate run.toml --gemm-gflops 200");
+  simulate_command->add_option("--cluster", arguments->on.cluster,
+                               "predict the whole run on this cluster (a name of profiles/)");
+  simulate_command
+      ->add_option("--stack", arguments->on.stack, "as this training software would run it")
+      ->default_val("trireme");
+  simulate_command->add_option("--parallel", arguments->on.parallel,
+                               "with --cluster: sizes as tp=8, over those of the run file");
+  simulate_command->add_option("--profiles", arguments->on.profiles,
+                               "more profiles (.toml); they come before those of the program");
   simulate_command->add_option("--trace", arguments->trace,
                                "take every instruction's duration from this measured trace.json");
   simulate_command->add_option("--out", arguments->out, "write the predicted trace.json here");
@@ -124,6 +155,7 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
   simulate_command->add_option("--host-link-gbs", arguments->host_link_gbs,
                                "rate of copies to the host, and from it, in GB/s");
   simulate_command->callback([arguments, &options] { simulate(*arguments, options); });
+  add_plan_score(*plan, options);
 }
 
 }  // namespace trireme::cli

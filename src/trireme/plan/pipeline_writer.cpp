@@ -51,7 +51,9 @@ PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& str
   for (size_t part = 0; part < strategy.recompute.size(); ++part)
     recomputed[part] = strategy.recompute[part] == Recompute::kFull;
   layout.stages =
-      cut_stages(spec, static_cast<int>(parallel.stages()), strategy.seq_len, recomputed);
+      strategy.stage_layers.empty()
+          ? cut_stages(spec, static_cast<int>(parallel.stages()), strategy.seq_len, recomputed)
+          : stages_of_layers(spec, strategy.stage_layers);
   return layout;
 }
 

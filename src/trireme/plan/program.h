@@ -45,6 +45,9 @@ struct Strategy {
   /// What the optimizer step of each part holds beside its buffers (Muon's products); empty: nothing.
   std::vector<int64_t> optimizer_workspace_bytes;
   Parallel parallel;  ///< over which ranks
+  /// Layers of every pipeline stage, in the model's order; embedding and head go with the first and the last. Empty: cut so that
+  /// the stages' FLOPs are balanced.
+  std::vector<int64_t> stage_layers = {};
   bool whole_matrices =
       false;  ///< the optimizer updates matrices at once: slices do not cut them (part_slices())
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run

@@ -65,11 +65,43 @@ int64_t num_blocks(const std::vector<SquaresRange>& ranges) {
   return blocks;
 }
 
+namespace {
+
+// cluster::slice_bounds_at() with the places where blocks begin, and the end, without a list of them: large models have
+// hundreds of millions.
+std::vector<int64_t> block_slices(const std::vector<SquaresRange>& ranges, int64_t owners) {
+  const int64_t elements = ranges.empty() ? 0 : ranges.back().first + ranges.back().elements;
+  std::vector<int64_t> bounds;
+  for (int64_t r = 0; r < owners; ++r) {
+    const int64_t even = r * elements / owners;
+    int64_t below = 0;
+    int64_t above = elements;
+    for (const SquaresRange& range : ranges) {
+      const int64_t last = range.first + (range.blocks() - 1) * kSquaresBlock;
+      if (last < even) {
+        below = last;
+        continue;
+      }
+      const int64_t blocks =
+          (std::max<int64_t>(even - range.first, 0) + kSquaresBlock - 1) / kSquaresBlock;
+      above = range.first + blocks * kSquaresBlock;
+      if (blocks > 0) below = above - kSquaresBlock;
+      break;
+    }
+    bounds.push_back(above > 0 && even - below <= above - even ? below : above);
+  }
+  bounds.push_back(elements);
+  return bounds;
+}
+
+}  // namespace
+
 std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
                                  bool whole_matrices) {
   const std::vector<SquaresRange> ranges = squares_ranges(spec, part);
   if (ranges.size() == 1 && !whole_matrices)
     return cluster::slice_bounds(ranges.front().elements, owners, kSquaresBlock);
+  if (!whole_matrices) return block_slices(ranges, owners);
   const std::vector<int64_t> matrices = matrix_places(spec, part);
   const std::vector<char> whole = matrices_of(spec, part);
   std::vector<int64_t> cuts;
@@ -77,7 +109,7 @@ std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t
   for (const SquaresRange& range : ranges) {
     for (int64_t at = range.first; at < range.first + range.elements; at += kSquaresBlock) {
       while (matrices[matrix + 1] <= at) ++matrix;
-      if (!whole_matrices || whole[matrix] == 0 || matrices[matrix] == at) cuts.push_back(at);
+      if (whole[matrix] == 0 || matrices[matrix] == at) cuts.push_back(at);
     }
   }
   cuts.push_back(matrices.back());

@@ -201,6 +201,15 @@ class World {
   }
 
   double duration(const std::vector<Member>& members) const {
+    if (options_.transfer) {
+      double seconds = 0.0;
+      for (const Member& member : members)
+        seconds = std::max(seconds, options_
+                                        .transfer(programs_[static_cast<size_t>(member.rank)],
+                                                  instruction_of(member.rank, member.instruction))
+                                        .seconds);
+      return seconds;
+    }
     double bytes = 0.0;
     int first = members.front().rank;
     int last = first;
@@ -289,7 +298,8 @@ class World {
       if (instruction.resource == Resource::kCompute) compute.push_back(interval);
       if (instruction.resource != Resource::kCommunication) continue;
       transfers[instruction.kind].push_back(interval);
-      const double sent = transfer_bytes(spec_, program, instruction).sent;
+      const double sent = options_.transfer ? options_.transfer(program, instruction).bytes
+                                            : transfer_bytes(spec_, program, instruction).sent;
       figures.by_kind[instruction.kind].bytes += sent;
       figures.communication.bytes += sent;
     }

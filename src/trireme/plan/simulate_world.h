@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -28,11 +29,19 @@ struct TransferBytes {
 TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& program,
                              const Instruction& instruction);
 
+/// What a transfer takes and moves, where links alone do not say it.
+struct TransferCost {
+  double seconds = 0.0;
+  double bytes = 0.0;  ///< sent by a rank
+};
+
 struct WorldOptions {
   std::vector<LinkTier> tiers = {{}};  ///< inner ones first; the last one takes every group
   /// A transfer is issued when all compute before it in its program is done (a device that computes in the host's thread), and
   /// not as soon as its inputs are there.
   bool host_computes = false;
+  /// Instead of `tiers`; of the instruction of one member, the longest counts.
+  std::function<TransferCost(const Program&, const Instruction&)> transfer = {};
 };
 
 /// Communication of a rank, by what it is for.

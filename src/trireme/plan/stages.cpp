@@ -115,4 +115,26 @@ Stages cut_stages(const model::ModelSpec& spec, int stages, int64_t seq_len,
   return result;
 }
 
+Stages stages_of_layers(const model::ModelSpec& spec, const std::vector<int64_t>& layers) {
+  const std::vector<int> units = stage_units(spec);
+  const auto num_layers = static_cast<int64_t>(units.size()) - 3;  // units, but embedding and head
+  Stages result;
+  result.begin.push_back(0);
+  int64_t unit = 1;
+  for (size_t stage = 0; stage + 1 < layers.size(); ++stage) {
+    unit += layers[stage];
+    const bool empty = layers[stage] < 0 || (layers[stage] == 0 && stage > 0);
+    TRIREME_USER_CHECK(!empty && unit <= num_layers + 1, kConfig,
+                       "give every stage at least one of the model's layers",
+                       "stage {} has {} layers of {}", stage, layers[stage], num_layers);
+    result.begin.push_back(units[static_cast<size_t>(unit)]);
+  }
+  unit += layers.empty() ? 0 : layers.back();
+  TRIREME_USER_CHECK(unit == num_layers + 1, kConfig,
+                     "let the numbers add up to the model's layers",
+                     "the stages have {} layers, the model {}", unit - 1, num_layers);
+  result.begin.push_back(units.back());
+  return result;
+}
+
 }  // namespace trireme::plan

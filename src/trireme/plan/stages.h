@@ -34,4 +34,8 @@ std::vector<double> unit_flops(const model::ModelSpec& spec, int64_t seq_len,
 Stages cut_stages(const model::ModelSpec& spec, int stages, int64_t seq_len,
                   const std::vector<bool>& recomputed = {});
 
+/// Stages of so many layers each, the embedding on the first and the heads on the last. Error{kConfig} if they are not the
+/// model's number of layers; a stage without layers is one only where it has the embedding or a head.
+Stages stages_of_layers(const model::ModelSpec& spec, const std::vector<int64_t>& layers);
+
 }  // namespace trireme::plan

@@ -1,0 +1,355 @@
+#include "trireme/plan/prediction.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "trireme/base/error.h"
+#include "trireme/model/flops.h"
+#include "trireme/plan/fold.h"
+#include "trireme/plan/memory.h"
+
+namespace trireme::plan {
+
+namespace {
+
+using cluster::Dimension;
+
+// Figures that grow linearly with the number of micro-batches.
+struct StageFigures {
+  double busy_s = 0.0;
+  std::map<std::string, double> exposed_s;
+  std::map<std::string, double> hidden_s;
+  std::map<std::string, double> bytes;
+  std::map<std::string, double> time;
+};
+
+struct WorldFigures {
+  double step_s = 0.0;
+  std::vector<StageFigures> stages;
+};
+
+double between(double first, double second, double share) {
+  return first + (second - first) * share;
+}
+
+std::map<std::string, double> between(const std::map<std::string, double>& first,
+                                      const std::map<std::string, double>& second, double share) {
+  std::map<std::string, double> result;
+  for (const auto& [name, value] : second) {
+    const auto found = first.find(name);
+    result[name] = between(found == first.end() ? 0.0 : found->second, value, share);
+  }
+  return result;
+}
+
+/// Transfers of whole parts between replicas and between stages.
+class Transfers {
+ public:
+  Transfers(const PlannedRun& run, const CostModel& cost) : run_(run), cost_(cost) {
+    const Parallel& parallel = run.strategy.parallel;
+    for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part) {
+      const RankParameters own = rank_parameters(run.spec, parallel, part);
+      reduce_.push_back(shared(Collective::kReduceScatter, own, run.stack.gradient_bytes));
+      gather_gradients_.push_back(shared(Collective::kAllGather, own, run.stack.gradient_bytes));
+      gather_.push_back(shared(Collective::kAllGather, own, run.stack.gathered_bytes));
+    }
+    const bool sliced = run.sharding.sequence_parallel;
+    const double element = run.strategy.precision == Precision::kFp32 ? 4.0 : 2.0;
+    send_.bytes = rank_tokens(run.strategy) * static_cast<double>(run.spec.hidden) * element /
+                  (sliced ? static_cast<double>(parallel.tp) : 1.0);
+    send_.seconds = cost.collective(Collective::kSendReceive, send_.bytes, Dimension::kPipeline);
+    tell_.seconds = cost.latency(Collective::kAllReduce, Dimension::kDataContext) +
+                    cost.latency(Collective::kAllReduce, Dimension::kPipeline);
+  }
+
+  TransferCost of(const Instruction& instruction) const {
+    switch (instruction.kind) {
+      case OpKind::kSend:
+        return send_;
+      case OpKind::kReceive:
+        return {send_.seconds, 0.0};
+      case OpKind::kReduceGradients:
+        return reduce_[static_cast<size_t>(instruction.part)];
+      case OpKind::kGatherGradients:
+        return gather_gradients_[static_cast<size_t>(instruction.part)];
+      case OpKind::kGatherParameters: {
+        const bool for_use = instruction.micro_batch >= 0;
+        if ((run_.strategy.parallel.zero >= 3) != for_use) return {};
+        return gather_[static_cast<size_t>(instruction.part)];
+      }
+      default:
+        return tell_;
+    }
+  }
+
+ private:
+  TransferCost shared(Collective kind, const RankParameters& own, double element_bytes) const {
+    TransferCost result;
+    const bool hybrid = run_.strategy.parallel.shard > 0;
+    const auto add = [&](Collective of, double bytes, Dimension along) {
+      if (bytes <= 0.0) return;
+      const double latency = cost_.latency(of, along);
+      // Small parts travel together: they pay their share of a bucket's latency.
+      const double calls = std::min(1.0, bytes / run_.stack.bucket_bytes);
+      result.seconds += cost_.collective(of, bytes, along) - (1.0 - calls) * latency;
+      result.bytes += cost_.sent_bytes(of, bytes, along);
+    };
+    add(kind, own.shared * element_bytes, hybrid ? Dimension::kShard : Dimension::kDataContext);
+    if (hybrid && kind == Collective::kReduceScatter) {
+      const auto shard = static_cast<double>(run_.strategy.parallel.shard);
+      add(Collective::kAllReduce, own.shared * element_bytes / shard, Dimension::kReplicate);
+    }
+    add(kind, own.expert * element_bytes, Dimension::kExpertData);
+    return result;
+  }
+
+  const PlannedRun& run_;
+  const CostModel& cost_;
+  std::vector<TransferCost> reduce_;
+  std::vector<TransferCost> gather_gradients_;
+  std::vector<TransferCost> gather_;
+  TransferCost send_;
+  TransferCost tell_;
+};
+
+class Predictor {
+ public:
+  explicit Predictor(const PlannedRun& run)
+      : run_(run),
+        cost_(run.spec, run.strategy, run.sharding, run.stack, run.cluster, run.tables,
+              run.factors),
+        transfers_(run, cost_) {}
+
+  Prediction predict() {
+    Prediction result;
+    const std::vector<int64_t> samples = sample_micro_batches(run_.strategy);
+    std::vector<WorldFigures> worlds;
+    for (const int64_t micro_batches : samples)
+      worlds.push_back(simulate(micro_batches, worlds.empty() ? &result : nullptr));
+    double share = 0.0;
+    if (samples.size() == 2) {
+      share = static_cast<double>(rank_micro_batches(run_.strategy) - samples[0]) /
+              static_cast<double>(samples[1] - samples[0]);
+    }
+    const WorldFigures& first = worlds.front();
+    const WorldFigures& last = worlds.back();
+    result.step_s =
+        between(first.step_s, last.step_s, share) + run_.stack.step_s * run_.factors.host;
+    fill_figures(first, last, share, result);
+    return result;
+  }
+
+ private:
+  double seconds(const Instruction& instruction) {
+    if (instruction.resource != Resource::kCompute || instruction.part < 0) return 0.0;
+    switch (instruction.kind) {
+      case OpKind::kForward:
+      case OpKind::kRecompute:
+      case OpKind::kLoss:
+      case OpKind::kBackwardInput:
+      case OpKind::kBackwardWeight:
+      case OpKind::kOptimizerStep:
+        return cost_.of(instruction.part, instruction.kind).seconds;
+      default:
+        return 0.0;  // sums of lanes and pieces: the vendor's collective does them on its way
+    }
+  }
+
+  void rewrite(Program& program) const {
+    if (run_.strategy.parallel.zero >= 3) {
+      gather_every_part(run_.spec, program);
+    } else if (!run_.stack.overlap_gradients) {
+      postpone_reductions(program);
+    }
+    if (run_.stack.sums_in_transfer) sum_in_transfers(program);
+  }
+
+  WorldFigures simulate(int64_t micro_batches, Prediction* result) {
+    FoldedWorld world = fold(run_.spec, run_.strategy, micro_batches);
+    std::vector<std::vector<double>> durations;
+    std::vector<double> hidden_gathers(world.programs.size(), 0.0);
+    std::vector<MemoryByKind> resident;
+    for (size_t stage = 0; stage < world.programs.size(); ++stage) {
+      Program& program = world.programs[stage];
+      rewrite(program);
+      if (!run_.own_memory) resident.push_back(use_stack_memory(run_, program));
+      std::vector<double>& own = durations.emplace_back();
+      double first_forward = 0.0;
+      double gathers = 0.0;
+      // Computation goes on when what it sent is gone: for as long as that alone takes, the queue is not its own.
+      double sending = 0.0;
+      for (const Instruction& instruction : program.instructions) {
+        own.push_back(seconds(instruction));
+        if (instruction.kind == OpKind::kSend && !run_.stack.overlap_send)
+          sending += transfers_.of(instruction).seconds;
+        if (instruction.resource == Resource::kCompute) {
+          own.back() += sending;
+          sending = 0.0;
+        }
+        if (instruction.kind == OpKind::kForward && instruction.micro_batch == 0)
+          first_forward += own.back();
+        if (instruction.kind == OpKind::kGatherParameters)
+          gathers += transfers_.of(instruction).seconds;
+      }
+      // Beside the next step's first forward, which comes to the same as beside this one's.
+      if (run_.stack.overlap_parameters && run_.strategy.parallel.zero < 3 && gathers > 0.0)
+        hidden_gathers[stage] = std::min(1.0, first_forward / gathers);
+    }
+    WorldOptions options;
+    options.transfer = [&](const Program& program, const Instruction& instruction) {
+      TransferCost cost = transfers_.of(instruction);
+      if (instruction.kind == OpKind::kGatherParameters)
+        cost.seconds *= 1.0 - hidden_gathers[static_cast<size_t>(program.rank)];
+      return cost;
+    };
+    const WorldSimulation simulation =
+        simulate_world(run_.spec, world.programs, durations, options);
+    WorldFigures figures;
+    figures.step_s = simulation.step_s;
+    for (size_t stage = 0; stage < world.programs.size(); ++stage)
+      figures.stages.push_back(
+          stage_figures(world.programs[stage], simulation.ranks[stage], simulation.step_s));
+    // Beside a transfer, computation is slower.
+    double hidden = 0.0;
+    for (const SimulatedRank& rank : simulation.ranks)
+      hidden = std::max(hidden, rank.communication.total_s - rank.communication.exposed_s);
+    figures.step_s += run_.stack.fsdp_contention * hidden;
+    if (result != nullptr) add_classes(world, simulation, resident, *result);
+    return figures;
+  }
+
+  StageFigures stage_figures(const Program& program, const SimulatedRank& rank, double step_s) {
+    StageFigures figures;
+    for (const Instruction& instruction : program.instructions) {
+      if (seconds(instruction) == 0.0) continue;
+      const InstructionCost& cost = cost_.of(instruction.part, instruction.kind);
+      figures.busy_s += cost.seconds;
+      figures.time["products"] += cost.products_s;
+      figures.time["attention"] += cost.attention_s;
+      figures.time["memory"] += cost.memory_s;
+      figures.time["host"] += cost.host_s;
+      figures.time["transfers"] += cost.exposed_transfer_s;
+      for (const auto& [along, bytes] : cost.sent_bytes)
+        figures.bytes[cluster::to_string(along)] += bytes;
+      figures.exposed_s["inside parts"] += cost.exposed_transfer_s;
+      figures.hidden_s["inside parts"] += cost.hidden_transfer_s;
+    }
+    for (const auto& [kind, time] : rank.by_kind) {
+      figures.exposed_s[to_string(kind)] += time.exposed_s;
+      figures.hidden_s[to_string(kind)] += time.total_s - time.exposed_s;
+      if (time.bytes > 0.0) figures.bytes[to_string(kind)] += time.bytes;
+      figures.time["transfers"] += time.exposed_s;
+    }
+    double sum = 0.0;
+    for (const auto& [kind, time] : figures.time) sum += time;
+    figures.time["idle"] = std::max(0.0, step_s - sum);
+    return figures;
+  }
+
+  void add_classes(const FoldedWorld& world, const WorldSimulation& simulation,
+                   const std::vector<MemoryByKind>& resident, Prediction& result) const {
+    for (size_t stage = 0; stage < world.programs.size(); ++stage) {
+      const Program& program = world.programs[stage];
+      const Simulation& own = simulation.ranks[stage].simulation;
+      RankClass one;
+      one.stage = static_cast<int>(stage);
+      one.ranks = run_.strategy.parallel.world() / run_.strategy.parallel.pp;
+      if (resident.empty()) {
+        // Trireme's own: what the program says, gradients among what comes and goes.
+        const ResidentBytes held = resident_bytes(run_.spec, program.strategy, program);
+        one.peak.weights =
+            static_cast<double>(held.master_weights + held.compute_weights + held.tables);
+        one.peak.optimizer = static_cast<double>(held.optimizer_states);
+        one.peak.activations = static_cast<double>(own.peak_bytes - program.resident_bytes);
+      } else {
+        one.peak = resident[stage];
+        one.peak.activations += static_cast<double>(own.peak_bytes);
+      }
+      result.classes.push_back(one);
+    }
+  }
+
+  void fill_figures(const WorldFigures& first, const WorldFigures& last, double share,
+                    Prediction& result) const {
+    size_t busiest = 0;
+    double bubbles = 0.0;
+    for (size_t stage = 0; stage < result.classes.size(); ++stage) {
+      RankClass& one = result.classes[stage];
+      one.busy_s = between(first.stages[stage].busy_s, last.stages[stage].busy_s, share);
+      one.bubble_share = std::max(0.0, 1.0 - one.busy_s / result.step_s);
+      bubbles += one.bubble_share / static_cast<double>(result.classes.size());
+      if (one.busy_s > result.classes[busiest].busy_s) busiest = stage;
+    }
+    result.bubble_share = bubbles;
+    const StageFigures& a = first.stages[busiest];
+    const StageFigures& b = last.stages[busiest];
+    result.exposed_by_kind_s = between(a.exposed_s, b.exposed_s, share);
+    result.sent_bytes = between(a.bytes, b.bytes, share);
+    result.time_by_kind_s = between(a.time, b.time, share);
+    double hidden = 0.0;
+    for (const auto& [kind, seconds] : result.exposed_by_kind_s) result.exposed_comm_s += seconds;
+    for (const auto& [kind, seconds] : between(a.hidden_s, b.hidden_s, share)) hidden += seconds;
+    const double all = hidden + result.exposed_comm_s;
+    if (all > 0.0) result.hidden_comm_share = hidden / all;
+
+    const Strategy& strategy = run_.strategy;
+    const double world = static_cast<double>(strategy.parallel.world());
+    const double tokens =
+        static_cast<double>(strategy.sequences) * static_cast<double>(strategy.seq_len) / world;
+    std::vector<bool> recomputed(run_.spec.parts.size(), false);
+    for (size_t part = 0; part < strategy.recompute.size(); ++part)
+      recomputed[part] = strategy.recompute[part] == Recompute::kFull;
+    const model::TokenFlops flops = model::flops_per_token(run_.spec, strategy.seq_len, recomputed);
+    result.tokens_per_s = tokens / result.step_s;
+    result.flops_model = tokens * flops.model();
+    result.flops_hardware = tokens * flops.hardware();
+    const auto& peaks = run_.cluster.device.peak_flops;
+    const ComputeType type = run_.sharding.fp8                        ? ComputeType::kFp8
+                             : strategy.precision == Precision::kFp32 ? ComputeType::kFp32
+                                                                      : ComputeType::kBf16;
+    if (const auto peak = peaks.find(type); peak != peaks.end()) result.peak_flops = peak->second;
+    result.low_s = result.step_s / (1.0 + run_.interval);
+    result.high_s = result.step_s * (1.0 + run_.interval);
+    result.usable_bytes = run_.cluster.device.usable_bytes;
+  }
+
+  const PlannedRun& run_;
+  CostModel cost_;
+  Transfers transfers_;
+};
+
+}  // namespace
+
+void use_profiles(const ProfileLibrary& library, const std::string& without, PlannedRun& run) {
+  const std::string& device = run.cluster.device.name;
+  const std::string& stack = run.stack.name;
+  run.tables = run.cluster.device.measured;
+  if (!run.cluster.device.tables.empty()) {
+    const auto found = library.devices.find(run.cluster.device.tables);
+    TRIREME_USER_CHECK(found != library.devices.end(), kConfig,
+                       "name a device with measured shapes",
+                       "device \"{}\" has the tables of \"{}\", which has no profile", device,
+                       run.cluster.device.tables);
+    run.tables = found->second.measured;
+  }
+  const auto calibrated = [&](const char* key, double fallback) {
+    return library.calibrated(key, device, stack, without, fallback);
+  };
+  run.factors.sustained = calibrated("sustained", 1.0);
+  run.factors.memory = calibrated("memory", 1.0);
+  run.factors.host = calibrated("host", 1.0);
+  run.factors.network = calibrated("network", 1.0);
+  run.interval = calibrated("interval", run.interval);
+}
+
+double Prediction::peak_bytes() const {
+  double most = 0.0;
+  for (const RankClass& one : classes) most = std::max(most, one.peak.total());
+  return most;
+}
+
+Prediction predict(const PlannedRun& run) {
+  return Predictor(run).predict();
+}
+
+}  // namespace trireme::plan
