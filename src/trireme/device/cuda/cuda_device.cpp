@@ -32,8 +32,12 @@ cudaDeviceProp properties_of(int index) {
   return properties;
 }
 
+/// With the stream that its work is recorded on: libraries keep a workspace for each stream that they meet.
 struct CudaGraphMemory final : GraphMemory {
+  explicit CudaGraphMemory(c10::DeviceIndex device)
+      : stream(c10::cuda::getStreamFromPool(false, device)) {}
   at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
+  c10::cuda::CUDAStream stream;
   bool used = false;
 };
 
@@ -90,7 +94,7 @@ class CudaDevice final : public AcceleratorDevice {
   }
 
   std::shared_ptr<GraphMemory> new_graph_memory() override {
-    return std::make_shared<CudaGraphMemory>();
+    return std::make_shared<CudaGraphMemory>(torch_device().index());
   }
   /// On a stream beside: the default stream cannot be recorded.
   std::unique_ptr<Graph> record(const std::function<void()>& work,
@@ -101,8 +105,7 @@ class CudaDevice final : public AcceleratorDevice {
     // What earlier steps left in the allocator would be held twice.
     if (!std::exchange(pool->used, true)) allocator::emptyCache();
     auto graph = std::make_unique<CudaGraph>(pool);
-    const c10::cuda::CUDAStreamGuard guard(
-        c10::cuda::getStreamFromPool(false, torch_device().index()));
+    const c10::cuda::CUDAStreamGuard guard(pool->stream);
     try {
       graph->graph.capture_begin(pool->pool, cudaStreamCaptureModeThreadLocal);
       try {

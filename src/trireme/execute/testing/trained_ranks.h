@@ -24,7 +24,8 @@ struct RankTrained {
 
 /// With the rank's program as `change` leaves it.
 inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::Device device,
-                              const std::function<void(plan::Program&)>& change = {}) {
+                              const std::function<void(plan::Program&)>& change = {},
+                              const std::function<void()>& after_step = {}) {
   plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
   if (change) change(program);
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
@@ -51,6 +52,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
       input.micro_batches.push_back(all.at(static_cast<size_t>(index)));
     if (one.one_document) join_documents(input.micro_batches);
     trained.steps.push_back(executor.run_step(program, input));
+    if (after_step) after_step();
   }
   executor.settle();
   for (int part = 0; part < store.num_parts(); ++part) {

@@ -1,0 +1,105 @@
+// What ranks send hides behind what they compute: on the simulated device's clock, with links that take as long as the arithmetic.
+// A clock that nobody's machine disturbs, so this is a test and no benchmark.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "trireme/device/sim/sim.h"
+#include "trireme/execute/testing/trained_ranks.h"
+#include "trireme/plan/simulate_world.h"
+
+namespace trireme::execute {
+namespace {
+
+// As many as there can be, unless somebody has said how many.
+[[maybe_unused]] const int kAllDevices = ::setenv("TRIREME_SIM_DEVICES", "16", 0);
+
+class OverlapTest : public ExecutorTest {
+ protected:
+  void SetUp() override {
+    ExecutorTest::SetUp();
+    for (int rank = 0; rank < 16; ++rank) device::get_device(fmt::format("sim:{}", rank));
+  }
+  void TearDown() override {
+    device::sim::set_profile(nullptr);
+    device::sim::restart_clock();
+  }
+
+  /// Many layers, as large models have: what cannot hide is the first part's last gradient.
+  static TrainingCase deep(int ranks, int64_t zero) {
+    TrainingCase one;
+    one.spec = model::spec_from_config(
+        R"({"model_type":"llama","vocab_size":64,"hidden_size":48,"intermediate_size":128,
+            "num_hidden_layers":44,"num_attention_heads":4,"num_key_value_heads":4,
+            "max_position_embeddings":64,"tie_word_embeddings":false})",
+        "test");
+    one.strategy = strategy_for(ranks, ranks, 1, 32);
+    one.strategy.precision = plan::Precision::kBf16;
+    one.strategy.parallel.dp = ranks;
+    one.strategy.parallel.zero = zero;
+    return one;
+  }
+
+  /// Of a step, on the slowest rank: the mean of the last two of three.
+  static double step_s(const TrainingCase& one, double flops_per_s, double bytes_per_s,
+                       std::vector<std::vector<double>>* durations = nullptr) {
+    auto profile = std::make_shared<device::sim::DeviceProfile>();
+    if (flops_per_s > 0) profile->flops_per_s[c10::kFloat] = flops_per_s;
+    device::sim::set_profile(profile);
+    device::sim::restart_clock();
+    comm::LocalOptions options;
+    options.simulated_clock = true;
+    options.inside_node = {0.0, bytes_per_s};
+    const auto ranks = static_cast<size_t>(one.strategy.parallel.world());
+    std::vector<double> seconds(ranks);
+    if (durations != nullptr) durations->resize(ranks);
+    comm::run_ranks(
+        static_cast<int>(ranks),
+        [&](comm::World& world) {
+          device::Device& device = device::get_device(fmt::format("sim:{}", world.rank()));
+          std::vector<double> ends;
+          const RankTrained trained = train_rank(one, world, device.torch_device(), {}, [&] {
+            ends.push_back(device::sim::simulated_seconds(world.rank()));
+          });
+          if (durations != nullptr) {
+            for (const plan::Measurement& measured : trained.steps.back().measurements)
+              (*durations)[static_cast<size_t>(world.rank())].push_back(measured.duration_s);
+          }
+          seconds[static_cast<size_t>(world.rank())] = (ends.at(2) - ends.at(0)) / 2.0;
+        },
+        options);
+    return *std::ranges::max_element(seconds);
+  }
+};
+
+TEST_F(OverlapTest, GradientsAndWeightsHideBehindTheArithmetic) {
+  for (const auto& [ranks, zero] : {std::pair{8, 1}, std::pair{8, 2}, std::pair{16, 2}}) {
+      SCOPED_TRACE(fmt::format("{} ranks, ZeRO {}", ranks, zero));
+      const TrainingCase one = deep(ranks, zero);
+      constexpr double kFlops = 1e9;
+      std::vector<std::vector<double>> durations;
+      const double compute_s = step_s(one, kFlops, 0.0, &durations);
+      // Links that take as long.
+      const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
+      const double wire_s = step_s(one, 0.0, bytes_per_s);
+      const double both_s = step_s(one, kFlops, bytes_per_s);
+      EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
+      EXPECT_GE((compute_s + wire_s - both_s) / std::min(compute_s, wire_s), 0.96);
+      EXPECT_LE(both_s / std::max(compute_s, wire_s), 1.03);
+
+      std::vector<plan::Program> programs;
+      for (int rank = 0; rank < ranks; ++rank)
+        programs.push_back(plan::build_program(one.spec, one.strategy, rank));
+      plan::WorldOptions options;
+      options.tiers = {{0, 0.0, bytes_per_s}};
+      const double planned_s =
+          plan::simulate_world(one.spec, programs, durations, options).step_s;
+      EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
+      std::printf("%2d ranks, ZeRO %d: compute %.4f s, wire %.4f s, both %.4f s, planned %.4f s\n",
+                  ranks, zero, compute_s, wire_s, both_s, planned_s);
+  }
+}
+
+}  // namespace
+}  // namespace trireme::execute
