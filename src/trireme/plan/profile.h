@@ -128,7 +128,7 @@ struct StackProfile {
       true;  ///< the collective adds gradients up; else computation does (the exact reduction)
   bool overlap_send = false;    ///< transfers between stages beside computation
   double tensor_exposed = 1.0;  ///< share of the tensor parallel collectives that nothing hides
-  double expert_exposed = 1.0;   ///< the same of the exchanges of tokens among experts
+  double expert_exposed = 1.0;  ///< the same of the exchanges of tokens among experts
   double fsdp_contention =
       0.0;  ///< slow-down of computation beside transfers, as a share of the transfer's time
   double optimizer_passes = 1.0;  ///< memory traffic of the optimizer, relative to one fused pass
