@@ -52,6 +52,7 @@ void set_size(const std::string& text, plan::Parallel& parallel) {
   const size_t equals = text.find('=');
   const std::string name = text.substr(0, equals);
   std::vector<std::string> names;
+  names.reserve(sizes.size());
   for (const auto& entry : sizes) names.push_back(entry.first);
   TRIREME_USER_CHECK(equals != std::string::npos && sizes.contains(name), kConfig,
                      suggestion(name, names), "--parallel {}: write a size as tp=8", text);

@@ -77,7 +77,7 @@ GroupShape group_shape(const Parallel& p, int accelerators_per_node, cluster::Di
       size = static_cast<double>((p.shard > 0 ? p.shard : p.dp) * p.cp);
       break;
     case Dimension::kReplicate:
-      size = p.shard > 0 ? static_cast<double>(p.dp / p.shard) : 1.0;
+      if (p.shard > 0) size = static_cast<double>(p.dp) / static_cast<double>(p.shard);
       stride = static_cast<double>(p.tp * p.cp * (p.shard > 0 ? p.shard : p.dp));
       break;
     case Dimension::kExpertTensor:

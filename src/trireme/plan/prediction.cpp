@@ -124,6 +124,7 @@ class Predictor {
     Prediction result;
     const std::vector<int64_t> samples = sample_micro_batches(run_.strategy);
     std::vector<WorldFigures> worlds;
+    worlds.reserve(samples.size());
     for (const int64_t micro_batches : samples)
       worlds.push_back(simulate(micro_batches, worlds.empty() ? &result : nullptr));
     double share = 0.0;

@@ -89,7 +89,7 @@ class Section {
     asked_.insert(key);
     const toml::node* const node = table_.get(key);
     if (node == nullptr) return std::nullopt;
-    if (const auto text = node->value_exact<std::string>()) return *text;
+    if (auto text = node->value_exact<std::string>()) return text;
     fail(key, "is not a text", "put it in quotes");
   }
 
@@ -299,6 +299,7 @@ const typename Map::mapped_type& named(Section& section, const Map& map, const s
   const auto found = map.find(name);
   if (found != map.end()) return found->second;
   std::vector<std::string> names;
+  names.reserve(map.size());
   for (const auto& entry : map) names.push_back(entry.first);
   section.fail(key, fmt::format("= \"{}\" has no profile", name), suggestion(name, names));
 }
