@@ -75,29 +75,28 @@ class OverlapTest : public ExecutorTest {
 
 TEST_F(OverlapTest, GradientsAndWeightsHideBehindTheArithmetic) {
   for (const auto& [ranks, zero] : {std::pair{8, 1}, std::pair{8, 2}, std::pair{16, 2}}) {
-      SCOPED_TRACE(fmt::format("{} ranks, ZeRO {}", ranks, zero));
-      const TrainingCase one = deep(ranks, zero);
-      constexpr double kFlops = 1e9;
-      std::vector<std::vector<double>> durations;
-      const double compute_s = step_s(one, kFlops, 0.0, &durations);
-      // Links that take as long.
-      const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
-      const double wire_s = step_s(one, 0.0, bytes_per_s);
-      const double both_s = step_s(one, kFlops, bytes_per_s);
-      EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
-      EXPECT_GE((compute_s + wire_s - both_s) / std::min(compute_s, wire_s), 0.96);
-      EXPECT_LE(both_s / std::max(compute_s, wire_s), 1.03);
+    SCOPED_TRACE(fmt::format("{} ranks, ZeRO {}", ranks, zero));
+    const TrainingCase one = deep(ranks, zero);
+    constexpr double kFlops = 1e9;
+    std::vector<std::vector<double>> durations;
+    const double compute_s = step_s(one, kFlops, 0.0, &durations);
+    // Links that take as long.
+    const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
+    const double wire_s = step_s(one, 0.0, bytes_per_s);
+    const double both_s = step_s(one, kFlops, bytes_per_s);
+    EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
+    EXPECT_GE((compute_s + wire_s - both_s) / std::min(compute_s, wire_s), 0.96);
+    EXPECT_LE(both_s / std::max(compute_s, wire_s), 1.03);
 
-      std::vector<plan::Program> programs;
-      for (int rank = 0; rank < ranks; ++rank)
-        programs.push_back(plan::build_program(one.spec, one.strategy, rank));
-      plan::WorldOptions options;
-      options.tiers = {{0, 0.0, bytes_per_s}};
-      const double planned_s =
-          plan::simulate_world(one.spec, programs, durations, options).step_s;
-      EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
-      std::printf("%2d ranks, ZeRO %d: compute %.4f s, wire %.4f s, both %.4f s, planned %.4f s\n",
-                  ranks, zero, compute_s, wire_s, both_s, planned_s);
+    std::vector<plan::Program> programs;
+    for (int rank = 0; rank < ranks; ++rank)
+      programs.push_back(plan::build_program(one.spec, one.strategy, rank));
+    plan::WorldOptions options;
+    options.tiers = {{0, 0.0, bytes_per_s}};
+    const double planned_s = plan::simulate_world(one.spec, programs, durations, options).step_s;
+    EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
+    std::printf("%2d ranks, ZeRO %d: compute %.4f s, wire %.4f s, both %.4f s, planned %.4f s\n",
+                ranks, zero, compute_s, wire_s, both_s, planned_s);
   }
 }
 
