@@ -4,6 +4,7 @@ number of ranks. Last line: `N passed, N failed`."""
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,63 @@ def what_a_pipeline_cannot_do_is_refused_by_name(folder):
     assert "head multiplies with its embedding" in text and "use parallel." in text, text
     text = train(folder, "--threads", 2, out="none", dp=1, sets=(*deep_model(folder), *staged("pp=2", "schedule=zbv")), status=2)
     assert "use parallel.chunks = 2" in text, text
+
+
+class TwoMachines:
+    """Two network namespaces with a cable between them, each with a host name of its own."""
+
+    def __init__(self):
+        self.names = [f"trireme-{os.getpid()}-{side}" for side in "ab"]
+        self.made = []
+
+    def ip(self, *words):
+        return subprocess.run(["ip", *words], capture_output=True, text=True, timeout=60, check=False)
+
+    def __enter__(self):
+        if shutil.which("ip") is None:
+            raise tiny_run.Skipped("there is no `ip` (Debian: iproute2)")
+        cable = [f"tr{os.getpid()}{side}" for side in "ab"]
+        try:
+            for name in self.names:
+                done = self.ip("netns", "add", name)
+                if done.returncode != 0:
+                    raise tiny_run.Skipped("no network namespace can be made here: " + done.stderr.strip())
+                self.made.append(name)
+            wanted = [("link", "add", cable[0], "netns", self.names[0], "type", "veth", "peer", "name", cable[1], "netns", self.names[1])]
+            for i, name in enumerate(self.names):
+                inside = ("-n", name)
+                wanted += [(*inside, "addr", "add", f"10.213.7.{i + 1}/24", "dev", cable[i]), (*inside, "link", "set", cable[i], "up"),
+                           (*inside, "link", "set", "lo", "up")]
+            for words in wanted:
+                done = self.ip(*words)
+                if done.returncode != 0:
+                    raise tiny_run.Skipped(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for name in self.made:
+            self.ip("netns", "del", name)
+
+    def start(self, machine, command, folder, **more):
+        inside = f"hostname machine-{machine} && exec \"$@\""
+        return subprocess.Popen(["ip", "netns", "exec", self.names[machine], "unshare", "--uts", "sh", "-c", inside, "sh", *command],
+                                cwd=folder, env={**environment(), **more}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+
+
+@case
+def two_machines_end_as_one_rank_does(folder):
+    with TwoMachines() as machines:
+        train(folder, out="alone", dp=1)
+        for name, dp, zero, each in (("two-machines", 2, 1, 1), ("four-ranks", 4, 2, 2)):
+            command = over("--nproc", each, "--nnodes", 2, "--rdzv", "10.213.7.1:29511", out=name, dp=dp, zero=zero)
+            both = [machines.start(machine, command, folder, TRIREME_TOKEN="a token of more than 16") for machine in (0, 1)]
+            texts = [process.communicate(timeout=120)[0] for process in both]
+            assert [process.returncode for process in both] == [0, 0], texts
+            assert digest(folder, name) == digest(folder, "alone"), name
 
 
 @case

@@ -25,14 +25,12 @@ constexpr double kLongestMeetingS = 120.0;
 /// A world over TCP, and the rendezvous that tells it who is gone. It says goodbye when it ends, unless it was aborted.
 class ProcessWorld final : public World {
  public:
-  /// `address`: of this machine, for ranks of others.
+  /// `address`: of this machine, for the other ranks.
   ProcessWorld(std::shared_ptr<Rendezvous> rendezvous, const std::string& address, double timeout_s)
       : rendezvous_(std::move(rendezvous)), timeout_s_(timeout_s) {
     GlooOptions options;
     options.timeout_s = timeout_s;
-    for (int rank = 0; rank < rendezvous_->size(); ++rank) {
-      if (rendezvous_->host(rank) != rendezvous_->host(0)) options.address = address;
-    }
+    options.address = address;
     const c10::intrusive_ptr<c10d::Store> store = as_torch_store(rendezvous_, timeout_s);
     world_ =
         make_plugin_world(make_gloo_world(store, rendezvous_->rank(), rendezvous_->size(), options),
@@ -104,8 +102,7 @@ std::unique_ptr<World> make_process_world(const Placement& placement,
   meeting.timeout_s = std::min(timeout_s, kLongestMeetingS);
   std::shared_ptr<Rendezvous> rendezvous = meet(meeting);
   const auto bind = environment.find("TRIREME_BIND");
-  const std::string address =
-      bind != environment.end() ? bind->second : rendezvous->host(rendezvous->rank());
+  const std::string address = bind != environment.end() ? bind->second : rendezvous->address();
   return std::make_unique<ProcessWorld>(std::move(rendezvous), address, timeout_s);
 }
 

@@ -35,6 +35,8 @@ class Rendezvous {
   virtual int size() const = 0;
   /// What a rank's machine calls itself.
   virtual const std::string& host(int rank) const = 0;
+  /// This machine's address on the way to rank 0: of an interface that the others can reach, whatever names resolve to.
+  virtual const std::string& address() const = 0;
 
   /// Keys have at most 8 KiB, values 8 MiB, all of them together 256 MiB; beyond that Error{kDevice}.
   virtual void set(const std::string& key, const std::string& value) = 0;

@@ -51,6 +51,7 @@ class TcpRendezvous final : public Rendezvous {
         endpoint_(connection.endpoint.text()),
         server_(std::move(server)),
         socket_(std::move(connection.socket)),
+        address_(local_endpoint(socket_).address),
         channel_(std::move(connection.channel)),
         rank_(options.rank) {
     reader_ = start_thread([this] { read_all(); });
@@ -74,6 +75,7 @@ class TcpRendezvous final : public Rendezvous {
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(hosts_.size()); }
   const std::string& host(int rank) const override { return hosts_.at(static_cast<size_t>(rank)); }
+  const std::string& address() const override { return address_; }
 
   void set(const std::string& key, const std::string& value) override {
     check_size(key, value);
@@ -340,6 +342,7 @@ class TcpRendezvous final : public Rendezvous {
   const std::string endpoint_;
   std::unique_ptr<RendezvousServer> server_;
   Descriptor socket_;
+  const std::string address_;
   WakePipe wake_;
 
   std::mutex mutex_;
