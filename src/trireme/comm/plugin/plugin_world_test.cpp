@@ -36,15 +36,14 @@ class PluginWorldTest : public ::testing::Test {
     ::unsetenv("STORE_COLLECTIVES");
   }
 
+  /// `timeout_s`: of transfers, not of meeting.
   static void run_ranks(int size, const std::function<void(World&)>& body,
                         double timeout_s = 60.0) {
     const auto store = c10::make_intrusive<c10d::HashStore>();
     run_rank_threads(
         size,
         [&](int rank) {
-          GlooOptions options;
-          options.timeout_s = timeout_s;
-          return make_plugin_world(make_gloo_world(store, rank, size, options), store, timeout_s);
+          return make_plugin_world(make_gloo_world(store, rank, size), store, timeout_s);
         },
         body);
   }
