@@ -415,8 +415,10 @@ int judge(const std::vector<RankEnd>& ends, bool interrupted, int* failed_rank) 
       continue;
     }
     if (end.ended_by_us) continue;
-    const bool better = first != nullptr && end.moment == first->moment &&
-                        first->status == kCommunication && end.status != kCommunication;
+    // Who says why is slower than those it told, who lost a peer. Who was killed may have been so for being left behind.
+    const bool better = first != nullptr && first->status == kCommunication &&
+                        end.status != kCommunication &&
+                        (end.moment == first->moment || end.status < 128);
     if (first == nullptr || better) first = &end;
   }
   if (failed_rank != nullptr) *failed_rank = first == nullptr ? -1 : first->rank;

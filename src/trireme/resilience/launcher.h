@@ -44,7 +44,8 @@ struct RankEnd {
 };
 
 /// What the launcher ends with, from the ends in the order in which they were noticed: 0 if all are 0; else the first failing rank's
-/// status. Of ranks that were noticed together the one that failed for a reason of its own counts, not those that lost their peer (status 4). If a
+/// status. The one that failed for a reason of its own counts, not those that lost their peer (status 4); of one that a signal ended only where they were
+/// noticed together. If a
 /// signal had been passed on, ranks that ended by it count as 130. `failed_rank` is the rank whose status it is, or -1. Pure.
 int judge(const std::vector<RankEnd>& ends, bool interrupted, int* failed_rank = nullptr);
 

@@ -120,6 +120,8 @@ TEST(Judge, TheFirstFailureCounts) {
   EXPECT_EQ(judge({{0, 4, 1}, {1, 4, 1}, {2, 137, 1}}, false, &rank), 137);
   EXPECT_EQ(rank, 2);
   EXPECT_EQ(judge({{0, 4, 1}, {1, 137, 2}}, false), 4);
+  EXPECT_EQ(judge({{1, 4, 1}, {0, 2, 2}}, false, &rank), 2);  // told the other before it ended
+  EXPECT_EQ(rank, 0);
   EXPECT_EQ(judge({{0, 3, 1}, {1, 2, 1}}, false), 3);
   // Those that the launcher ended are not the cause either.
   EXPECT_EQ(judge({{1, 2, 1}, {0, 143, 2, true}}, false), 2);
