@@ -93,7 +93,12 @@ bool RecordedStep::run(const plan::RecordedRun& run, const Access& access) {
       for (const int id : run.gives)
         device_.copy(kept(buffer(id), {}), access.tensor(buffer(id)), device_.compute_queue());
     };
-    recorded->push_back(device_.record(work, memory_));
+    try {
+      recorded->push_back(device_.record(work, memory_));
+    } catch (...) {
+      program_text_.clear();  // what its micro-batch has recorded so far is of no use: all anew
+      throw;
+    }
     ++num_recorded_;
   }
   recorded->at(done)->replay(queue);
