@@ -48,13 +48,16 @@ def so_it_does_in_bf16_with_another_order_of_its_queues(folder):
 
 @case
 def recorded_work_gives_the_same_bits(folder):
-    train(folder, "issued", "--device", "sim")
-    train(folder, "recorded", "--device", "sim", "--set", "device.graphs=true")
+    stream = ["--device", "sim", "--set", "data.packing=stream"]
+    train(folder, "issued", *stream)
+    train(folder, "recorded", *stream, "--set", "device.graphs=true")
     assert losses(folder, "recorded") == losses(folder, "issued")
     assert digest(folder, "recorded") == digest(folder, "issued")
+    text = train(folder, "neither", "--device", "sim", "--set", "device.graphs=true", status=2).stderr
+    assert 'data.packing = "documents"' in text and 'data.packing = "stream"' in text, text
     text = tiny_run.checked(folder, "plan", "explain", "run.toml", "--set", "device.name=sim", "--set", "device.graphs=true").stdout
     assert "recorded work" in text, text
-    text = train(folder, "neither", "--device", "sim", "--set", "device.graphs=true", "--set", "memory.offload_optimizer=true", status=2).stderr
+    text = train(folder, "neither", *stream, "--set", "device.graphs=true", "--set", "memory.offload_optimizer=true", status=2).stderr
     assert "device.graphs and memory.offload" in text, text
 
 

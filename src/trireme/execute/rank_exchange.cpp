@@ -38,7 +38,10 @@ std::vector<T> to_host(const at::Tensor& tensor) {
 }  // namespace
 
 RankExchange::RankExchange(comm::World& world, nn::ParameterStore& store)
-    : world_(world), store_(store), device_(device::get_device(store.device().str())) {}
+    : world_(world),
+      store_(store),
+      device_(device::get_device(store.device().str())),
+      on_device_(device_.capabilities().asynchronous) {}
 
 void RankExchange::begin_step(const plan::Program& program) {
   if (members_ != program.groups) gather_now();
@@ -72,6 +75,7 @@ void RankExchange::wait(int instruction, device::Queue& queue) {
   double end = 0.0;
   for (const comm::Group::Pending& work : found->second) {
     work->wait(queue);
+    if (on_device_) continue;  // whose own clock would have to be waited for
     begin = work == found->second.front() ? work->start_s() : std::min(begin, work->start_s());
     end = std::max(end, work->end_s());
   }
@@ -84,7 +88,7 @@ void RankExchange::wait(int instruction, device::Queue& queue) {
 }
 
 void RankExchange::place_times(double begin_s, std::vector<plan::Measurement>& measurements) const {
-  if (device_.capabilities().asynchronous) return;
+  if (on_device_) return;
   for (const auto& [instruction, times] : times_) {
     plan::Measurement& measured = measurements[static_cast<size_t>(instruction)];
     measured.start_s = std::max(times.first - begin_s, 0.0);

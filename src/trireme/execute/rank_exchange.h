@@ -79,6 +79,7 @@ class RankExchange {
   comm::World& world_;
   nn::ParameterStore& store_;
   device::Device& device_;
+  const bool on_device_;  ///< it works while the host goes on
   const plan::Program* program_ = nullptr;
   std::vector<std::vector<int>> members_;  ///< of groups_
   std::vector<std::unique_ptr<comm::Group>> groups_;

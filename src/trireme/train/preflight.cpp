@@ -133,6 +133,14 @@ void inspect_strategy(Preflight& p, int rank) {
                     c.device.name),
         "leave it out");
   }
+  // A micro-batch with several documents in a row would be run as ever, beside what recorded work holds.
+  if (c.device.graphs && c.data.packing != "stream") {
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("device.graphs = true, and data.packing = \"{}\" has documents that begin "
+                    "elsewhere in every batch, which cannot be recorded",
+                    c.data.packing),
+        "set data.packing = \"stream\", or leave device.graphs out");
+  }
   const plan::Strategy strategy = strategy_of(c, p.model.spec, p.precision.precision);
   for (const std::string& reason : plan::validate(p.model.spec, strategy)) {
     add(p.problems, ErrorCode::kConfig, reason,

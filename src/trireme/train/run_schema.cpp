@@ -420,11 +420,12 @@ std::vector<SchemaEntry> make_schema() {
                   "between them. Empty: `libtorch_NAME.so` or "
                   "`libNAME.so` in the folders of the variable `TRIREME_DEVICE_PATH`.",
                   kNoEffect));
-  s.push_back(key("device.graphs", REF(device.graphs), any(),
-                  "Record the attentions and MLPs of a micro-batch once and run them again at one "
-                  "call (CUDA's graphs), where every row is one document: for models so small that "
-                  "launching their kernels takes longer than running them.",
-                  kNoEffect));
+  s.push_back(
+      key("device.graphs", REF(device.graphs), any(),
+          "Record the attentions and MLPs of a micro-batch once and run them again at one "
+          "call (CUDA's graphs); with `data.packing = \"stream\"`: for models so small that "
+          "launching their kernels takes longer than running them.",
+          kNoEffect));
   s.push_back(key("device.collectives", REF(device.collectives), any(),
                   "How ranks that are processes talk: the library of the device's collectives "
                   "(`docs/devices.md`), or `host`: through the host's memory, over TCP. Empty: "

@@ -118,6 +118,8 @@ class CudaDevice final : public AcceleratorDevice {
         throw;
       }
       graph->graph.capture_end();
+    } catch (const c10::OutOfMemoryError&) {
+      throw;  // says what was held
     } catch (const c10::Error& error) {
       throw Error(ErrorCode::kDevice,
                   fmt::format("{}: {}", torch_device().str(), error.what_without_backtrace()),
