@@ -16,7 +16,7 @@ set_target_properties(trireme_all PROPERTIES EXPORT_NAME Trireme)
 target_link_libraries(trireme_all INTERFACE ${_targets})
 
 install(TARGETS trireme RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-install(TARGETS ${_targets} trireme_kernel_headers trireme_all EXPORT TriremeTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/trireme)
+install(TARGETS ${_targets} trireme_wheel_fmt trireme_kernel_headers trireme_all EXPORT TriremeTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/trireme)
 install(DIRECTORY src/trireme/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/trireme
         FILES_MATCHING PATTERN "*.h" PATTERN "cli" EXCLUDE PATTERN "testing" EXCLUDE
         PATTERN "test_*" EXCLUDE)
