@@ -5,6 +5,8 @@
 #include "trireme/cli/command.h"
 #include "trireme/device/device.h"
 #include "trireme/device/machine.h"
+#include "trireme/execute/kernel_workspace.h"
+#include "trireme/kernels/library.h"
 #include "trireme/model/flops.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/plan/simulate.h"
@@ -80,6 +82,10 @@ void run_bench_train(const BenchTrainArguments& arguments, const GlobalOptions& 
       arguments.precision == "bf16" ? plan::Precision::kBf16 : plan::Precision::kFp32;
   strategy.recompute.assign(benchmark.spec.parts.size(), parse_recompute(arguments.recompute));
   strategy.record = arguments.graphs;
+  device::get_device("cpu");  // before the first tensor: memory is held and counted
+  device::get_device(arguments.device);
+  kernels::load_and_choose({}, {});
+  strategy.kernels = execute::kernel_workspace_of(arguments.device, strategy.precision);
   if (arguments.print_memory) {
     const int64_t bytes = predicted_peak_bytes(benchmark);
     if (options.json) {
@@ -92,7 +98,6 @@ void run_bench_train(const BenchTrainArguments& arguments, const GlobalOptions& 
   benchmark.warmup = arguments.warmup;
   benchmark.steps = arguments.steps;
   benchmark.device = arguments.device;
-  device::get_device("cpu");  // before the first tensor: memory is held and counted
   benchmark.kernel_times = arguments.kernels;
   const auto result = train::run_step_benchmark(benchmark);
 

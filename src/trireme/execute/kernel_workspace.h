@@ -9,9 +9,14 @@
 
 namespace trireme::execute {
 
-/// Threads and ways of multiplying bfloat16 as they are now. Of PrivateUse1, taken as sim's: none, for its kernels' workspace
-/// is the host's.
-plan::KernelWorkspace kernel_workspace(at::Device device = at::kCPU);
+/// Of the kernels that the registry would choose now: the processor's by the plan's formulas, with threads and ways of
+/// multiplying as they are; sim's hold nothing; others what they state.
+plan::KernelWorkspace kernel_workspace(at::Device device = at::kCPU,
+                                       plan::Precision precision = plan::Precision::kFp32);
+
+/// Of the run file's device ("cpu", "cuda:1"), which need not be there: of a device that is not, sim's hold nothing, and the
+/// processor's are an estimate of others.
+plan::KernelWorkspace kernel_workspace_of(const std::string& device, plan::Precision precision);
 
 /// How this machine and this torch multiply, in words: runs with another answer may differ in their last bits.
 std::string arithmetic_name();

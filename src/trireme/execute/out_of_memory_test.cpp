@@ -22,7 +22,7 @@ TEST_P(OutOfMemoryTest, SaysWhatWasHeldAndASmallerStepRuns) {
           "max_position_embeddings":128})",
       "test");
   plan::Strategy strategy = strategy_for(2, 1, 4, 128);
-  strategy.kernels = kernel_workspace(device.torch_device());
+  strategy.kernels = kernel_workspace(device.torch_device(), strategy.precision);
   StepInput input;
   input.micro_batches = random_batches(spec, 2, 4, 128, 3);
   const int64_t before = device.memory().allocated_bytes;

@@ -105,7 +105,7 @@ TEST_P(PredictedMemory, IsWhatTheAllocatorHeld) {
   strategy.precision = memory.precision;
   strategy.delay_weight_gradients = memory.delayed;
   strategy.recompute.assign(spec.parts.size(), memory.recompute);
-  strategy.kernels = kernel_workspace(device.torch_device());
+  strategy.kernels = kernel_workspace(device.torch_device(), strategy.precision);
   if (memory.offload) strategy.offload_activations = plan::offload_from_names(spec, {"all"});
   strategy.offload_optimizer = memory.offload;
   const plan::Program program = plan::build_program(spec, strategy);

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "trireme/base/error.h"
+
 namespace trireme::execute {
 namespace {
 
@@ -82,6 +84,7 @@ bool RecordedStep::run(const plan::RecordedRun& run, const Access& access) {
     device_.copy(positions_, access.batch->positions, queue);
 
   // All are [rows, seq_len, hidden], and the first run takes the embedding's.
+  TRIREME_CHECK(!kept_.empty(), "a micro-batch's first recorded run takes nothing");
   for (const int id : run.gives) kept(buffer(id), kept_.begin()->second);
   size_t& done = under_way_.at(run.micro_batch).second;
   if (done == recorded->size()) {

@@ -26,6 +26,29 @@
 
 namespace trireme::kernels {
 
+/// Sizes of a call, for whoever asks a kernel what it will hold. Those that the op does not have are 0.
+struct CallSizes {
+  at::ScalarType dtype = at::kFloat;
+  int64_t rows = 0;        ///< N; of all groups together
+  int64_t in = 0;          ///< width of x (linear's, a norm's, the head's hidden states)
+  int64_t out = 0;         ///< width of y; size of the vocabulary
+  int64_t groups = 0;      ///< of about as many rows each
+  int64_t parts = 1;       ///< weights side by side in one call of grouped_linear
+  int64_t chunk_rows = 0;  ///< of linear_cross_entropy, with both gradients
+  bool bias_and_residual = false;
+  int64_t batch = 0;
+  int64_t places = 0;  ///< of queries and of keys
+  int64_t heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t value_dim = 0;
+  bool softcap = false;
+  bool sinks = false;
+};
+/// "Workspace" of ops.h: bytes of the device's memory, of tensors, that a call of these sizes holds beside what it is given.
+/// The conformance suite holds a kernel to it: never more, and not much less.
+using WorkspaceBytes = int64_t (*)(const CallSizes&);
+
 /// A kernel of an op: who it is, and where it can be used.
 struct KernelInfo {
   std::string name;                                 ///< unique among the op's kernels
@@ -35,6 +58,11 @@ struct KernelInfo {
   int priority = 200;
   /// What the device must have, as `trireme doctor` names it: avx512_bf16, amx_bf16 ... Without, it is not chosen.
   std::vector<std::string> needs = {};
+  /// For the ops whose workspace the planner asks for: linear and its weight's gradient, bias_gradient, the norms' backward,
+  /// attention, linear_cross_entropy, the grouped products. Null: not stated, and the plan leaves it out.
+  WorkspaceBytes workspace = nullptr;
+  /// Its calls can be recorded (Device::record) only where any ATen operator's can: it is made of those.
+  bool records_as_aten = false;
 };
 
 namespace detail {
@@ -66,7 +94,7 @@ constexpr uint64_t layout_of_arguments() {
   for (const uint64_t size :
        {sizeof(AttentionOptions), sizeof(CrossEntropyOutputs), sizeof(AdamWParams),
         sizeof(RouterOptions), sizeof(RouterBalance), sizeof(ExpertRows), sizeof(ExpertActivation),
-        sizeof(KernelInfo), sizeof(at::Tensor)})
+        sizeof(KernelInfo), sizeof(CallSizes), sizeof(at::Tensor)})
     mix = (mix ^ size) * 1099511628211U;
   return mix;
 }

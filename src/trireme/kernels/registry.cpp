@@ -211,6 +211,18 @@ std::vector<at::ScalarType> Registry::dtypes_of_kernel(const std::string& op,
   return result;
 }
 
+const KernelInfo* Registry::info(const std::string& op, at::ScalarType dtype,
+                                 at::DeviceType device) const {
+  const std::lock_guard lock(mutex_);
+  const Kernel* kernel = best(op_index(op), device, dtype);
+  return kernel == nullptr ? nullptr : &kernel->info;
+}
+
+const KernelInfo& Registry::info_of_kernel(const std::string& op, const std::string& kernel) const {
+  const std::lock_guard lock(mutex_);
+  return named(op_index(op), kernel).info;
+}
+
 std::optional<std::string> Registry::unsupported_reason(const std::string& op, at::ScalarType dtype,
                                                         at::DeviceType device) const {
   const std::lock_guard lock(mutex_);
@@ -250,9 +262,19 @@ std::vector<std::string> Registry::kernels_of(const std::string& op, at::DeviceT
 }
 
 void add_own_kernels(Registrar& registrar) {
-  const KernelInfo of_aten{.name = "aten", .device = std::nullopt, .priority = 0};
+  KernelInfo of_aten{
+      .name = "aten", .device = std::nullopt, .priority = 0, .records_as_aten = true};
   const KernelInfo of_cpu{.name = "cpu", .device = at::kCPU, .priority = 100};
+  // The planner knows what the processor's hold; of the references it asks those that hold the most.
+  const auto aten_workspace = [](std::string_view op) -> WorkspaceBytes {
+    if (op == "attention")
+      return [](const CallSizes& c) { return aten::attention_workspace(c, false); };
+    if (op == "attention_backward")
+      return [](const CallSizes& c) { return aten::attention_workspace(c, true); };
+    return nullptr;
+  };
 #define X(op, dtypes)                              \
+  of_aten.workspace = aten_workspace(#op);         \
   registrar.add<&kernels::op>(of_aten, &aten::op); \
   registrar.add<&kernels::op>(of_cpu, &cpu::op);
   TRIREME_KERNEL_OPS(X)

@@ -73,6 +73,11 @@ class Registry : public Registrar {
     return reinterpret_cast<decltype(kOp)>(function_of(detail::OpOf<kOp>::kIndex, kernel));
   }
 
+  /// Of the kernel that runs a cell; null: none can. Stays valid. Error{kConfig} for an unknown op.
+  const KernelInfo* info(const std::string& op, at::ScalarType dtype, at::DeviceType device) const;
+  /// Of a kernel by name. Error{kConfig} for unknown names.
+  const KernelInfo& info_of_kernel(const std::string& op, const std::string& kernel) const;
+
   /// Why no kernel can run; empty if one can. Error{kConfig} for an unknown op.
   std::optional<std::string> unsupported_reason(const std::string& op, at::ScalarType dtype,
                                                 at::DeviceType device) const;

@@ -106,6 +106,7 @@ const RotaryTable::Rows& RotaryTable::rows(int64_t length) {
   // Exactly what training asks for first; generation, which asks for one more each time, grows by
   // doubling.
   if (length > have) {
+    if (have > 0 && !device_.is_cpu()) replaced_.push_back(rows);
     rows = make_rows(spec_, long_sequence, std::max(length, 2 * have));
     rows.cos = rows.cos.to(device_);
     rows.sin = rows.sin.to(device_);

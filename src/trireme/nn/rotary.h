@@ -41,6 +41,8 @@ class RotaryTable {
   at::Device device_;  ///< of the tables
   Rows usual_;
   Rows long_;  ///< LongRoPE only
+  /// On devices, what larger tables have taken the place of: recorded work goes on reading it.
+  std::vector<Rows> replaced_;
 };
 
 }  // namespace trireme::nn

@@ -92,6 +92,7 @@ std::string memory_text(const model::ModelSpec& spec, const Program& program,
   line("bfloat16 weights", resident.compute_weights);
   line("optimizer states", resident.optimizer_states);
   line("tables", resident.tables);
+  line("libraries", resident.libraries);
   line("recorded work", program.recorded_bytes);
   line("together", resident.total() + program.recorded_bytes);
   line("optimizer states on the host", resident.host_optimizer_states);

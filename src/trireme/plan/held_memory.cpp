@@ -17,7 +17,7 @@ int64_t HeldMemory::activation_bytes() const {
 }
 
 int64_t HeldMemory::total() const {
-  return weights + optimizer_states + tables + gradients + batches + recorded_work +
+  return weights + optimizer_states + tables + libraries + gradients + batches + recorded_work +
          activation_bytes();
 }
 
@@ -27,6 +27,7 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
   held.weights = resident.master_weights + resident.compute_weights;
   held.optimizer_states = resident.optimizer_states;
   held.tables = resident.tables;
+  held.libraries = resident.libraries;
   held.recorded_work = program.recorded_bytes;
   const auto add = [&](const std::vector<int>& buffers, int64_t sign) {
     for (const int id : buffers) {
@@ -85,6 +86,7 @@ std::string describe(const model::ModelSpec& spec, const HeldMemory& held, int64
   add("weights", held.weights);
   add("optimizer states", held.optimizer_states);
   add("tables", held.tables);
+  add("libraries", held.libraries);
   add("recorded work", held.recorded_work);
   add("gradients", held.gradients);
   add("batches", held.batches);

@@ -14,6 +14,7 @@ struct HeldMemory {
   int64_t weights = 0;           ///< float32, and bfloat16 copies
   int64_t optimizer_states = 0;  ///< resident, or visiting for their part's step
   int64_t tables = 0;            ///< of rotary embeddings
+  int64_t libraries = 0;         ///< of the device's vendor
   int64_t gradients = 0;         ///< of parameters
   int64_t batches = 0;
   int64_t recorded_work =

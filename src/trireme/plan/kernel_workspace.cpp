@@ -47,35 +47,52 @@ int64_t tensor_bytes(int64_t bytes) {
   return (bytes + 63) / 64 * 64;
 }
 
-int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner,
-                                 Precision precision) const {
-  if (!in_device_memory) return 0;
-  if (precision == Precision::kFp32) return float_product(float32, rows, cols, inner);
-  if (bfloat16 == Bf16Product::kPanels) return 0;
-  const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  if (bfloat16 == Bf16Product::kMkl) {
-    if (rows >= kMinRows) return floats(panel * cols);
-    return tensor_bytes(2 * kMinRows * inner) + floats(kMinRows * cols);
+int64_t KernelWorkspace::ask(WorkspaceOp op, const KernelCall& call,
+                             const std::function<int64_t()>& of_cpu) const {
+  if (stated != nullptr) {
+    const auto found = stated->of.find(op);
+    if (found != stated->of.end()) return found->second(call);
   }
-  return floats(panel * cols) + floats(cols * inner) + floats(panel * inner) +
-         float_product(float32, panel, cols, inner);
+  return in_device_memory ? of_cpu() : 0;
+}
+
+int64_t KernelWorkspace::product(int64_t rows, int64_t cols, int64_t inner, Precision precision,
+                                 bool bias_and_residual) const {
+  const KernelCall call{.precision = precision,
+                        .rows = rows,
+                        .in = inner,
+                        .out = cols,
+                        .bias_and_residual = bias_and_residual};
+  return ask(WorkspaceOp::kLinear, call, [&]() -> int64_t {
+    if (precision == Precision::kFp32) return float_product(float32, rows, cols, inner);
+    if (bfloat16 == Bf16Product::kPanels) return 0;
+    const int64_t panel = std::min(rows, kPanelRows + kMinRows);
+    if (bfloat16 == Bf16Product::kMkl) {
+      if (rows >= kMinRows) return floats(panel * cols);
+      return tensor_bytes(2 * kMinRows * inner) + floats(kMinRows * cols);
+    }
+    return floats(panel * cols) + floats(cols * inner) + floats(panel * inner) +
+           float_product(float32, panel, cols, inner);
+  });
 }
 
 int64_t KernelWorkspace::weight_product(int64_t rows, int64_t out, int64_t in,
                                         Precision precision) const {
-  if (!in_device_memory) return 0;
-  if (precision == Precision::kFp32)
-    return float32 == FloatProduct::kPanels ? floats(packed_block(rows, in)) : 0;
-  if (bfloat16 == Bf16Product::kMkl) return 0;
-  if (bfloat16 == Bf16Product::kPanels) return tensor_bytes(2 * packed_block(rows, in));
-  const int64_t panel = std::min(rows, kPanelRows + kMinRows);
-  return floats(panel * out) + floats(panel * in) +
-         (float32 == FloatProduct::kPanels ? floats(packed_block(panel, in)) : 0);
+  const KernelCall call{.precision = precision, .rows = rows, .in = in, .out = out};
+  return ask(WorkspaceOp::kLinearWeight, call, [&]() -> int64_t {
+    if (precision == Precision::kFp32)
+      return float32 == FloatProduct::kPanels ? floats(packed_block(rows, in)) : 0;
+    if (bfloat16 == Bf16Product::kMkl) return 0;
+    if (bfloat16 == Bf16Product::kPanels) return tensor_bytes(2 * packed_block(rows, in));
+    const int64_t panel = std::min(rows, kPanelRows + kMinRows);
+    return floats(panel * out) + floats(panel * in) +
+           (float32 == FloatProduct::kPanels ? floats(packed_block(panel, in)) : 0);
+  });
 }
 
-int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
-                                   Precision precision, bool backward) const {
-  if (!in_device_memory) return 0;
+int64_t KernelWorkspace::attention_of_cpu(int64_t batch, int64_t seq_len,
+                                          const model::AttentionSpec& spec, Precision precision,
+                                          bool backward) const {
   const int64_t d = spec.head_dim;
   const int64_t value_d = spec.value_dim;
   const bool low = precision == Precision::kBf16;
@@ -106,9 +123,32 @@ int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::
          scratch;
 }
 
+int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,
+                                   Precision precision, bool backward) const {
+  const KernelCall call{.precision = precision,
+                        .batch = batch,
+                        .places = seq_len,
+                        .heads = spec.num_heads,
+                        .kv_heads = spec.num_kv_heads,
+                        .head_dim = spec.head_dim,
+                        .value_dim = spec.value_dim,
+                        .softcap = spec.softcap > 0.0,
+                        .sinks = spec.sinks};
+  return ask(backward ? WorkspaceOp::kAttentionBackward : WorkspaceOp::kAttention, call,
+             [&] { return attention_of_cpu(batch, seq_len, spec, precision, backward); });
+}
+
 int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                        Precision precision) const {
-  if (!in_device_memory) return 0;
+  const KernelCall call{
+      .precision = precision, .in = hidden, .out = vocab_size, .chunk_rows = chunk_rows};
+  return ask(WorkspaceOp::kCrossEntropy, call, [&] {
+    return cross_entropy_of_cpu(chunk_rows, vocab_size, hidden, precision);
+  });
+}
+
+int64_t KernelWorkspace::cross_entropy_of_cpu(int64_t chunk_rows, int64_t vocab_size,
+                                              int64_t hidden, Precision precision) const {
   const int64_t chunk = std::max(chunk_rows, kMinRows);
   const int64_t logits = floats(chunk * vocab_size);
   const int64_t packed = packed_block(chunk_rows, hidden);
@@ -123,24 +163,51 @@ int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, i
 
 int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
                                        const model::NormSpec& norm) const {
-  if (!in_device_memory) return 0;
-  const int64_t blocks = reduction_blocks(rows);
-  if (norm.kind == model::NormKind::kRmsNorm) return floats(blocks * width);
-  return floats((blocks + 1) * width * (norm.bias ? 2 : 1));
+  const bool rms = norm.kind == model::NormKind::kRmsNorm;
+  const KernelCall call{.rows = rows, .in = width};
+  return ask(rms ? WorkspaceOp::kRmsNormBackward : WorkspaceOp::kLayerNormBackward, call, [&] {
+    const int64_t blocks = reduction_blocks(rows);
+    if (rms) return floats(blocks * width);
+    return floats((blocks + 1) * width * (norm.bias ? 2 : 1));
+  });
+}
+
+int64_t KernelWorkspace::grouped_product(int64_t rows, int64_t groups, int64_t in, int64_t out,
+                                         int64_t parts, Precision precision) const {
+  const KernelCall call{.precision = precision,
+                        .rows = rows,
+                        .in = in,
+                        .out = out,
+                        .groups = groups,
+                        .parts = parts};
+  return ask(WorkspaceOp::kGroupedLinear, call, [] { return int64_t{0}; });
+}
+
+int64_t KernelWorkspace::grouped_input(int64_t rows, int64_t groups, int64_t in, int64_t out,
+                                       int64_t parts, Precision precision) const {
+  const KernelCall call{.precision = precision,
+                        .rows = rows,
+                        .in = in,
+                        .out = out,
+                        .groups = groups,
+                        .parts = parts};
+  return ask(WorkspaceOp::kGroupedInput, call, [] { return int64_t{0}; });
 }
 
 int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in,
                                         Precision precision) const {
-  if (!in_device_memory) return 0;
-  // Rows of all groups, each group's last block padded by half of the most on average.
-  const int64_t padded = rows + std::min(groups, rows) * kInnerMultiple / 2;
-  const bool native = precision == Precision::kBf16 && bfloat16 == Bf16Product::kPanels;
-  return tensor_bytes((native ? 2 : 4) * padded * round_up(in, kTile));
+  const KernelCall call{.precision = precision, .rows = rows, .in = in, .groups = groups};
+  return ask(WorkspaceOp::kGroupedWeight, call, [&] {
+    // Rows of all groups, each group's last block padded by half of the most on average.
+    const int64_t padded = rows + std::min(groups, rows) * kInnerMultiple / 2;
+    const bool native = precision == Precision::kBf16 && bfloat16 == Bf16Product::kPanels;
+    return tensor_bytes((native ? 2 : 4) * padded * round_up(in, kTile));
+  });
 }
 
 int64_t KernelWorkspace::bias_gradient(int64_t rows, int64_t width) const {
-  if (!in_device_memory) return 0;
-  return floats(reduction_blocks(rows) * width);
+  return ask(WorkspaceOp::kBiasGradient, {.rows = rows, .in = width},
+             [&] { return floats(reduction_blocks(rows) * width); });
 }
 
 }  // namespace trireme::plan

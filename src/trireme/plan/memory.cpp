@@ -84,7 +84,8 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   make_saved(forward, kept, mode == Recompute::kNone, kept);
   forward.hold(projected);
   forward.hold(hidden + (kept ? after_statistics : 0));
-  forward.pass(sizes.product(sizes.width, query_width));
+  forward.pass(sizes.product(sizes.width, query_width,
+                             attention.out_bias && !where.attention_post_norm));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
@@ -173,7 +174,7 @@ PartBytes mlp_bytes(const model::ModelSpec& spec, const Strategy& strategy, int 
   if (!kept) forward.drop(up);
   forward.hold(projected);
   forward.hold(hidden + (kept ? after_statistics : 0));
-  forward.pass(sizes.product(sizes.width, mlp.hidden));
+  forward.pass(sizes.product(sizes.width, mlp.hidden, mlp.bias && !where.mlp_post_norm));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 
@@ -359,6 +360,7 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
     bytes.optimizer_states += all;
   }
   if (strategy.offload_optimizer) std::swap(bytes.optimizer_states, bytes.host_optimizer_states);
+  bytes.libraries = strategy.kernels.library_bytes;
   // One table per distinct rotary embedding, shared by its layers: float32 cosines and sines of half
   // the rotated dimensions at every position of a sequence.
   std::vector<model::RotarySpec> tables;

@@ -51,10 +51,13 @@ struct ResidentBytes {
   int64_t master_weights = 0;   ///< float32
   int64_t compute_weights = 0;  ///< bfloat16 copies; 0 in fp32
   int64_t optimizer_states = 0;
-  int64_t tables = 0;  ///< rotary cosines and sines
+  int64_t tables = 0;     ///< rotary cosines and sines
+  int64_t libraries = 0;  ///< of the device's vendor: KernelWorkspace::library_bytes
   int64_t host_optimizer_states =
       0;  ///< in place of `optimizer_states`, on the host: not in total()
-  int64_t total() const { return master_weights + compute_weights + optimizer_states + tables; }
+  int64_t total() const {
+    return master_weights + compute_weights + optimizer_states + tables + libraries;
+  }
 };
 /// On the rank that `slices` and `slice` of the program are of; of a program without slices, of a rank that shares nothing.
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,

@@ -79,22 +79,32 @@ PartBytes experts_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
   bytes.saved_weight = gate_up + (selective ? 0 : act);
   bytes.delayed = (selective ? act : 0) + bias_gradient;
 
+  const KernelWorkspace& kernels = sizes.kernels;
   HighWater forward;
-  forward.hold(row_weights + gate_up + act);
+  forward.hold(row_weights + gate_up);
+  forward.pass(kernels.grouped_product(rows, moe.num_experts, sizes.width, 2 * width, 2,
+                                       sizes.precision));
+  forward.hold(act);
   if (mode == Recompute::kFull) forward.drop(gate_up);
   forward.hold(in);
+  forward.pass(
+      kernels.grouped_product(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
   bytes.forward_workspace =
       forward.above(in + (mode == Recompute::kFull ? 0 : bytes.saved_input + bytes.saved_weight));
   bytes.recompute_workspace = 0;
 
   HighWater backward;
   backward.hold(act + row_weights);  // gradients of the activation and of the rows' weights
+  backward.pass(
+      kernels.grouped_input(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
   if (!selective) backward.drop(act);
   backward.hold(bias_gradient);
   const int64_t choices = routed_choices_bytes(spec, strategy, part);
   backward.hold(choices);
   backward.drop(2 * row_weights);
   backward.hold(in);
+  backward.pass(
+      kernels.grouped_input(rows, moe.num_experts, sizes.width, 2 * width, 2, sizes.precision));
   bytes.backward_input_workspace = backward.above(in + choices + bytes.delayed);
 
   HighWater weight;

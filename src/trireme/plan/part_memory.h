@@ -56,8 +56,8 @@ struct Sizes {
     return tensor_bytes(rows * columns * element_bytes(precision));
   }
   int64_t activations(int64_t columns) const { return matrix(tokens, columns); }
-  int64_t product(int64_t cols, int64_t inner) const {
-    return kernels.product(tokens, cols, inner, precision);
+  int64_t product(int64_t cols, int64_t inner, bool bias_and_residual = false) const {
+    return kernels.product(tokens, cols, inner, precision, bias_and_residual);
   }
   int64_t weight_product(int64_t out, int64_t in, bool bias) const {
     return std::max(kernels.weight_product(tokens, out, in, precision),

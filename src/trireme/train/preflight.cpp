@@ -11,6 +11,7 @@
 #include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/device.h"
 #include "trireme/device/plugin/plugin.h"
+#include "trireme/execute/recorded_ops.h"
 #include "trireme/kernels/registry.h"
 #include "trireme/model/flops.h"
 #include "trireme/plan/explain_layout.h"
@@ -101,15 +102,36 @@ void inspect_out(Preflight& p) {
   }
 }
 
-/// Ops whose chosen kernel is not one whose workspace the planner knows.
+/// Ops whose chosen kernel is not one whose workspace the planner knows, or is told.
 std::vector<std::string> unmodelled_kernels(const RunConfig& c) {
   std::set<std::string> names;
   const at::DeviceType device = device::get_device(c.device.name).torch_device().type();
   for (const kernels::KernelRow& row : kernels::registry().rows(device)) {
-    if (!row.chosen.empty() && row.chosen != "cpu" && row.chosen != "sim")
+    if (row.chosen.empty() || row.chosen == "cpu" || row.chosen == "sim") continue;
+    if (kernels::registry().info_of_kernel(row.op, row.chosen).workspace == nullptr)
       names.insert(fmt::format("{} of {}", row.chosen, row.op));
   }
   return {names.begin(), names.end()};
+}
+
+/// A kernel that cannot be recorded would end the second step.
+void inspect_recording(Preflight& p) {
+  const RunConfig& c = p.run.config;
+  if (!c.device.graphs) return;
+  device::Device& device = device::get_device(c.device.name);
+  if (!device.capabilities().graph_capture || device.capabilities().records_aten) return;
+  const at::ScalarType dtype =
+      p.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat;
+  for (const std::string& op : execute::recorded_ops()) {
+    const kernels::KernelInfo* kernel =
+        kernels::registry().info(op, dtype, device.torch_device().type());
+    if (kernel == nullptr || !kernel->records_as_aten) continue;
+    add(p.problems, ErrorCode::kConfig,
+        fmt::format("device.graphs = true, and the kernel '{}' of {} cannot be recorded on "
+                    "device.name = \"{}\"",
+                    kernel->name, op, c.device.name),
+        fmt::format("choose another with kernels.use.{}, or leave device.graphs out", op));
+  }
 }
 
 void inspect_strategy(Preflight& p, int rank) {
@@ -133,6 +155,7 @@ void inspect_strategy(Preflight& p, int rank) {
                     c.device.name),
         "leave it out");
   }
+  inspect_recording(p);
   // A micro-batch with several documents in a row would be run as ever, beside what recorded work holds.
   if (c.device.graphs && c.data.packing != "stream") {
     add(p.problems, ErrorCode::kConfig,

@@ -2,6 +2,9 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <fmt/format.h>
+
+#include <utility>
 
 #include "trireme/device/conformance/trials.h"
 
@@ -9,6 +12,7 @@ namespace trireme::device::conformance {
 namespace {
 
 constexpr int64_t kElements = int64_t{1} << 18;
+constexpr int64_t kMoreThanAnyHas = int64_t{1} << 50;
 
 /// y = x by way of memory that the work makes for itself.
 void copy_by_way_of(const at::Tensor& x, const at::Tensor& y) {
@@ -75,6 +79,47 @@ void try_recorded_work(Trials& trials) {
       problem = not_all(z, i);
     }
     device.synchronize();
+    return problem;
+  });
+  trials.trial("its memory is counted as long as it lives", [&] {
+    const at::Tensor x = at::full({kElements}, 1, trials.here());
+    const at::Tensor y = at::full({kElements}, -1, trials.here());
+    device.synchronize();
+    const int64_t before = device.memory().allocated_bytes;
+    {
+      const auto graph = device.record([&] { copy_by_way_of(x, y); }, device.new_graph_memory());
+      device.synchronize();
+      const int64_t during = device.memory().allocated_bytes;
+      if (during < before + kElements * 4)
+        return fmt::format("{} bytes are held before, {} with it", before, during);
+    }
+    device.synchronize();
+    const int64_t after = device.memory().allocated_bytes;
+    return before == after ? std::string()
+                           : fmt::format("{} bytes are held before, {} after", before, after);
+  });
+  trials.trial("memory that ends while it is recorded says so, and all goes on", [&] {
+    const at::Tensor x = at::full({kElements}, 1, trials.here());
+    const at::Tensor y = at::full({kElements}, -1, trials.here());
+    const auto memory = device.new_graph_memory();
+    try {
+      device.record(
+          [&] {
+            copy_by_way_of(x, y);
+            at::empty({kMoreThanAnyHas}, trials.here(at::kByte));
+          },
+          memory);
+      return std::string("it is given out");
+    } catch (const c10::OutOfMemoryError&) {  // as outside of a recording
+    }
+    std::string problem = not_all(y, -1);
+    x.fill_(3);
+    const at::Tensor z = at::full({kElements}, 7, trials.here());
+    const auto graph = device.record([&] { copy_by_way_of(x, y); }, memory);
+    graph->replay(compute);
+    for (const auto& [tensor, value] : {std::pair{y, 3.0}, std::pair{z, 7.0}}) {
+      if (problem.empty()) problem = not_all(tensor, value);
+    }
     return problem;
   });
   trials.trial("what throws while it is recorded leaves the device as it was", [&] {

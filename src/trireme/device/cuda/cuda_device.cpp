@@ -1,6 +1,7 @@
 #include "trireme/device/cuda/cuda_device.h"
 
 #include <ATen/Context.h>
+#include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -11,6 +12,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/profiler/stubs/base.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -32,13 +34,26 @@ cudaDeviceProp properties_of(int index) {
   return properties;
 }
 
-/// With the stream that its work is recorded on: libraries keep a workspace for each stream that they meet.
 struct CudaGraphMemory final : GraphMemory {
-  explicit CudaGraphMemory(c10::DeviceIndex device)
-      : stream(c10::cuda::getStreamFromPool(false, device)) {}
+  /// `total`: of all memory of recorded work on the device; outlives this.
+  explicit CudaGraphMemory(std::atomic<int64_t>& total) : total_(total) {}
+  ~CudaGraphMemory() override { total_ -= bytes_; }
+
+  /// What the allocator holds for it now.
+  void count() {
+    int64_t bytes = 0;
+    for (const auto& segment : allocator::snapshot(pool).segments)
+      bytes += static_cast<int64_t>(segment.total_size);
+    total_ += bytes - bytes_;
+    bytes_ = bytes;
+  }
+
   at::cuda::MempoolId_t pool = at::cuda::graph_pool_handle();
-  c10::cuda::CUDAStream stream;
   bool used = false;
+
+ private:
+  std::atomic<int64_t>& total_;
+  int64_t bytes_ = 0;
 };
 
 class CudaGraph final : public Graph {
@@ -58,13 +73,17 @@ class CudaDevice final : public AcceleratorDevice {
  public:
   explicit CudaDevice(int index)
       : AcceleratorDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index))),
-        properties_(properties_of(index)) {}
+        properties_(properties_of(index)),
+        recording_(c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(index))) {}
 
   std::string name() const override { return properties_.name; }
 
   Capabilities capabilities() const override {
     Capabilities result = AcceleratorDevice::capabilities();
     result.graph_capture = true;
+    result.records_aten = true;
+    // Of cuBLAS, for the stream that computes.
+    result.library_bytes = static_cast<int64_t>(at::cuda::getChosenWorkspaceSize());
     const int mine = torch_device().index();
     for (int other = 0; other < c10::cuda::device_count(); ++other) {
       int can = 0;
@@ -90,11 +109,14 @@ class CudaDevice final : public AcceleratorDevice {
     MemoryStatistics result = AcceleratorDevice::memory();
     const std::lock_guard lock(mutex_);
     result.cap_bytes = cap_bytes_;
+    // Tensors of recorded work are gone when it is recorded; their memory is not.
+    result.allocated_bytes += graph_bytes_;
+    result.peak_allocated_bytes += graph_bytes_;
     return result;
   }
 
   std::shared_ptr<GraphMemory> new_graph_memory() override {
-    return std::make_shared<CudaGraphMemory>(torch_device().index());
+    return std::make_shared<CudaGraphMemory>(graph_bytes_);
   }
   /// On a stream beside: the default stream cannot be recorded.
   std::unique_ptr<Graph> record(const std::function<void()>& work,
@@ -105,19 +127,22 @@ class CudaDevice final : public AcceleratorDevice {
     // What earlier steps left in the allocator would be held twice.
     if (!std::exchange(pool->used, true)) allocator::emptyCache();
     auto graph = std::make_unique<CudaGraph>(pool);
-    const c10::cuda::CUDAStreamGuard guard(pool->stream);
+    const c10::cuda::CUDAStreamGuard guard(recording_);
     try {
       graph->graph.capture_begin(pool->pool, cudaStreamCaptureModeThreadLocal);
       try {
         work();
       } catch (...) {
-        try {
-          graph->graph.capture_end();
-        } catch (const c10::Error&) {  // what `work` threw says more
-        }
+        abandon(graph->graph, pool->pool);
         throw;
       }
-      graph->graph.capture_end();
+      try {
+        graph->graph.capture_end();
+      } catch (...) {
+        abandon(graph->graph, pool->pool);
+        throw;
+      }
+      pool->count();
     } catch (const c10::OutOfMemoryError&) {
       throw;  // says what was held
     } catch (const c10::Error& error) {
@@ -136,9 +161,25 @@ class CudaDevice final : public AcceleratorDevice {
   void end_range() override { torch::profiler::impl::cudaStubs()->rangePop(); }
 
  private:
+  /// After an error: what it throws says less than what was thrown before. A recording that the driver gave up does not end by
+  /// itself, and tensors would be of its memory ever after.
+  void abandon(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) const {
+    try {
+      graph.capture_end();
+    } catch (const c10::Error&) {  // it had ended
+    }
+    try {
+      allocator::endAllocateToPool(torch_device().index(), pool);
+    } catch (const c10::Error&) {  // that was not left open
+    }
+  }
+
   const cudaDeviceProp properties_;
+  /// All work is recorded on this one: libraries keep a workspace for each stream that they meet.
+  const c10::cuda::CUDAStream recording_;
   mutable std::mutex mutex_;
   int64_t cap_bytes_ = 0;
+  std::atomic<int64_t> graph_bytes_{0};
 };
 
 int count_devices() {

@@ -14,4 +14,7 @@ namespace trireme::kernels::aten {
 TRIREME_KERNEL_OPS(X)
 #undef X
 
+/// Of attention or attention_backward, whose scores are held at once, several times over; at most.
+int64_t attention_workspace(const CallSizes& sizes, bool backward);
+
 }  // namespace trireme::kernels::aten

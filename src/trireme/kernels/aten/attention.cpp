@@ -115,4 +115,17 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
   put(dv, sum_to_heads(d_value, v.size(2)));
 }
 
+int64_t attention_workspace(const CallSizes& c, bool backward) {
+  const int64_t scores = 4 * c.batch * c.heads * c.places * c.places;
+  const int64_t of_queries = 4 * c.batch * c.heads * c.places;
+  const int64_t mask = c.places * c.places;
+  // Logits, their exponents and what the two are made of; in float32, with each key head repeated for its queries.
+  if (!backward) {
+    return (c.softcap ? 4 : 3) * scores + mask +
+           of_queries * (2 * c.head_dim + (c.dtype == at::kFloat ? 0 : 1) * c.value_dim);
+  }
+  // Besides them the gradients of both, and of queries, keys and values.
+  return (c.softcap ? 6 : 5) * scores + mask + of_queries * (2 * c.head_dim + 2 * c.value_dim);
+}
+
 }  // namespace trireme::kernels::aten

@@ -168,6 +168,8 @@ std::vector<Outcome> check(const std::string& op, const std::string& kernel,
       }
     }
   }
+  const std::vector<Outcome> held = check_workspace(op, kernel, device);
+  outcomes.insert(outcomes.end(), held.begin(), held.end());
   return outcomes;
 }
 

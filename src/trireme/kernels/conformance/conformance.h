@@ -32,9 +32,15 @@ struct Outcome {
 /// Ops that trials exist for, in the order of the ops.
 std::vector<std::string> ops_with_trials();
 
-/// Runs every trial of the op on the kernel of this name (registry()). Blocks for up to some seconds. An exception of the
+/// Runs every trial of the op on the kernel of this name (registry()), and holds it to the workspace that it states. Blocks for up to some seconds. An exception of the
 /// kernel is a problem of its trial. Error{kConfig} for an unknown op, kernel, one of another type of device, or an op without trials.
 std::vector<Outcome> check(const std::string& op, const std::string& kernel,
                            c10::DeviceType device = c10::kCPU);
+
+/// Calls of random sizes with the device's memory watched: the kernel holds no more than it states (KernelInfo::workspace), and
+/// at least four fifths of it, but for what an allocator rounds up. Empty where nothing is stated. Part of check(). On the CPU,
+/// device::install_cpu_allocator() comes first.
+std::vector<Outcome> check_workspace(const std::string& op, const std::string& kernel,
+                                     c10::DeviceType device = c10::kCPU);
 
 }  // namespace trireme::kernels::conformance

@@ -33,7 +33,10 @@ void launch_failed(const char* kernel, const char* reason) {
 }
 
 void register_kernels(Registrar& registrar, const KernelInfo& info) {
-#define X(op) registrar.add<&kernels::op>(info, &ops::op);
+  KernelInfo mine = info;
+#define X(op)                        \
+  mine.workspace = workspace_of(#op); \
+  registrar.add<&kernels::op>(mine, &ops::op);
   TRIREME_GPU_OPS(X)
 #undef X
 }

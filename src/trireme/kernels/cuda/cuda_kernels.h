@@ -6,6 +6,8 @@
 // those of the wheel's library: a row's bits may depend on how many rows there are.
 #pragma once
 
+#include <string_view>
+
 #include "trireme/kernels/plugin.h"
 
 /// Every op that has a kernel here.
@@ -52,6 +54,10 @@ namespace ops {
 TRIREME_GPU_OPS(X)
 #undef X
 }  // namespace ops
+
+/// What the op's kernel of this folder states as its workspace. With those of the wheel that it
+/// calls: of the FlashAttention of torch 2.11 (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp).
+WorkspaceBytes workspace_of(std::string_view op);
 
 /// Offers them all under this name, device, priority and needs.
 void register_kernels(Registrar& registrar, const KernelInfo& info);

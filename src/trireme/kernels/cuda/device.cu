@@ -17,4 +17,18 @@ int compute_major() {
 #endif
 }
 
+int multiprocessors() {
+#ifdef TRIREME_EMULATED_GPU
+  return 2;
+#else
+  int device = 0;
+  int count = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) launch_failed("multiprocessors", cudaGetErrorString(error));
+  return count;
+#endif
+}
+
 }  // namespace trireme::kernels::gpu

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "trireme/base/error.h"
+#include "trireme/device/memory.h"
 #include "trireme/kernels/aten/aten_kernels.h"
 #include "trireme/kernels/conformance/conformance.h"
 #include "trireme/kernels/cpu/test_tensors.h"
@@ -18,6 +19,12 @@
 
 namespace trireme::kernels::gpu {
 namespace {
+
+// Before the first tensor: the workspaces are counted.
+[[maybe_unused]] const bool kCounted = [] {
+  device::install_cpu_allocator();
+  return true;
+}();
 
 const std::vector<std::string>& emulated_ops() {
   static const std::vector<std::string> names = [] {

@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
 #include "trireme/kernels/aten/aten_kernels.h"
@@ -14,11 +15,26 @@ namespace {
 
 using at::Tensor;
 
+/// While it lives, tensors are of memory that nobody counts: what the device's libraries do without.
+class Uncounted {
+ public:
+  Uncounted() : counted_(c10::GetCPUAllocator()) { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
+  ~Uncounted() { c10::SetCPUAllocator(counted_, kPriority); }
+  Uncounted(const Uncounted&) = delete;
+  Uncounted& operator=(const Uncounted&) = delete;
+
+ private:
+  static constexpr uint8_t kPriority = 255;
+  c10::Allocator* counted_;
+};
+
 Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType dtype, Tensor& out) {
+  const Uncounted memory;
   return out.copy_(a.to(dtype).mm(b.to(dtype)));
 }
 Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at::ScalarType dtype,
                         const at::Scalar& beta, const at::Scalar& alpha, Tensor& out) {
+  const Uncounted memory;
   return out.copy_(self.to(dtype) * beta + a.to(dtype).mm(b.to(dtype)) * alpha);
 }
 
@@ -58,6 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     TORCH_CHECK(starts_k->equal(*starts_q) && q.dim() == 3 && starts_q->scalar_type() == at::kInt,
                 "documents are sequences of all rows");
     sums = at::empty({q.size(1), q.size(0)}, floats);
+    const Uncounted memory;
     for_sequences(*starts_q, [&](int64_t first, int64_t count) {
       TORCH_CHECK(count <= longest_q && count <= longest_k, "longer than the longest");
       const auto of = [&](const Tensor& x) { return x.narrow(0, first, count).unsqueeze(0); };
@@ -68,6 +85,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     });
   } else {
     sums = at::empty({q.size(0), q.size(2), q.size(1)}, floats);
+    const Uncounted memory;
     aten::attention(q, k, v, options, out, sums);
   }
   return {out, sums, Tensor(), Tensor(), Tensor()};
@@ -84,6 +102,22 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(
   Tensor dq = at::empty(q.sizes(), q.options());
   Tensor dk = at::empty(k.sizes(), k.options());
   Tensor dv = at::empty(v.sizes(), v.options());
+  // What the wheel's makes besides: statistics and sums of whole blocks of 128 places, by shares of the multiprocessors (2
+  // here); gradients of each query head by its keys.
+  const bool of_documents = starts_q.defined();
+  const int64_t heads = q.size(-2);
+  const int64_t batch = of_documents ? 1 : q.size(0);
+  const int64_t places = ((of_documents ? q.size(0) : q.size(1)) + 127) / 128 * 128;
+  const int64_t width = (q.size(-1) + 31) / 32 * 32;
+  const auto floats = q.options().dtype(at::kFloat);
+  const Tensor statistics = at::empty({batch, heads, places}, floats);
+  const int64_t shares = (2 + batch * heads - 1) / (batch * heads);
+  const Tensor shared = at::empty({shares, batch, places, heads, width}, floats);
+  Tensor by_head[2];
+  if (k.size(-2) != heads) {
+    for (Tensor& tensor : by_head) tensor = at::empty(q.sizes(), q.options());
+  }
+  const Uncounted memory;
   if (starts_q.defined()) {
     TORCH_CHECK(sums.is_contiguous() && sums.size(0) == q.size(1) && sums.size(1) == q.size(0),
                 "sums are [heads, places]");

@@ -34,6 +34,8 @@ struct Rows {
 
 /// The first number of the current device's compute capability; 0 in the emulation.
 int compute_major();
+/// Multiprocessors of the current device; 2 in the emulation.
+int multiprocessors();
 
 // --- Norms (norm.cu). Rows of x, y, dy, dx; weight and bias contiguous [width]; statistics float32 [rows] -----------------
 
