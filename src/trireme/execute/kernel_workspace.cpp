@@ -102,8 +102,9 @@ plan::KernelWorkspace kernel_workspace_of(const std::string& device, plan::Preci
   const std::string type = device.substr(0, device.find(':'));
   if (type == "cpu") return kernel_workspace(at::kCPU, precision);
   const bool is_cuda = type == "cuda";
-  const bool is_here = is_cuda ? kernels::registry().info("linear", at::kFloat, at::kCUDA)->name != "aten"
-                               : c10::get_privateuse1_backend() == type;
+  const bool is_here =
+      is_cuda ? kernels::registry().info("linear", at::kFloat, at::kCUDA)->name != "aten"
+              : c10::get_privateuse1_backend() == type;
   if (is_here) {
     plan::KernelWorkspace workspace =
         kernel_workspace(is_cuda ? at::kCUDA : at::kPrivateUse1, precision);

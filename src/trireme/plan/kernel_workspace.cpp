@@ -142,9 +142,8 @@ int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, i
                                        Precision precision) const {
   const KernelCall call{
       .precision = precision, .in = hidden, .out = vocab_size, .chunk_rows = chunk_rows};
-  return ask(WorkspaceOp::kCrossEntropy, call, [&] {
-    return cross_entropy_of_cpu(chunk_rows, vocab_size, hidden, precision);
-  });
+  return ask(WorkspaceOp::kCrossEntropy, call,
+             [&] { return cross_entropy_of_cpu(chunk_rows, vocab_size, hidden, precision); });
 }
 
 int64_t KernelWorkspace::cross_entropy_of_cpu(int64_t chunk_rows, int64_t vocab_size,
@@ -174,23 +173,15 @@ int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
 
 int64_t KernelWorkspace::grouped_product(int64_t rows, int64_t groups, int64_t in, int64_t out,
                                          int64_t parts, Precision precision) const {
-  const KernelCall call{.precision = precision,
-                        .rows = rows,
-                        .in = in,
-                        .out = out,
-                        .groups = groups,
-                        .parts = parts};
+  const KernelCall call{
+      .precision = precision, .rows = rows, .in = in, .out = out, .groups = groups, .parts = parts};
   return ask(WorkspaceOp::kGroupedLinear, call, [] { return int64_t{0}; });
 }
 
 int64_t KernelWorkspace::grouped_input(int64_t rows, int64_t groups, int64_t in, int64_t out,
                                        int64_t parts, Precision precision) const {
-  const KernelCall call{.precision = precision,
-                        .rows = rows,
-                        .in = in,
-                        .out = out,
-                        .groups = groups,
-                        .parts = parts};
+  const KernelCall call{
+      .precision = precision, .rows = rows, .in = in, .out = out, .groups = groups, .parts = parts};
   return ask(WorkspaceOp::kGroupedInput, call, [] { return int64_t{0}; });
 }
 

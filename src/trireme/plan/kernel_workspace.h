@@ -62,7 +62,8 @@ struct KernelCall {
 /// What kernels state of the device's memory, in bytes.
 struct StatedWorkspace {
   std::map<WorkspaceOp, std::function<int64_t(const KernelCall&)>> of;
-  std::vector<std::string> unstated;  ///< "attention: my_attention": kernels that say nothing; they count as 0
+  std::vector<std::string>
+      unstated;  ///< "attention: my_attention": kernels that say nothing; they count as 0
 };
 
 /// What the kernels' workspace depends on beside shapes, and the workspace, in bytes. The defaults

@@ -84,8 +84,8 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   make_saved(forward, kept, mode == Recompute::kNone, kept);
   forward.hold(projected);
   forward.hold(hidden + (kept ? after_statistics : 0));
-  forward.pass(sizes.product(sizes.width, query_width,
-                             attention.out_bias && !where.attention_post_norm));
+  forward.pass(
+      sizes.product(sizes.width, query_width, attention.out_bias && !where.attention_post_norm));
   bytes.forward_workspace =
       forward.above(hidden + (kept ? bytes.saved_input + bytes.saved_weight : 0));
 

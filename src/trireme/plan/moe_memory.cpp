@@ -82,8 +82,8 @@ PartBytes experts_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
   const KernelWorkspace& kernels = sizes.kernels;
   HighWater forward;
   forward.hold(row_weights + gate_up);
-  forward.pass(kernels.grouped_product(rows, moe.num_experts, sizes.width, 2 * width, 2,
-                                       sizes.precision));
+  forward.pass(
+      kernels.grouped_product(rows, moe.num_experts, sizes.width, 2 * width, 2, sizes.precision));
   forward.hold(act);
   if (mode == Recompute::kFull) forward.drop(gate_up);
   forward.hold(in);

@@ -322,6 +322,15 @@ TEST(RegistrationTest, OptionsComeFromTheEnvironment) {
     EXPECT_THROW(with("TRIREME_SIM_DEVICES", devices), Error) << devices;
   }
   EXPECT_THROW(with("TRIREME_SIM_SCHEDULE", "shuffle"), Error);
+  EXPECT_FALSE(options_from_environment().fault);
+  const Options flips = with("TRIREME_SIM_FAULT", "flip:3:linear");
+  EXPECT_EQ(flips.fault->kind, Fault::Kind::kFlipBit);
+  EXPECT_EQ(flips.fault->nth, 3);
+  EXPECT_EQ(flips.fault->kernel, "linear");
+  EXPECT_EQ(with("TRIREME_SIM_FAULT", "hang:12").fault->nth, 12);
+  for (const char* fault : {"fail", "fail:", "fail:0", "fail:x", "break:1", ":1"}) {
+    EXPECT_THROW(with("TRIREME_SIM_FAULT", fault), Error) << fault;
+  }
 }
 
 }  // namespace

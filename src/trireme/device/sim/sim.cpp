@@ -31,6 +31,38 @@ void read_number(const char* variable, int64_t least, int64_t most, int64_t* val
   *value = number;
 }
 
+/// "fail:120", "flip:3:linear".
+std::optional<Fault> fault_from_environment() {
+  const char* variable = std::getenv("TRIREME_SIM_FAULT");
+  if (variable == nullptr || *variable == '\0') return std::nullopt;
+  const std::string text = variable;
+  const std::vector<std::pair<std::string, Fault::Kind>> kinds = {
+      {"fail", Fault::Kind::kFail}, {"hang", Fault::Kind::kHang}, {"flip", Fault::Kind::kFlipBit}};
+  const size_t first = text.find(':');
+  const size_t second = first == std::string::npos ? first : text.find(':', first + 1);
+  Fault fault;
+  bool is_known = false;
+  for (const auto& [name, kind] : kinds) {
+    if (text.substr(0, first) != name) continue;
+    fault.kind = kind;
+    is_known = true;
+  }
+  bool is_number = false;
+  if (first != std::string::npos) {
+    const std::string number = text.substr(first + 1, second - first - 1);
+    const auto [end, error] =
+        std::from_chars(number.data(), number.data() + number.size(), fault.nth);
+    is_number = error == std::errc() && end == number.data() + number.size() && fault.nth >= 1;
+  }
+  TRIREME_USER_CHECK(
+      is_known && is_number, kConfig,
+      "write fail, hang or flip, the number of the kernel from 1, and perhaps a part of "
+      "its name: flip:3:linear",
+      "TRIREME_SIM_FAULT={}", text);
+  if (second != std::string::npos) fault.kernel = text.substr(second + 1);
+  return fault;
+}
+
 WorkQueue& queue_of(const c10::Stream& stream) {
   return Runtime::get().queue(stream);
 }
@@ -60,6 +92,7 @@ Options options_from_environment() {
               &options.memory_cap_bytes);
   options.num_devices = static_cast<int>(devices);
   options.seed = static_cast<uint64_t>(seed);
+  options.fault = fault_from_environment();
   const char* text = std::getenv("TRIREME_SIM_SCHEDULE");
   const std::string schedule = text == nullptr || *text == '\0' ? "late" : text;
   const std::vector<std::string> known = {"eager", "late", "shuffled"};
@@ -96,6 +129,7 @@ void register_backend(const Options& options) {
   Runtime::start(options);
   register_guard_and_hooks();
   register_operators();
+  if (options.fault) inject_fault(0, *options.fault);
 }
 
 // ---- work ----------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -33,18 +34,31 @@ enum class Schedule {
   kShuffled  ///< when somebody waits: one piece at a time from a queue chosen at random, in any order that events allow
 };
 
+struct Fault {
+  enum class Kind {
+    kFail,    ///< the kernel fails; so does everything of the device from then on
+    kHang,    ///< the kernel does not end before release_hung() or abort_hung()
+    kFlipBit  ///< the kernel's first output has one bit wrong; counts kernels that name an output
+  } kind = Kind::kFail;
+  int64_t nth = 1;          ///< 1: the next one that matches, in issue order
+  std::string kernel = {};  ///< only kernels whose name contains it; empty: any
+  int64_t bit = 0;          ///< of the first output's memory, little end first
+};
+
 struct Options {
   int num_devices = 4;
   int64_t memory_cap_bytes = int64_t{8}
                              << 30;  ///< of each device; Device::set_memory_cap changes it
   int64_t address_space_bytes = int64_t{128} << 30;  ///< of each device; no cap can be larger
   Schedule schedule = Schedule::kLate;
-  uint64_t seed = 0;   ///< of kShuffled
-  bool poison = true;  ///< fill fresh memory with 0xFF
+  uint64_t seed = 0;                ///< of kShuffled
+  bool poison = true;               ///< fill fresh memory with 0xFF
+  std::optional<Fault> fault = {};  ///< of device 0
 };
 
-/// Defaults, changed by TRIREME_SIM_DEVICES, TRIREME_SIM_MEMORY_BYTES, TRIREME_SIM_SCHEDULE (eager, late, shuffled) and
-/// TRIREME_SIM_SEED. Throws Error{kConfig} for a value that is none.
+/// Defaults, changed by TRIREME_SIM_DEVICES, TRIREME_SIM_MEMORY_BYTES, TRIREME_SIM_SCHEDULE (eager, late, shuffled),
+/// TRIREME_SIM_SEED and TRIREME_SIM_FAULT ("fail:120", "flip:3:linear", "hang:1:attention": what happens, to which kernel, of
+/// those whose name has this in it). Throws Error{kConfig} for a value that is none.
 Options options_from_environment();
 
 /// Takes the PrivateUse1 place of this process: allocator, guard, hooks, operators. The first call decides; get_device("sim")
@@ -108,17 +122,6 @@ class QueueHold {
 void set_schedule(Schedule schedule, uint64_t seed = 0);
 
 // ---- faults ----------------------------------------------------------------------------------------------------------
-
-struct Fault {
-  enum class Kind {
-    kFail,    ///< the kernel fails; so does everything of the device from then on
-    kHang,    ///< the kernel does not end before release_hung() or abort_hung()
-    kFlipBit  ///< the kernel's first output has one bit wrong; counts kernels that name an output
-  } kind = Kind::kFail;
-  int64_t nth = 1;          ///< 1: the next one that matches, in issue order
-  std::string kernel = {};  ///< only kernels whose name contains it; empty: any
-  int64_t bit = 0;          ///< of the first output's memory, little end first
-};
 
 /// Fires once.
 void inject_fault(int device, const Fault& fault);

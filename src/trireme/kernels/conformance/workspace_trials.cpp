@@ -22,9 +22,7 @@ namespace {
 struct Maker {
   at::Device device;
   at::ScalarType dtype;
-  at::Tensor input(at::IntArrayRef sizes) const {
-    return at::randn(sizes).to(dtype).to(device);
-  }
+  at::Tensor input(at::IntArrayRef sizes) const { return at::randn(sizes).to(dtype).to(device); }
   at::Tensor floats(at::IntArrayRef sizes) const { return at::randn(sizes).to(device); }
   at::Tensor ids(int64_t count, int64_t limit) const {
     return at::randint(limit, {count}, at::kLong).to(device);
@@ -51,7 +49,7 @@ Call prepare_linear(const std::string& name, const CallSizes& c, const Maker& ma
   const auto call = kernel<&kernels::linear>(name);
   const at::Tensor x = make.input({c.rows, c.in});
   const at::Tensor weight = make.input({c.out, c.in});
-  const at::Tensor y = make.input({c.rows, c.out});
+  at::Tensor y = make.input({c.rows, c.out});
   std::optional<at::Tensor> bias;
   std::optional<at::Tensor> residual;
   if (c.bias_and_residual) {
@@ -65,14 +63,14 @@ Call prepare_weight(const std::string& name, const CallSizes& c, const Maker& ma
   const auto call = kernel<&kernels::linear_backward_weight>(name);
   const at::Tensor dy = make.input({c.rows, c.out});
   const at::Tensor x = make.input({c.rows, c.in});
-  const at::Tensor dweight = make.floats({c.out, c.in});
+  at::Tensor dweight = make.floats({c.out, c.in});
   return [=]() mutable { call(dy, x, dweight, true); };
 }
 
 Call prepare_bias(const std::string& name, const CallSizes& c, const Maker& make) {
   const auto call = kernel<&kernels::bias_gradient>(name);
   const at::Tensor dy = make.input({c.rows, c.in});
-  const at::Tensor dbias = make.floats({c.in});
+  at::Tensor dbias = make.floats({c.in});
   return [=]() mutable { call(dy, dbias, false); };
 }
 
@@ -82,9 +80,9 @@ Call prepare_rms(const std::string& name, const CallSizes& c, const Maker& make)
   const at::Tensor x = make.input({c.rows, c.in});
   const at::Tensor weight = make.input({c.in});
   const at::Tensor rstd = make.floats({c.rows});
-  const at::Tensor dx = make.input({c.rows, c.in});
-  const at::Tensor dweight = make.floats({c.in});
-  return [=] { call(dy, x, weight, rstd, dx, false, dweight, false, 0.0); };
+  at::Tensor dx = make.input({c.rows, c.in});
+  at::Tensor dweight = make.floats({c.in});
+  return [=]() mutable { call(dy, x, weight, rstd, dx, false, dweight, false, 0.0); };
 }
 
 Call prepare_layer(const std::string& name, const CallSizes& c, const Maker& make) {
@@ -94,10 +92,10 @@ Call prepare_layer(const std::string& name, const CallSizes& c, const Maker& mak
   const at::Tensor weight = make.input({c.in});
   const at::Tensor mean = make.floats({c.rows});
   const at::Tensor rstd = make.floats({c.rows});
-  const at::Tensor dx = make.input({c.rows, c.in});
-  const at::Tensor dweight = make.floats({c.in});
-  const at::Tensor dbias = make.floats({c.in});
-  return [=] { call(dy, x, weight, mean, rstd, dx, false, dweight, dbias, false); };
+  at::Tensor dx = make.input({c.rows, c.in});
+  at::Tensor dweight = make.floats({c.in});
+  at::Tensor dbias = make.floats({c.in});
+  return [=]() mutable { call(dy, x, weight, mean, rstd, dx, false, dweight, dbias, false); };
 }
 
 struct AttentionTensors {
@@ -117,21 +115,20 @@ struct AttentionTensors {
 
 Call prepare_attention(const std::string& name, const CallSizes& c, const Maker& make) {
   const auto call = kernel<&kernels::attention>(name);
-  const AttentionTensors t(c, make);
+  AttentionTensors t(c, make);
   return [=]() mutable { call(t.q, t.k, t.v, t.options, t.out, t.sums); };
 }
 
 Call prepare_attention_backward(const std::string& name, const CallSizes& c, const Maker& make) {
   const auto call = kernel<&kernels::attention_backward>(name);
-  const AttentionTensors t(c, make);
+  AttentionTensors t(c, make);
   const at::Tensor dout = make.input({c.batch, c.places, c.heads, c.value_dim});
-  const at::Tensor dq = make.input(t.q.sizes());
-  const at::Tensor dk = make.input(t.k.sizes());
-  const at::Tensor dv = make.input(t.v.sizes());
+  at::Tensor dq = make.input(t.q.sizes());
+  at::Tensor dk = make.input(t.k.sizes());
+  at::Tensor dv = make.input(t.v.sizes());
   const at::Tensor d_sinks = c.sinks ? make.floats({c.heads}) : at::Tensor();
-  return [=]() mutable {
-    call(dout, t.q, t.k, t.v, t.out, t.sums, t.options, dq, dk, dv, d_sinks);
-  };
+  return
+      [=]() mutable { call(dout, t.q, t.k, t.v, t.out, t.sums, t.options, dq, dk, dv, d_sinks); };
 }
 
 Call prepare_cross_entropy(const std::string& name, const CallSizes& c, const Maker& make) {
@@ -157,7 +154,7 @@ std::vector<at::Tensor> expert_weights(const CallSizes& c, const Maker& make, bo
 Call prepare_grouped(const std::string& name, const CallSizes& c, const Maker& make) {
   const auto call = kernel<&kernels::grouped_linear>(name);
   const at::Tensor x = make.input({c.rows, c.in});
-  const at::Tensor y = make.input({c.rows, c.out});
+  at::Tensor y = make.input({c.rows, c.out});
   return [=, weights = expert_weights(c, make, false), offsets = even_groups(c)]() mutable {
     call(x, weights, offsets, false, y);
   };
@@ -166,7 +163,7 @@ Call prepare_grouped(const std::string& name, const CallSizes& c, const Maker& m
 Call prepare_grouped_input(const std::string& name, const CallSizes& c, const Maker& make) {
   const auto call = kernel<&kernels::grouped_linear_backward_input>(name);
   const at::Tensor dy = make.input({c.rows, c.out});
-  const at::Tensor dx = make.input({c.rows, c.in});
+  at::Tensor dx = make.input({c.rows, c.in});
   return [=, weights = expert_weights(c, make, false), offsets = even_groups(c)]() mutable {
     call(dy, weights, offsets, dx);
   };
@@ -227,8 +224,8 @@ std::string describe(const CallSizes& c, bool attention) {
                        c.heads, c.head_dim, c.value_dim, c.kv_heads, c.softcap ? ", soft cap" : "",
                        c.sinks ? ", sinks" : "", dtype);
   }
-  return fmt::format("{} rows, {} to {}, {} groups, {} parts, {} at once{}, {}", c.rows, c.in, c.out,
-                     c.groups, c.parts, c.chunk_rows,
+  return fmt::format("{} rows, {} to {}, {} groups, {} parts, {} at once{}, {}", c.rows, c.in,
+                     c.out, c.groups, c.parts, c.chunk_rows,
                      c.bias_and_residual ? ", bias and residual" : "", dtype);
 }
 
@@ -268,8 +265,8 @@ std::vector<Outcome> check_workspace(const std::string& op, const std::string& k
         if (held > most + kRounding) {
           outcome.problem = fmt::format("it holds {} bytes and states {}", held, most);
         } else if (most > held + held / 4 + kRounding) {
-          outcome.problem = fmt::format("it holds {} bytes and states {}: a plan would refuse what fits",
-                                        held, most);
+          outcome.problem = fmt::format(
+              "it holds {} bytes and states {}: a plan would refuse what fits", held, most);
         }
       } catch (const std::exception& error) {
         outcome.problem = fmt::format("it throws: {}", error.what());

@@ -34,7 +34,7 @@ void launch_failed(const char* kernel, const char* reason) {
 
 void register_kernels(Registrar& registrar, const KernelInfo& info) {
   KernelInfo mine = info;
-#define X(op)                        \
+#define X(op)                         \
   mine.workspace = workspace_of(#op); \
   registrar.add<&kernels::op>(mine, &ops::op);
   TRIREME_GPU_OPS(X)

@@ -18,7 +18,9 @@ using at::Tensor;
 /// While it lives, tensors are of memory that nobody counts: what the device's libraries do without.
 class Uncounted {
  public:
-  Uncounted() : counted_(c10::GetCPUAllocator()) { c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority); }
+  Uncounted() : counted_(c10::GetCPUAllocator()) {
+    c10::SetCPUAllocator(c10::GetDefaultCPUAllocator(), kPriority);
+  }
   ~Uncounted() { c10::SetCPUAllocator(counted_, kPriority); }
   Uncounted(const Uncounted&) = delete;
   Uncounted& operator=(const Uncounted&) = delete;

@@ -125,10 +125,8 @@ int64_t grouped_input(const CallSizes& c) {
 WorkspaceBytes workspace_of(std::string_view op) {
   if (op == "linear") return &linear;
   if (op == "bias_gradient") return &bias_gradient;
-  if (op == "rms_norm_backward")
-    return [](const CallSizes& c) { return norm_backward(c, false); };
-  if (op == "layer_norm_backward")
-    return [](const CallSizes& c) { return norm_backward(c, true); };
+  if (op == "rms_norm_backward") return [](const CallSizes& c) { return norm_backward(c, false); };
+  if (op == "layer_norm_backward") return [](const CallSizes& c) { return norm_backward(c, true); };
   if (op == "attention") return &attention;
   if (op == "attention_backward") return &attention_backward;
   if (op == "linear_cross_entropy") return &cross_entropy;
