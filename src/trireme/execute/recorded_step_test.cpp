@@ -108,7 +108,7 @@ TEST_F(RecordedStepTest, HoldsWhatWasPlanned) {
           "test");
       one.strategy = strategy_for(4, lanes, 2, 128);
       one.strategy.recompute.assign(one.spec.parts.size(), recompute);
-      one.strategy.kernels = kernel_workspace(device.torch_device(), strategy.precision);
+      one.strategy.kernels = kernel_workspace(device.torch_device(), one.strategy.precision);
       one.strategy.record = true;
       one.one_document = true;
       const auto planned =

@@ -50,7 +50,7 @@ void PluginSession::abort(const std::string& reason) {
   {
     const std::lock_guard lock(mutex_);
     if (!reason_.empty()) return;
-    reason_ = reason;
+    reason_ = reason.empty() ? "the run was ended" : reason;
     backends = backends_;
   }
   for (const auto& backend : backends) backend->abort();
