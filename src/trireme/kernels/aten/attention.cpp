@@ -5,6 +5,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "trireme/base/error.h"
@@ -115,17 +116,21 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
   put(dv, sum_to_heads(d_value, v.size(2)));
 }
 
+// Counted along the lines above, at the places where the most is held.
 int64_t attention_workspace(const CallSizes& c, bool backward) {
-  const int64_t scores = 4 * c.batch * c.heads * c.places * c.places;
-  const int64_t of_queries = 4 * c.batch * c.heads * c.places;
-  const int64_t mask = c.places * c.places;
-  // Logits, their exponents and what the two are made of; in float32, with each key head repeated for its queries.
+  const int64_t rows = c.batch * c.heads * c.places;
+  const int64_t scores = 4 * rows * c.places;
+  const int64_t keys = 4 * rows * c.head_dim;  // queries and keys by head, and their gradients
+  const int64_t values = 4 * rows * c.value_dim;
+  const int64_t sums = 2 * 4 * rows;
+  // The logits, made of scores, their tangent and both that the slope is made of.
+  const int64_t capped = c.softcap ? 7 * scores + c.places * c.places : 0;
   if (!backward) {
-    return (c.softcap ? 4 : 3) * scores + mask +
-           of_queries * (2 * c.head_dim + (c.dtype == at::kFloat ? 0 : 1) * c.value_dim);
+    return std::max({capped, 3 * scores, 2 * (scores + keys), 2 * (scores + values)}) + sums;
   }
-  // Besides them the gradients of both, and of queries, keys and values.
-  return (c.softcap ? 6 : 5) * scores + mask + of_queries * (2 * c.head_dim + 2 * c.value_dim);
+  const int64_t slope = c.softcap ? scores : 0;
+  const int64_t gradients = 2 * values + 2 * keys + std::max(keys, values) / (c.heads / c.kv_heads);
+  return std::max({capped, 5 * scores + values + slope, 4 * scores + slope + gradients}) + sums;
 }
 
 }  // namespace trireme::kernels::aten

@@ -7,6 +7,7 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/logaddexp.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
@@ -210,14 +211,15 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
       window_right(options));
   // [heads, B T] of documents, [B, heads, T] of rows.
   if (sequences.starts.defined()) sums = sums.view({heads, batch, places}).transpose(0, 1);
-  at::Tensor values = result.view({batch, places, heads, q.size(3)}).narrow(3, 0, v.size(3));
+  const at::Tensor values = result.view({batch, places, heads, q.size(3)}).narrow(3, 0, v.size(3));
   if (options.sinks.defined()) {
     // One more logit, without a value: every weight shrinks by the same share.
     const at::Tensor with_sink = at::logaddexp(sums, sinks_of_rows(options));
-    values = values * (sums - with_sink).exp().transpose(1, 2).unsqueeze(3);
+    at::mul_out(out, values, (sums - with_sink).exp().transpose(1, 2).unsqueeze(3));
     sums = with_sink;
+  } else {
+    out.copy_(values);
   }
-  out.copy_(values);
   if (logsumexp.defined()) logsumexp.copy_(sums);
 }
 

@@ -3,7 +3,9 @@
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm_cpu_dispatch.h>
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
@@ -38,6 +40,17 @@ Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at
                         const at::Scalar& beta, const at::Scalar& alpha, Tensor& out) {
   const Uncounted memory;
   return out.copy_(self.to(dtype) * beta + a.to(dtype).mm(b.to(dtype)) * alpha);
+}
+
+// The processor's own packs what it multiplies; the device's library does not.
+Tensor& mm_out(const Tensor& a, const Tensor& b, Tensor& out) {
+  const Uncounted memory;
+  return at::cpu::mm_out(out, a, b);
+}
+Tensor& addmm_out(const Tensor& self, const Tensor& a, const Tensor& b, const at::Scalar& beta,
+                  const at::Scalar& alpha, Tensor& out) {
+  const Uncounted memory;
+  return at::cpu::addmm_out(out, self, a, b, beta, alpha);
 }
 
 AttentionOptions options_of(bool causal, std::optional<double> scale, std::optional<int64_t> left,
@@ -139,6 +152,8 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(
 }
 
 TORCH_LIBRARY_IMPL(aten, CPU, library) {
+  library.impl("mm.out", TORCH_FN(mm_out));
+  library.impl("addmm.out", TORCH_FN(addmm_out));
   library.impl("mm.dtype_out", TORCH_FN(mm_dtype_out));
   library.impl("addmm.dtype_out", TORCH_FN(addmm_dtype_out));
   library.impl("_flash_attention_forward", TORCH_FN(flash_forward));

@@ -87,8 +87,7 @@ int64_t attention(const CallSizes& c) {
   const int64_t out = compute(c, c.batch * c.places * c.heads * c.head_dim);
   const int64_t sums = floats(c.batch * c.heads * c.places);
   int64_t bytes = out + sums + widened(c, c.kv_heads);
-  // Weights as factors, in float32: the sum with the sink, the factor and the output by it.
-  if (c.sinks) bytes += 3 * sums + floats(c.batch * c.places * c.heads * c.value_dim);
+  if (c.sinks) bytes += 3 * sums;  // with the sink, the difference and the factor
   return bytes;
 }
 
@@ -97,17 +96,19 @@ int64_t attention_backward(const CallSizes& c) {
   const int64_t queries = c.batch * c.places * c.heads;
   const int64_t keys = c.batch * c.places * c.kv_heads;
   const int64_t of_queries = compute(c, queries * c.head_dim);
-  int64_t bytes = of_queries + 2 * compute(c, keys * c.head_dim);
-  // Gradients by the keys are one for each query head first.
-  if (c.kv_heads != c.heads) bytes += 2 * of_queries;
+  const int64_t results = of_queries + 2 * compute(c, keys * c.head_dim);
+  // While it runs: gradients by the keys, one for each query head first,
+  int64_t meanwhile = c.kv_heads != c.heads ? 2 * of_queries : 0;
+  // statistics of whole blocks, and sums in a fixed order, for which every share of the blocks adds for itself.
   const int64_t places = round_up(c.places, kFlashRows);
   const int64_t width = c.head_dim <= 192 ? round_up(c.head_dim, 32) : 256;
-  bytes += floats(c.batch * c.heads * places);
-  // In a fixed order: every share of the blocks adds for itself.
   const int64_t shares = (multiprocessors() + c.batch * c.heads - 1) / (c.batch * c.heads);
-  bytes += floats(shares * c.batch * places * c.heads * width);
-  if (c.value_dim != c.head_dim) bytes += 2 * of_queries + widened(c, c.kv_heads);
-  return bytes;
+  meanwhile +=
+      floats(c.batch * c.heads * places) + floats(shares * c.batch * places * c.heads * width);
+  if (c.value_dim != c.head_dim) meanwhile += 2 * of_queries + widened(c, c.kv_heads);
+  // After it: both factors of the sinks' gradient and their product, in float32.
+  const int64_t after = c.sinks ? 3 * floats(queries * c.value_dim) : 0;
+  return results + std::max(meanwhile, after);
 }
 
 int64_t grouped_linear(const CallSizes& c) {
