@@ -129,7 +129,8 @@ int64_t attention_workspace(const CallSizes& c, bool backward) {
     return std::max({capped, 3 * scores, 2 * (scores + keys), 2 * (scores + values)}) + sums;
   }
   const int64_t slope = c.softcap ? scores : 0;
-  const int64_t gradients = 2 * values + 2 * keys + std::max(keys, values) / (c.heads / c.kv_heads);
+  const int64_t by_group = std::max(keys, values) / (c.heads / c.kv_heads);
+  const int64_t gradients = values + 2 * keys + std::max(keys, values + by_group);
   return std::max({capped, 5 * scores + values + slope, 4 * scores + slope + gradients}) + sums;
 }
 
