@@ -125,13 +125,16 @@ int64_t attention_workspace(const CallSizes& c, bool backward) {
   const int64_t sums = 2 * 4 * rows;
   // The logits, made of scores, their tangent and both that the slope is made of.
   const int64_t capped = c.softcap ? 7 * scores + c.places * c.places : 0;
+  const int64_t widened = c.dtype == at::kFloat ? 0 : 3 * keys;  // both by head, and one in float32
   if (!backward) {
-    return std::max({capped, 3 * scores, 2 * (scores + keys), 2 * (scores + values)}) + sums;
+    return std::max({capped, widened, 3 * scores, 2 * (scores + keys), 2 * (scores + values)}) +
+           sums;
   }
   const int64_t slope = c.softcap ? scores : 0;
   const int64_t by_group = std::max(keys, values) / (c.heads / c.kv_heads);
   const int64_t gradients = values + 2 * keys + std::max(keys, values + by_group);
-  return std::max({capped, 5 * scores + values + slope, 4 * scores + slope + gradients}) + sums;
+  return std::max({capped, widened, 5 * scores + values + slope, 4 * scores + slope + gradients}) +
+         sums;
 }
 
 }  // namespace trireme::kernels::aten
