@@ -59,6 +59,24 @@ def recorded_work_gives_the_same_bits(folder):
     assert "recorded work" in text, text
     text = train(folder, "neither", *stream, "--set", "device.graphs=true", "--set", "memory.offload_optimizer=true", status=2).stderr
     assert "device.graphs and memory.offload" in text, text
+    # Known before the run: such a kernel would end the second step.
+    text = train(folder, "neither", *stream, "--set", "device.graphs=true", "--set", 'kernels.use={attention="aten"}', "--dry-run",
+                 status=2).stderr
+    assert "'aten' of attention cannot be recorded" in text and "kernels.use.attention" in text, text
+    train(folder, "recorded_but_loss", *stream, "--set", "device.graphs=true", "--set", 'kernels.use={linear_cross_entropy="aten"}')
+
+
+@case
+def a_fault_of_the_simulated_device_ends_the_run(folder):
+    for fault, said in (("fail:200", "failed"), ("fail:3:rms_norm", "rms_norm")):
+        done = train(folder, "faulty", "--device", "sim", status=4, TRIREME_SIM_FAULT=fault)
+        assert said in done.stderr, done.stderr
+    done = train(folder, "faulty", "--device", "sim", status=2, TRIREME_SIM_FAULT="fail")
+    assert "TRIREME_SIM_FAULT=fail" in done.stderr and "flip:3:linear" in done.stderr, done.stderr
+    # A bit that is wrong is a wrong result, and nothing else.
+    train(folder, "whole", "--device", "sim")
+    train(folder, "flipped", "--device", "sim", TRIREME_SIM_FAULT="flip:40:linear")
+    assert digest(folder, "flipped") != digest(folder, "whole")
 
 
 @case

@@ -89,11 +89,16 @@ class Executor::Step {
     int64_t reserved = 0;
     for (size_t at = 0; at < program_.instructions.size(); ++at) {
       const plan::Instruction& instruction = program_.instructions[at];
-      const device::Range range(device_,
-                                [&] { return plan::describe(model_.spec(), instruction); });
+      const plan::RecordedRun* run =
+          recorded_ == nullptr ? nullptr : recorded_->run_at(instruction.id);
+      const device::Range range(device_, [&] {
+        std::string name = plan::describe(model_.spec(), instruction);
+        if (run != nullptr)
+          name += " to " + plan::describe(model_.spec(),
+                                          program_.instructions[static_cast<size_t>(run->end) - 1]);
+        return name;
+      });
       try {
-        const plan::RecordedRun* run =
-            recorded_ == nullptr ? nullptr : recorded_->run_at(instruction.id);
         if (run != nullptr && run_recorded(*run, timer)) {
           at = static_cast<size_t>(run->end) - 1;
         } else {
