@@ -31,6 +31,9 @@ void read_number(const char* variable, int64_t least, int64_t most, int64_t* val
   *value = number;
 }
 
+constexpr int64_t kHighestOfMantissa =
+    22;  ///< of the first float32: the lowest would be rounded away soon
+
 /// "fail:120", "flip:3:linear".
 std::optional<Fault> fault_from_environment() {
   const char* variable = std::getenv("TRIREME_SIM_FAULT");
@@ -41,6 +44,7 @@ std::optional<Fault> fault_from_environment() {
   const size_t first = text.find(':');
   const size_t second = first == std::string::npos ? first : text.find(':', first + 1);
   Fault fault;
+  fault.bit = kHighestOfMantissa;
   bool is_known = false;
   for (const auto& [name, kind] : kinds) {
     if (text.substr(0, first) != name) continue;
