@@ -117,8 +117,11 @@ void GradientSums::lane_done(int part, int64_t lane) {
   if (lane == lanes.front()) order_.push_back(part);
   if (strategy_.parallel.zero >= 2 && owners_ > 1) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
-    reduce(part, round_of_lane(round), {buffers[static_cast<size_t>(lane)]},
-           (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes);
+    reduce_in_turn(round, {part,
+                           {buffers[static_cast<size_t>(lane)]},
+                           kNone,
+                           round_of_lane(round),
+                           (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes});
     return;
   }
   combine_lanes(part, lane);
@@ -133,7 +136,28 @@ void GradientSums::lane_done(int part, int64_t lane) {
         sources.push_back(buffers[static_cast<size_t>(node.first)]);
     }
   }
-  reduce(part, std::move(pieces), std::move(sources), true);
+  reduce_in_turn(0, {part, std::move(sources), kNone, std::move(pieces), true});
+}
+
+// Stages whose ranks have unequal numbers of lanes complete their parts in other orders, and a group's transfers have one.
+void GradientSums::reduce_in_turn(size_t round, Sent request) {
+  if (pipeline_group_ < 0 || strategy_.lanes % owners_ == 0) {
+    reduce(request.part, std::move(request.nodes), std::move(request.sources), request.last);
+    return;
+  }
+  // By rounds, and in each from the last part to the first.
+  std::vector<int> parts;
+  for (int part = num_parts_ - 1; part >= 0; --part) {
+    if (has_parameters(part)) parts.push_back(part);
+  }
+  waiting_.emplace(std::pair{round, request.part}, std::move(request));
+  while (true) {
+    auto next = waiting_.extract({num_reduced_ / parts.size(), parts[num_reduced_ % parts.size()]});
+    if (next.empty()) return;
+    Sent& sent = next.mapped();
+    reduce(sent.part, std::move(sent.nodes), std::move(sent.sources), sent.last);
+    ++num_reduced_;
+  }
 }
 
 // Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups meet, if the rank has both.
@@ -232,9 +256,11 @@ void GradientSums::finish_step() {
     // The last lanes of others, where this rank has one less.
     const auto rounds = static_cast<size_t>((strategy_.lanes + owners_ - 1) / owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {
-      for (const int part : order_) reduce(part, round_of_lane(round), {}, round + 1 == rounds);
+      for (const int part : order_)
+        reduce_in_turn(round, {part, {}, kNone, round_of_lane(round), round + 1 == rounds});
     }
   }
+  TRIREME_CHECK(waiting_.empty(), "{} sums have not had their turn", waiting_.size());
   while (!sent_.empty()) combine_oldest();
   int figures = kNone;
   if (world_group_ >= 0) {
