@@ -1,6 +1,6 @@
 # One call declares a room: its library, its layer, its tests and its micro-benchmarks.
 #
-#   trireme_library(NAME data LAYER 1 DEPS base LINK PkgConfig::PCRE2 [TORCH])
+#   trireme_library(NAME data LAYER 1 DEPS base LINK PkgConfig::PCRE2 [TORCH [LIGHT]])
 #
 # Sources are every *.cpp below the room's folder; x_test.cpp go into <room>_test and x_bench.cpp
 # into <room>_bench. A dependency on a room of a higher layer stops the configuration.
@@ -26,7 +26,10 @@ endif()
 # everything that sees ATen is compiled with it.
 function(trireme_declare_precompiled_headers)
   add_library(trireme_torch_pch STATIC ${empty})
-  target_precompile_headers(trireme_torch_pch PRIVATE <ATen/core/Tensor.h> <fmt/format.h> <string> <vector>)
+  # What most of them include, or a dozen at 2 s each.
+  set(common <ATen/core/Tensor.h> <ATen/Parallel.h> <ATen/TensorOperators.h> <ATen/ops/empty.h> <fmt/format.h> <fmt/ranges.h>
+      <algorithm> <chrono> <filesystem> <functional> <map> <memory> <mutex> <optional> <string> <vector>)
+  target_precompile_headers(trireme_torch_pch PRIVATE ${common})
   set(targets trireme_torch_pch)
   if(TRIREME_DEVELOPER_MODE)
     add_executable(trireme_torch_test_pch EXCLUDE_FROM_ALL ${empty})
@@ -36,12 +39,11 @@ function(trireme_declare_precompiled_headers)
     target_compile_options(trireme_torch_test_pch PRIVATE $<$<CONFIG:Release>:-O1>)
     list(APPEND targets trireme_torch_test_pch)
   endif()
-  # The command line's headers (CLI11, JSON) cost more than its code: a header of its own, no heavy optimisation.
-  add_library(trireme_cli_pch STATIC ${empty})
-  target_precompile_headers(trireme_cli_pch PRIVATE <ATen/core/Tensor.h> <CLI/CLI.hpp> <fmt/format.h> <nlohmann/json.hpp>
-                            <string> <vector>)
-  target_compile_options(trireme_cli_pch PRIVATE $<$<CONFIG:Release>:-O1>)
-  list(APPEND targets trireme_cli_pch)
+  # Rooms that compute nothing themselves: headers (CLI11, JSON) that cost more than the code, and no heavy optimisation.
+  add_library(trireme_light_pch STATIC ${empty})
+  target_precompile_headers(trireme_light_pch PRIVATE ${common} <CLI/CLI.hpp> <nlohmann/json.hpp>)
+  target_compile_options(trireme_light_pch PRIVATE $<$<CONFIG:Release>:-O1>)
+  list(APPEND targets trireme_light_pch)
   foreach(target IN LISTS targets)
     target_link_libraries(${target} PRIVATE TorchWheel::torch trireme_wheel_fmt fmt::fmt nlohmann_json::nlohmann_json trireme_flags)
     target_compile_options(${target} PRIVATE -fopenmp)
@@ -67,7 +69,7 @@ if(TARGET TorchWheel::torch)
 endif()
 
 function(trireme_library)
-  cmake_parse_arguments(ARG "TORCH" "NAME;LAYER" "DEPS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "TORCH;LIGHT" "NAME;LAYER" "DEPS;LINK" ${ARGN})
   set(target trireme_${ARG_NAME})
   set(dir ${CMAKE_CURRENT_SOURCE_DIR}/${ARG_NAME})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cpp)
@@ -112,8 +114,8 @@ function(trireme_library)
   if(ARG_TORCH)
     target_link_libraries(${target} ${scope} TorchWheel::torch trireme_wheel_fmt)
     if(sources)
-      if(ARG_NAME STREQUAL cli)
-        target_precompile_headers(${target} REUSE_FROM trireme_cli_pch)
+      if(ARG_LIGHT)
+        target_precompile_headers(${target} REUSE_FROM trireme_light_pch)
         target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
       else()
         target_precompile_headers(${target} REUSE_FROM trireme_torch_pch)

@@ -86,6 +86,18 @@ Group::Pending RequestGroup::all_to_all(const at::Tensor& out,
   TRIREME_CHECK(out_counts[own] == in_counts[own],
                 "all_to_all: rank {} gives itself {} elements and takes {}", rank_, in_counts[own],
                 out_counts[own]);
+  return issue_collective(std::move(request), out, in, after);
+}
+
+void RequestGroup::check_own_piece(TransferKind kind, const at::Tensor& piece,
+                                   const std::vector<int64_t>& counts) const {
+  const int64_t count = counts[static_cast<size_t>(rank_)];
+  TRIREME_CHECK(count == piece.numel(), "{}: the piece of rank {} has {} elements, its count is {}",
+                to_string(kind), rank_, piece.numel(), count);
+}
+
+Group::Pending RequestGroup::issue_collective(Request request, const at::Tensor& out,
+                                              const at::Tensor& in, device::Queue& after) {
   request.number = num_collectives_++;
   request.in = in;
   request.out = out;
@@ -97,14 +109,9 @@ Group::Pending RequestGroup::all_gather(const at::Tensor& out, const std::vector
   Request request = request_of(TransferKind::kAllGather, in);
   check(request.kind, out, in.scalar_type());
   request.from_bytes = bytes_of(request.kind, out, counts);
-  TRIREME_CHECK(counts[static_cast<size_t>(rank_)] == in.numel(),
-                "all_gather: the piece of rank {} has {} elements, its count is {}", rank_,
-                in.numel(), counts[static_cast<size_t>(rank_)]);
+  check_own_piece(request.kind, in, counts);
   request.to_bytes.assign(members_.size(), static_cast<int64_t>(in.nbytes()));
-  request.number = num_collectives_++;
-  request.in = in;
-  request.out = out;
-  return issue(std::move(request), after);
+  return issue_collective(std::move(request), out, in, after);
 }
 
 Group::Pending RequestGroup::broadcast(const at::Tensor& tensor, int root, device::Queue& after) {
@@ -148,14 +155,9 @@ Group::Pending RequestGroup::reduce_scatter(const at::Tensor& out, const at::Ten
                 "reduce_scatter of {}", c10::toString(in.scalar_type()));
   check(request.kind, out, in.scalar_type());
   request.to_bytes = bytes_of(request.kind, in, counts);
-  TRIREME_CHECK(counts[static_cast<size_t>(rank_)] == out.numel(),
-                "reduce_scatter: the piece of rank {} has {} elements, its count is {}", rank_,
-                out.numel(), counts[static_cast<size_t>(rank_)]);
+  check_own_piece(request.kind, out, counts);
   request.from_bytes.assign(members_.size(), static_cast<int64_t>(out.nbytes()));
-  request.number = num_collectives_++;
-  request.in = in;
-  request.out = out;
-  return issue(std::move(request), after);
+  return issue_collective(std::move(request), out, in, after);
 }
 
 Request RequestGroup::request_of(TransferKind kind, const at::Tensor& tensor) const {

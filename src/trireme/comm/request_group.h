@@ -40,11 +40,15 @@ class RequestGroup : public Group {
  private:
   Request request_of(TransferKind kind, const at::Tensor& tensor) const;
   Pending issue(Request request, device::Queue& after);
+  Pending issue_collective(Request request, const at::Tensor& out, const at::Tensor& in,
+                           device::Queue& after);
   void count(const Request& request);
   void check(TransferKind kind, const at::Tensor& tensor, c10::ScalarType dtype) const;
   std::vector<int64_t> bytes_of(TransferKind kind, const at::Tensor& tensor,
                                 const std::vector<int64_t>& counts) const;
   void check_peer(TransferKind kind, int peer) const;
+  void check_own_piece(TransferKind kind, const at::Tensor& piece,
+                       const std::vector<int64_t>& counts) const;
 
   const std::vector<int> members_;
   const int rank_;

@@ -32,17 +32,32 @@ class TrainerRanksTest : public TrainerTest {
     for (const std::string& set : parallel) sets.push_back("parallel." + set);
     return sets;
   }
+  /// The run over ranks that are threads.
+  static void train_on_ranks(const RunFile& run) {
+    comm::run_ranks(static_cast<int>(parallel_of(run.config).world()), [&](comm::World& world) {
+      TrainOptions options;
+      options.quiet = true;
+      options.world = &world;
+      train(run, options);
+    });
+  }
+  /// Of a run "pieces", each of `runs` until it is interrupted and the last to its end, is left what "whole" left.
+  void expect_whole_of_pieces(const std::vector<RunFile>& runs) {
+    size_t pieces = 0;
+    for (const RunFile& run : runs) {
+      set_interrupted(true);
+      try {
+        train_on_ranks(run);
+      } catch (const Error& error) {
+        ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
+        ++pieces;
+      }
+    }
+    EXPECT_EQ(pieces + 1, runs.size());
+    EXPECT_EQ(digest("pieces"), digest("whole"));
+    EXPECT_EQ(figures("pieces"), figures("whole"));
+  }
 };
-
-/// The run over ranks that are threads.
-void train_on_ranks(const RunFile& run) {
-  comm::run_ranks(static_cast<int>(parallel_of(run.config).world()), [&](comm::World& world) {
-    TrainOptions options;
-    options.quiet = true;
-    options.world = &world;
-    train(run, options);
-  });
-}
 
 TEST_P(TrainerRanksTest, RanksLeaveWhatOneRankLeaves) {
   for (const char* recipe : {"fp32", "bf16"}) {
@@ -76,19 +91,10 @@ TEST_P(TrainerRanksTest, ARunGoesOnWithAnotherNumberOfRanks) {
     over.push_back(fmt::format("parallel.zero={}", zero));
     return run("pieces", over);
   };
-  int pieces = 0;
-  for (const auto& [dp, zero] : {std::pair{3, 1}, {1, 0}, {2, 2}, {4, 1}, {2, 0}, {3, 2}}) {
-    set_interrupted(true);
-    try {
-      train_on_ranks(with(dp, zero));
-    } catch (const Error& error) {
-      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
-      ++pieces;
-    }
-  }
-  EXPECT_EQ(pieces, 5);
-  EXPECT_EQ(digest("pieces"), digest("whole"));
-  EXPECT_EQ(figures("pieces"), figures("whole"));
+  std::vector<RunFile> runs;
+  for (const auto& [dp, zero] : {std::pair{3, 1}, {1, 0}, {2, 2}, {4, 1}, {2, 0}, {3, 2}})
+    runs.push_back(with(dp, zero));
+  expect_whole_of_pieces(runs);
 }
 
 TEST_P(TrainerRanksTest, PipelinesLeaveWhatOneRankLeaves) {
@@ -127,25 +133,16 @@ TEST_P(TrainerRanksTest, ARunGoesOnUnderAnotherPipeline) {
   use_deep_model();
   const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
   train(run("whole", sets), options());
-  int pieces = 0;
+  std::vector<RunFile> runs;
   using Layout = std::vector<std::string>;
   for (const Layout& layout : std::vector<Layout>{{"pp=2"},
                                                   {"dp=3", "zero=1"},
                                                   {"pp=3", "schedule=v-half", "chunks=2"},
                                                   {},
                                                   {"pp=2", "dp=2", "zero=2"},
-                                                  {"pp=4"}}) {
-    set_interrupted(true);
-    try {
-      train_on_ranks(run("pieces", with(sets, layout)));
-    } catch (const Error& error) {
-      ASSERT_EQ(error.code(), ErrorCode::kInterrupted) << error.what();
-      ++pieces;
-    }
-  }
-  EXPECT_EQ(pieces, 5);
-  EXPECT_EQ(digest("pieces"), digest("whole"));
-  EXPECT_EQ(figures("pieces"), figures("whole"));
+                                                  {"pp=4"}})
+    runs.push_back(run("pieces", with(sets, layout)));
+  expect_whole_of_pieces(runs);
 }
 
 TEST_P(TrainerRanksTest, AScheduleOfAFileIsRun) {
