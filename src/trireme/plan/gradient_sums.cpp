@@ -88,7 +88,7 @@ void GradientSums::gather_weights() {
   gathered_.assign(spec_.parts.size(), kNone);
   if (owners_ == 1 || strategy_.parallel.zero == 0) return;
   for (int part = 0; part < num_parts_; ++part) {
-    if (!has_parameters(part)) continue;
+    if (!has_parameters(part) || gathers_for_use(spec_, strategy_, part)) continue;
     Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
     gather.resource = Resource::kCommunication;
     gather.group = owner_group_;

@@ -11,6 +11,7 @@
 #include "trireme/plan/pipeline_writer.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/recorded_work.h"
+#include "trireme/plan/weight_gathers.h"
 
 namespace trireme::plan {
 
@@ -98,6 +99,8 @@ const char* to_string(BufferKind kind) {
       return "delayed";
     case BufferKind::kOptimizerState:
       return "optimizer-state";
+    case BufferKind::kGatheredWeights:
+      return "gathered-weights";
   }
   return "?";
 }
@@ -130,6 +133,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
       .write();
   sums.finish_step();
   writer.free_after_last_use();
+  insert_weight_gathers(spec, program, sums.owner_group());
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);
