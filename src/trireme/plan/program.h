@@ -78,6 +78,8 @@ enum class OpKind {
   /// Owners' weights of a part become whole everywhere. Of one that is held whole: the new ones of the step before, beside this
   /// one's forward pass. Under ZeRO 3 all others, for some uses, in a buffer of their own (weight_gathers.h).
   kGatherParameters,
+  /// ZeRO 3: weights that came because other ranks use them are given up; computes nothing.
+  kReleaseParameters,
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
