@@ -224,8 +224,9 @@ class Executor::Step {
   MicroBatch& micro(int64_t index) { return micro_batches_.at(index); }
   Lane& lane(int64_t index) { return lanes_.at(static_cast<size_t>(index)); }
 
-  // Only gradient accumulators are made here: every other buffer is an instruction's result.
+  // Only gradient accumulators and room for weights are made here: every other buffer is an instruction's result.
   void make(const plan::Buffer& buffer) {
+    if (buffer.kind == plan::BufferKind::kGatheredWeights) store_.make_room(buffer.part);
     if (buffer.kind != plan::BufferKind::kParameterGradient) return;
     const int64_t elements = store_.part_numel(buffer.part);
     lane(buffer.lane).gradients.at(static_cast<size_t>(buffer.part)) =
@@ -252,6 +253,9 @@ class Executor::Step {
         break;
       case plan::BufferKind::kGradientSlice:
         if (buffer.lane == 0) exchange_->drop_slice(buffer.part);  // others end in an addition
+        break;
+      case plan::BufferKind::kGatheredWeights:
+        store_.drop(buffer.part);
         break;
       case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
@@ -340,6 +344,8 @@ class Executor::Step {
         break;
       case plan::OpKind::kGatherParameters:
         exchange_->gather_parameters(instruction);
+        break;
+      case plan::OpKind::kReleaseParameters:
         break;
       case plan::OpKind::kSumSquares:
         figures_.sum_squares([&](int of) { return gradient_slice(of); });
@@ -511,7 +517,9 @@ class Executor::Step {
   void optimize(int part) {
     optim::PartBuffers buffers;
     buffers.weights = store_.part_master(part);
-    if (store_.has_compute_copy()) buffers.compute = store_.part_compute(part);
+    // What is gathered is rounded then.
+    if (store_.has_compute_copy() && !store_.is_gathered(part))
+      buffers.compute = store_.part_compute(part);
     if (shares_states()) {
       const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
       const auto mine = static_cast<size_t>(program_.slice);

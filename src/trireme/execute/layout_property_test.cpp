@@ -80,7 +80,8 @@ class Draws {
         parallel.chunks = fixed > 0 ? fixed : pick<int64_t>({2, 3});
       }
       parallel.dp = pick<int64_t>({1, 2, 3, 4, 5, 6, 8, 16});
-      parallel.zero = pick<int64_t>({0, 1, 2, 3});
+      parallel.zero = pick<int64_t>({0, 1, 2, 3, 3});
+      strategy.weights_ahead = pick<int64_t>({0, 1, 1, 3});
       if (parallel.world() < 2 || parallel.world() > 16 ||
           !plan::validate(one.spec, strategy).empty())
         continue;

@@ -33,7 +33,7 @@ TEST(ManyRanksTest, DataParallelRanksEndWithTheBitsOfOne) {
       one.strategy.parallel = {};
       const Trained want = train(one, at::kCPU);
       for (const int64_t dp : {2, 3, 4}) {
-        for (const int64_t zero : {0, 1, 2}) {
+        for (const int64_t zero : {0, 1, 2, 3}) {
           SCOPED_TRACE(
               fmt::format("{} {} dp {} zero {}", one.name, to_string(precision), dp, zero));
           one.strategy.parallel.dp = dp;
@@ -51,7 +51,7 @@ TEST(ManyRanksTest, RecomputeDelayAndSeveralMicroBatchesALaneChangeNothing) {
   one.strategy.recompute = plan::recompute_from_names(one.spec, {"full"});
   one.strategy.delay_weight_gradients = true;
   one.strategy.parallel.dp = 2;
-  for (const int64_t zero : {0, 1, 2}) {
+  for (const int64_t zero : {0, 1, 2, 3}) {
     one.strategy.parallel.zero = zero;
     expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
   }
@@ -67,7 +67,7 @@ TEST(ManyRanksTest, RanksOnSimulatedDevicesEndWithTheBitsOfOneCpu) {
     for (const char* name : {"sim:0", "sim:1", "sim:2"})
       devices.push_back(device::get_device(name).torch_device());
     one.strategy.parallel.dp = 3;
-    for (const int64_t zero : {0, 1, 2}) {
+    for (const int64_t zero : {0, 1, 2, 3}) {
       one.strategy.parallel.zero = zero;
       expect_same_bits(train_on_ranks(one, devices), want);
     }

@@ -74,9 +74,13 @@ class OverlapTest : public ExecutorTest {
 };
 
 TEST_F(OverlapTest, GradientsAndWeightsHideBehindTheArithmetic) {
-  for (const auto& [ranks, zero] : {std::pair{8, 1}, std::pair{8, 2}, std::pair{16, 2}}) {
+  for (const auto& [ranks, zero] :
+       {std::pair{8, 1}, std::pair{8, 2}, std::pair{16, 2}, std::pair{8, 3}, std::pair{16, 3}}) {
     SCOPED_TRACE(fmt::format("{} ranks, ZeRO {}", ranks, zero));
-    const TrainingCase one = deep(ranks, zero);
+    TrainingCase one = deep(ranks, zero);
+    // Then forward and backward have the same part of the arithmetic and of the bytes: bfloat16 weights a quarter and a quarter,
+    // float32 gradients a half.
+    if (zero == 3) one.strategy.recompute = plan::recompute_from_names(one.spec, {"full"});
     constexpr double kFlops = 1e9;
     std::vector<std::vector<double>> durations;
     const double compute_s = step_s(one, kFlops, 0.0, &durations);

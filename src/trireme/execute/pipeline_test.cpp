@@ -21,7 +21,7 @@ TEST_F(PipelineStepTest, EveryScheduleEndsWithTheBitsOfOneRank) {
     const Trained want = train(one, at::kCPU);
     for (const auto schedule : kSchedules) {
       const int fixed = plan::fixed_chunks(schedule);
-      for (const auto& [pp, dp, zero] : {std::tuple{2, 1, 0}, {4, 1, 0}, {2, 2, 2}}) {
+      for (const auto& [pp, dp, zero] : {std::tuple{2, 1, 0}, {4, 1, 0}, {2, 2, 2}, {2, 2, 3}}) {
         one.strategy.parallel = {};
         one.strategy.parallel.pp = pp;
         one.strategy.parallel.dp = dp;
@@ -66,9 +66,9 @@ TEST_F(PipelineStepTest, StagesThatOffloadEndWithTheBitsOfOneCpu) {
   for (const auto schedule : {plan::ScheduleKind::k1F1B, plan::ScheduleKind::kZeroBubbleV}) {
     one.strategy.parallel.schedule = schedule;
     one.strategy.parallel.chunks = plan::fixed_chunks(schedule);
-    for (const int64_t dp : {1, 2}) {
+    for (const auto& [dp, zero] : {std::pair{1, 1}, {2, 2}, {2, 3}}) {
       one.strategy.parallel.dp = dp;
-      one.strategy.parallel.zero = dp;
+      one.strategy.parallel.zero = zero;
       SCOPED_TRACE(plan::describe(one.strategy.parallel));
       expect_same_bits(train_on_ranks(one, devices), want);
     }
@@ -89,11 +89,11 @@ TEST_F(PipelineStepTest, SharedEmbeddingsEndWithTheBitsOfOneRank) {
     const Trained want = train(one, at::kCPU);
     for (const auto schedule : {plan::ScheduleKind::kZeroBubbleV, plan::ScheduleKind::kDualPipeV,
                                 plan::ScheduleKind::kVHalf}) {
-      for (const int64_t dp : {1, 2}) {
+      for (const auto& [dp, zero] : {std::pair{1, 1}, {2, 2}, {2, 3}}) {
         one.strategy.parallel = {};
         one.strategy.parallel.pp = 2;
         one.strategy.parallel.dp = dp;
-        one.strategy.parallel.zero = dp;
+        one.strategy.parallel.zero = zero;
         one.strategy.parallel.schedule = schedule;
         one.strategy.parallel.chunks = 2;
         if (!plan::validate(one.spec, one.strategy).empty()) {

@@ -8,6 +8,7 @@
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
 #include "trireme/cluster/mesh.h"
+#include "trireme/execute/weight_gather.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/plan/figures.h"
 #include "trireme/plan/shards.h"
@@ -194,7 +195,7 @@ void RankExchange::gather_gradients(const plan::Instruction& instruction, const 
 
 void RankExchange::owe_weights() {
   for (const plan::Instruction& instruction : program_->instructions) {
-    if (instruction.kind != plan::OpKind::kGatherParameters) continue;
+    if (instruction.kind != plan::OpKind::kGatherParameters || !instruction.makes.empty()) continue;
     owed_[instruction.part] = {
         instruction.group, program_->slices[static_cast<size_t>(instruction.part)],
         static_cast<size_t>(program_->slice),
@@ -213,6 +214,13 @@ comm::Group::Pending RankExchange::gather(int part, const Owed& owed) {
 }
 
 void RankExchange::gather_parameters(const plan::Instruction& instruction) {
+  if (!instruction.makes.empty()) {
+    const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
+    issued(instruction,
+           gather_weights(store_, instruction.part, group(instruction), slice_sizes(bounds),
+                          bounds[static_cast<size_t>(program_->slice)], device_.compute_queue()));
+    return;
+  }
   const auto owed = owed_.extract(instruction.part);
   if (owed.empty()) return;
   issued(instruction, gather(instruction.part, owed.mapped()));

@@ -42,7 +42,7 @@ class RankExchange {
   void gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole);
   /// Owners have new weights: the next step gathers them, or gather_now().
   void owe_weights();
-  /// Of what is owed of the part; nothing otherwise.
+  /// A part that is gathered for its use, into the room that was made for it; of another what is owed of it.
   void gather_parameters(const plan::Instruction& instruction);
   /// Collective over the ranks that share states. All weights are whole afterwards. Blocks where a transfer does.
   void gather_now();

@@ -1,5 +1,7 @@
 #include "trireme/execute/rank_shares.h"
 
+#include <algorithm>
+
 #include "trireme/plan/shards.h"
 
 namespace trireme::execute {
@@ -24,9 +26,18 @@ std::vector<model::ElementRange> state_shares(const model::ModelSpec& spec,
   return shares;
 }
 
+std::vector<char> gathered_parts(const model::ModelSpec& spec, const plan::Program& program) {
+  std::vector<char> gathered;
+  for (size_t part = 0; part < spec.parts.size(); ++part)
+    gathered.push_back(plan::gathers_for_use(spec, program.strategy, static_cast<int>(part)));
+  if (std::ranges::count(gathered, 0) == static_cast<int64_t>(gathered.size())) gathered.clear();
+  return gathered;
+}
+
 std::vector<model::ElementRange> master_shares(const model::ModelSpec& spec,
                                                const plan::Program& program) {
-  if (program.strategy.precision != plan::Precision::kBf16) return {};
+  if (program.strategy.precision != plan::Precision::kBf16 && gathered_parts(spec, program).empty())
+    return {};
   std::vector<model::ElementRange> shares = state_shares(spec, program);
   for (size_t part = 0; part < shares.size(); ++part) {
     if (program.has(static_cast<int>(part)) &&

@@ -51,13 +51,18 @@ uint64_t stream_key(uint64_t seed, const std::string& name) {
   return mix(xxh3(std::as_bytes(std::span(name.data(), name.size()))), seed);
 }
 
+/// Elements [first, first + count) of a stream.
 template <typename T>
-void fill_normal(T* out, int64_t count, uint64_t key, double std) {
-  at::parallel_for(0, (count + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
+void fill_normal(T* out, int64_t first, int64_t count, uint64_t key, double std) {
+  const int64_t last = first + count;
+  at::parallel_for(first / 2, (last + 1) / 2, 4096, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) {
       const std::array<double, 2> values = normal_pair(key, static_cast<uint64_t>(pair));
-      out[2 * pair] = static_cast<T>(values[0] * std);
-      if (2 * pair + 1 < count) out[2 * pair + 1] = static_cast<T>(values[1] * std);
+      for (int64_t i = 0; i < 2; ++i) {
+        const int64_t element = 2 * pair + i;
+        if (element >= first && element < last)
+          out[element - first] = static_cast<T>(values[static_cast<size_t>(i)] * std);
+      }
     }
   });
 }
@@ -71,7 +76,7 @@ double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
 ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
                                at::ScalarType master_dtype, at::Device device,
                                const std::vector<model::ElementRange>& masters,
-                               const std::vector<char>& parts)
+                               const std::vector<char>& parts, const std::vector<char>& gathered)
     : spec_(std::move(spec)),
       compute_dtype_(compute_dtype),
       master_dtype_(master_dtype),
@@ -79,6 +84,8 @@ ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dty
   const size_t num_parts = spec_.parts.size();
   parts_ = parts.empty() ? std::vector<char>(num_parts, 1) : parts;
   TRIREME_CHECK(parts_.size() == num_parts, "{} of {} parts", parts_.size(), num_parts);
+  gathered_ = gathered.empty() ? std::vector<char>(num_parts, 0) : gathered;
+  TRIREME_CHECK(gathered_.size() == num_parts, "{} of {} parts", gathered_.size(), num_parts);
   part_numel_.assign(num_parts, 0);
   part_parameters_.resize(num_parts);
   offsets_.reserve(spec_.parameters.size());
@@ -94,13 +101,39 @@ ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dty
     const int64_t numel = parts_[part] != 0 ? part_numel_[part] : 0;
     master_ranges_.push_back(masters.empty() || numel == 0 ? model::ElementRange{0, numel}
                                                            : masters.at(part));
-    TRIREME_CHECK(has_compute_copy() || master_ranges_.back().count() == numel,
+    const bool comes = is_gathered(static_cast<int>(part));
+    TRIREME_CHECK(has_compute_copy() || comes || master_ranges_.back().count() == numel,
                   "part {}: products read masters, which are not all here", part);
     const auto options = at::TensorOptions().device(device_);
     master_.push_back(at::empty({master_ranges_.back().count()}, options.dtype(master_dtype_)));
-    compute_.push_back(has_compute_copy() ? at::empty({numel}, options.dtype(compute_dtype_))
-                                          : master_.back());
+    compute_.push_back(has_compute_copy() || comes
+                           ? at::empty({numel}, options.dtype(compute_dtype_))
+                           : master_.back());
+    if (comes) drop(static_cast<int>(part));
   }
+}
+
+bool ParameterStore::has_room(int part) const {
+  return compute_[part].storage().data() != nullptr;
+}
+
+// Views of the parts share the storage: its memory comes and goes, and they stay.
+void ParameterStore::make_room(int part) {
+  TRIREME_CHECK(is_gathered(part), "part {} has its memory all the time", part);
+  const c10::Storage& storage = compute_[part].storage();
+  if (storage.nbytes() == 0) return;
+  TRIREME_CHECK(!has_room(part), "part {} is whole already", part);
+  const at::Tensor fresh = at::empty({static_cast<int64_t>(storage.nbytes())},
+                                     at::TensorOptions().dtype(at::kByte).device(device_));
+  storage.unsafeGetStorageImpl()->set_data_ptr_noswap(
+      fresh.storage().unsafeGetStorageImpl()->set_data_ptr(
+          c10::DataPtr(nullptr, storage.device())));
+}
+
+void ParameterStore::drop(int part) {
+  const c10::Storage& storage = compute_[part].storage();
+  TRIREME_CHECK(is_gathered(part), "part {} has its memory all the time", part);
+  storage.unsafeGetStorageImpl()->set_data_ptr_noswap(c10::DataPtr(nullptr, storage.device()));
 }
 
 at::Tensor ParameterStore::master(const std::string& name) const {
@@ -131,7 +164,8 @@ at::Tensor ParameterStore::fused_view(const at::Tensor& flat, int first, int cou
   return head.shape.size() < 2 ? piece : piece.view({rows, columns});
 }
 
-void ParameterStore::fill(int index, uint64_t seed, at::Tensor values) const {
+// Elements of a parameter from `first` on, as many as `values` has.
+void ParameterStore::fill(int index, uint64_t seed, int64_t first, at::Tensor values) const {
   const model::ParameterSpec& parameter = spec_.parameters[index];
   switch (parameter.init.kind) {
     case model::InitKind::kOnes:
@@ -145,9 +179,9 @@ void ParameterStore::fill(int index, uint64_t seed, at::Tensor values) const {
       // Drawn on the host: the same bits on every device.
       at::Tensor host = values.is_cpu() ? values : at::empty(values.sizes(), master_dtype_);
       if (master_dtype_ == at::kDouble) {
-        fill_normal(host.data_ptr<double>(), host.numel(), key, parameter.init.std);
+        fill_normal(host.data_ptr<double>(), first, host.numel(), key, parameter.init.std);
       } else {
-        fill_normal(host.data_ptr<float>(), host.numel(), key, parameter.init.std);
+        fill_normal(host.data_ptr<float>(), first, host.numel(), key, parameter.init.std);
       }
       if (!values.is_cpu()) values.copy_(host);
       break;
@@ -155,17 +189,30 @@ void ParameterStore::fill(int index, uint64_t seed, at::Tensor values) const {
   }
 }
 
+/// The parameter's elements whose masters are here, as elements of its part.
+model::ElementRange ParameterStore::held_of(int parameter) const {
+  const model::ElementRange here = master_ranges_[part_of(parameter)];
+  const int64_t begin = offsets_[parameter];
+  const int64_t first = std::max(begin, here.first);
+  const int64_t last = std::min(begin + spec_.parameters[parameter].numel(), here.last);
+  return {first, std::max(first, last)};
+}
+
 void ParameterStore::initialize(uint64_t seed) {
   for (int i = 0; i < num_parameters(); ++i) {
-    if (!has_part(part_of(i))) continue;
-    if (has_whole_master(part_of(i))) {
-      fill(i, seed, master(i));
+    const int part = part_of(i);
+    if (!has_part(part)) continue;
+    if (has_whole_master(part) || is_gathered(part)) {
+      const model::ElementRange here = held_of(i);
+      if (here.count() > 0)
+        fill(i, seed, here.first - offsets_[i],
+             master_[part].narrow(0, here.first - master_ranges_[part].first, here.count()));
       continue;
     }
     // One parameter's float32 at a time: the compute copy is of all of it.
     at::Tensor values = at::empty(spec_.parameters[i].shape,
                                   at::TensorOptions().dtype(master_dtype_).device(device_));
-    fill(i, seed, values);
+    fill(i, seed, 0, values);
     set(i, values);
   }
   refresh_compute();
@@ -179,19 +226,23 @@ void ParameterStore::set(int parameter, const at::Tensor& values) {
   const at::Tensor flat = values.reshape({-1});
   TRIREME_CHECK(flat.numel() == numel, "{} elements for {}", flat.numel(),
                 spec_.parameters[parameter].name);
-  const model::ElementRange here = master_ranges_[part];
-  const int64_t first = std::max(begin, here.first);
-  const int64_t count = std::min(begin + numel, here.last) - first;
-  if (count > 0)
-    master_[part].narrow(0, first - here.first, count).copy_(flat.narrow(0, first - begin, count));
-  if (has_compute_copy()) compute_[part].narrow(0, begin, numel).copy_(flat);
+  const model::ElementRange here = held_of(parameter);
+  if (here.count() > 0)
+    master_[part]
+        .narrow(0, here.first - master_ranges_[part].first, here.count())
+        .copy_(flat.narrow(0, here.first - begin, here.count()));
+  if (has_compute_copy() && !is_gathered(part)) compute_[part].narrow(0, begin, numel).copy_(flat);
 }
 
 void ParameterStore::refresh_compute(int part) {
-  if (!has_compute_copy()) return;
+  if (compute_[part].is_same(master_[part]) || (is_gathered(part) && !has_room(part))) return;
   const model::ElementRange here = master_ranges_[part];
   at::Tensor compute = compute_[part].narrow(0, here.first, here.count());
-  kernels::convert(master_[part], compute);
+  if (has_compute_copy()) {
+    kernels::convert(master_[part], compute);
+  } else {
+    compute.copy_(master_[part]);
+  }
 }
 
 void ParameterStore::refresh_compute() {

@@ -3,8 +3,10 @@
 // Each part's parameters lie one after the other in one flat buffer, in the order of
 // ModelSpec::parameters, so that query, key and value (gate and up) form one matrix and an
 // optimizer runs over flat memory. With a compute dtype other than the master's there is a second
-// flat buffer per part; of the masters a rank may then have a slice alone. A rank of a pipeline has some
-// parts only: the others are described here and have no memory.
+// flat buffer per part; of the masters a rank may then have a slice alone. What products read of a part may
+// be there only now and then (ZeRO 3): such a part has two buffers too, and the second has memory from
+// make_room() to drop(). A rank of a pipeline has some parts only: the others are described here and have no
+// memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,7 +21,7 @@
 namespace trireme::nn {
 
 /// Owns the parameters. Views share the flat buffers' storage and stay valid as long as the store.
-/// Thread-safety: reads may run at the same time; initialize() and refresh_compute() need it alone.
+/// Thread-safety: reads may run at the same time; initialize(), refresh_compute(), make_room() and drop() need it alone.
 class ParameterStore {
  public:
   /// Allocates without filling: call initialize() or write every master. `compute_dtype` is what
@@ -28,10 +30,11 @@ class ParameterStore {
   /// `masters`: by part, the elements whose masters are held, empty for all of every part; all it must be without a compute
   /// copy, and of a part with a selection bias, which is read as it is.
   /// `parts`: by part, whether it is here; empty: all.
+  /// `gathered`: by part, whether what products read is there only from make_room() to drop(); empty: of none.
   ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype = at::kFloat,
                  at::ScalarType master_dtype = at::kFloat, at::Device device = at::kCPU,
                  const std::vector<model::ElementRange>& masters = {},
-                 const std::vector<char>& parts = {});
+                 const std::vector<char>& parts = {}, const std::vector<char>& gathered = {});
 
   const model::ModelSpec& spec() const { return spec_; }
   at::ScalarType compute_dtype() const { return compute_dtype_; }
@@ -56,8 +59,16 @@ class ParameterStore {
     return has_part(part) && master_ranges_[part].count() == part_numel_[part];
   }
 
+  /// Whether what products read of a part that is here has memory only from make_room() to drop(). Nothing is in it until somebody
+  /// fills it; reading it without memory is an error or ends the process.
+  bool is_gathered(int part) const { return has_part(part) && gathered_[part] != 0; }
+  /// Of a part that is_gathered() and has no memory: allocates it, on the device's compute queue.
+  void make_room(int part);
+  /// Of one that has: gives it back. Views stay as they are, without data.
+  void drop(int part);
+
   /// Flat buffers of one part, shape [part_numel]; of the masters [master_range(part).count()]. compute() is master() without
-  /// a compute copy.
+  /// a compute copy, but of a part that is_gathered().
   const at::Tensor& part_master(int part) const { return master_[part]; }
   const at::Tensor& part_compute(int part) const { return compute_[part]; }
 
@@ -79,19 +90,22 @@ class ParameterStore {
   /// parameters.
   void initialize(uint64_t seed);
   /// compute = master rounded to the compute dtype, of the elements of one part or all that have masters. Nothing without a
-  /// compute copy.
+  /// compute copy, nor where it has no memory.
   void refresh_compute(int part);
   void refresh_compute();
 
  private:
   int part_of(int parameter) const { return spec_.parameters[parameter].part; }
-  void fill(int parameter, uint64_t seed, at::Tensor values) const;
+  bool has_room(int part) const;
+  model::ElementRange held_of(int parameter) const;
+  void fill(int parameter, uint64_t seed, int64_t first, at::Tensor values) const;
 
   model::ModelSpec spec_;
   at::ScalarType compute_dtype_;
   at::ScalarType master_dtype_;
   at::Device device_;
   std::vector<char> parts_;
+  std::vector<char> gathered_;
   std::vector<int64_t> part_numel_;
   std::vector<std::vector<int>> part_parameters_;
   std::vector<int64_t> offsets_;

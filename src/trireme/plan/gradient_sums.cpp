@@ -6,6 +6,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
+#include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/shards.h"
 
@@ -41,8 +42,7 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
       writer_(writer),
       strategy_(writer.program().strategy),
       num_parts_(static_cast<int>(spec.parts.size())),
-      accumulators_(spec.parts.size(),
-                    std::vector<int>(static_cast<size_t>(strategy_.lanes), kNone)),
+      accumulators_(spec.parts.size()),
       slices_(spec.parts.size()),
       held_(spec.parts.size()) {
   has_parameters_.assign(spec.parts.size(), 0);
@@ -54,7 +54,9 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
   owners_ = mesh.group_size(cluster::Dimension::kData);
   program.slice = mesh.index_in_group(cluster::Dimension::kData, rank);
-  program.lanes = lanes_of(strategy_, program.slice, owners_);
+  program.lanes = lanes_with_absent(strategy_, program.slice, owners_);
+  for (std::vector<int>& of_part : accumulators_)
+    of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
   for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
     program.squares.push_back(squares_ranges(spec, part));
@@ -88,7 +90,7 @@ void GradientSums::gather_weights() {
   gathered_.assign(spec_.parts.size(), kNone);
   if (owners_ == 1 || strategy_.parallel.zero == 0) return;
   for (int part = 0; part < num_parts_; ++part) {
-    if (!has_parameters(part)) continue;
+    if (!has_parameters(part) || gathers_for_use(spec_, strategy_, part)) continue;
     Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
     gather.resource = Resource::kCommunication;
     gather.group = owner_group_;
@@ -117,10 +119,9 @@ void GradientSums::lane_done(int part, int64_t lane) {
   if (lane == lanes.front()) order_.push_back(part);
   if (strategy_.parallel.zero >= 2 && owners_ > 1) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
-    reduce_in_turn(round, {part,
-                           {buffers[static_cast<size_t>(lane)]},
-                           kNone,
-                           round_of_lane(round),
+    std::vector<int> sources;
+    if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
+    reduce_in_turn(round, {part, std::move(sources), kNone, round_of_lane(round),
                            (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes});
     return;
   }
@@ -139,9 +140,10 @@ void GradientSums::lane_done(int part, int64_t lane) {
   reduce_in_turn(0, {part, std::move(sources), kNone, std::move(pieces), true});
 }
 
-// Stages whose ranks have unequal numbers of lanes complete their parts in other orders, and a group's transfers have one.
+// Stages whose ranks have unequal numbers of lanes complete their parts in other orders, and a group's transfers have one. (Under
+// ZeRO 3 they pass through absent lanes, too.)
 void GradientSums::reduce_in_turn(size_t round, Sent request) {
-  if (pipeline_group_ < 0 || strategy_.lanes % owners_ == 0) {
+  if (pipeline_group_ < 0 || strategy_.parallel.zero == 3 || strategy_.lanes % owners_ == 0) {
     reduce(request.part, std::move(request.nodes), std::move(request.sources), request.last);
     return;
   }

@@ -20,11 +20,13 @@ class GradientSums {
   bool has_parameters(int part) const { return has_parameters_[static_cast<size_t>(part)] != 0; }
   /// Index of the pipeline's ranks in Program::groups; -1: no pipeline.
   int pipeline_group() const { return pipeline_group_; }
-  bool over_ranks() const { return owners_ > 1; }
+  /// Of the ranks that share states; -1: nobody does.
+  int owner_group() const { return owner_group_; }
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
   int count_targets();
-  /// At the begin: owners' weights of the step before become whole, part by part in the order of the forward pass.
+  /// At the begin: owners' weights of the step before become whole, part by part in the order of the forward pass; not of parts
+  /// that are gathered for every use.
   void gather_weights();
   /// The gather that a part's first use waits for; kNone after that, and where there is none.
   int take_gather(int part);

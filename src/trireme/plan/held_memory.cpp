@@ -45,6 +45,9 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kOptimizerState:
           held.optimizer_states += bytes;
           break;
+        case BufferKind::kGatheredWeights:
+          held.weights += bytes;
+          break;
         case BufferKind::kHidden:
         case BufferKind::kSaved:
         case BufferKind::kHiddenGradient:

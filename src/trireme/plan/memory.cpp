@@ -342,9 +342,11 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
   const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();
   int64_t parameters = 0;
   for (const model::ParameterSpec& parameter : spec.parameters) {
-    if (program.has(parameter.part)) parameters += parameter.numel();
+    if (!program.has(parameter.part)) continue;
+    parameters += parameter.numel();
+    if (copies && !(shares && gathers_for_use(spec, strategy, parameter.part)))
+      bytes.compute_weights += 2 * parameter.numel();
   }
-  bytes.compute_weights = copies ? 2 * parameters : 0;
   if (!shares) bytes.master_weights = 4 * parameters;
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
     const auto at = static_cast<size_t>(part);

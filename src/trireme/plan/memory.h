@@ -48,8 +48,9 @@ int64_t loss_workspace_bytes(const model::ModelSpec& spec, const Strategy& strat
 
 /// What is held between steps, by kind.
 struct ResidentBytes {
-  int64_t master_weights = 0;   ///< float32
-  int64_t compute_weights = 0;  ///< bfloat16 copies; 0 in fp32
+  int64_t master_weights = 0;  ///< float32
+  int64_t compute_weights =
+      0;  ///< bfloat16 copies; 0 in fp32, and of what is gathered for every use
   int64_t optimizer_states = 0;
   int64_t tables = 0;     ///< rotary cosines and sines
   int64_t libraries = 0;  ///< of the device's vendor: KernelWorkspace::library_bytes

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/micro_batch_writer.h"
@@ -11,6 +12,7 @@
 #include "trireme/plan/pipeline_writer.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/recorded_work.h"
+#include "trireme/plan/weight_gathers.h"
 
 namespace trireme::plan {
 
@@ -48,6 +50,8 @@ const char* to_string(OpKind kind) {
       return "optimizer-step";
     case OpKind::kGatherParameters:
       return "gather-parameters";
+    case OpKind::kReleaseParameters:
+      return "release-parameters";
     case OpKind::kSend:
       return "send";
     case OpKind::kReceive:
@@ -98,6 +102,8 @@ const char* to_string(BufferKind kind) {
       return "delayed";
     case BufferKind::kOptimizerState:
       return "optimizer-state";
+    case BufferKind::kGatheredWeights:
+      return "gathered-weights";
   }
   return "?";
 }
@@ -111,7 +117,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   program.strategy = strategy;
   const cluster::Mesh mesh(mesh_shape(strategy.parallel));
   const cluster::Coordinates where = mesh.coordinates(rank);
-  const auto lanes = lanes_of(strategy, where.dp, strategy.parallel.dp);
+  const auto lanes = lanes_with_absent(strategy, where.dp, strategy.parallel.dp);
   PipelineLayout layout = pipeline_layout(
       spec, strategy, static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane());
   program.has_part = layout.parts_of(where.pp);
@@ -130,6 +136,8 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
       .write();
   sums.finish_step();
   writer.free_after_last_use();
+  insert_weight_gathers(spec, program, sums.owner_group());
+  remove_absent_lanes(program);
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);

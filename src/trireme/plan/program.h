@@ -37,6 +37,8 @@ struct Strategy {
   bool delay_weight_gradients = false;
   /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
   bool record = false;
+  /// Under ZeRO 3: parts whose weights come, or are there already, beside those that are computed with.
+  int64_t weights_ahead = 1;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
   std::vector<int64_t> optimizer_state_bytes;
@@ -73,8 +75,11 @@ enum class OpKind {
   kReduceFigures,    ///< losses of lanes, sums of squares and routers' statistics of all ranks
   kGradNorm,         ///< global norm over all parts, in fixed order
   kOptimizerStep,    ///< of a part's parameters
-  /// Owners' new weights of a part become whole everywhere: those of the step before, beside this one's forward pass.
+  /// Owners' weights of a part become whole everywhere. Of one that is held whole: the new ones of the step before, beside this
+  /// one's forward pass. Under ZeRO 3 all others, for some uses, in a buffer of their own (weight_gathers.h).
   kGatherParameters,
+  /// ZeRO 3: weights that came because other ranks use them are given up; computes nothing.
+  kReleaseParameters,
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
@@ -106,7 +111,8 @@ enum class BufferKind {
   kGradientPieces,     ///< all ranks' partial sums of an owner's slice of a part
   kGradientSlice,      ///< the owner's sum of a slice over a node of lanes
   kDelayed,            ///< made by backward-input for backward-weight
-  kOptimizerState      ///< a part's states while they visit the device; made by kReload
+  kOptimizerState,     ///< a part's states while they visit the device; made by kReload
+  kGatheredWeights  ///< ZeRO 3: what products read of a part, while it is whole; made by kGatherParameters
 };
 const char* to_string(BufferKind kind);
 

@@ -117,11 +117,24 @@ std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t
   return cluster::slice_bounds_at(cuts, owners);
 }
 
-bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part) {
-  if (strategy.parallel.zero == 0 || strategy.precision != Precision::kBf16) return false;
-  return std::ranges::none_of(spec.parameters, [&](const model::ParameterSpec& parameter) {
+namespace {
+
+bool has_selection_bias(const model::ModelSpec& spec, int part) {
+  return std::ranges::any_of(spec.parameters, [&](const model::ParameterSpec& parameter) {
     return parameter.part == part && parameter.role == model::Role::kSelectionBias;
   });
+}
+
+}  // namespace
+
+bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  return strategy.parallel.zero >= 3 && strategy.parallel.dp > 1 && !has_selection_bias(spec, part);
+}
+
+bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  if (gathers_for_use(spec, strategy, part)) return true;
+  return strategy.parallel.zero > 0 && strategy.precision == Precision::kBf16 &&
+         !has_selection_bias(spec, part);
 }
 
 BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last) {

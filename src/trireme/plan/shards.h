@@ -22,6 +22,10 @@ int64_t num_blocks(const std::vector<SquaresRange>& ranges);
 std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
                                  bool whole_matrices);
 
+/// Whether a part is whole on a rank only while it is computed with (ZeRO 3). Not one with a selection bias, which is read in
+/// float32 and is small.
+bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part);
+
 /// Whether ranks that share a part's states share its float32 masters too: not where products read them, nor where a selection
 /// bias is read in float32.
 bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part);

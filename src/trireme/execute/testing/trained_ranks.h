@@ -8,6 +8,7 @@
 #include "trireme/comm/local/local_world.h"
 #include "trireme/execute/rank_shares.h"
 #include "trireme/execute/testing/trained_runs.h"
+#include "trireme/execute/weight_gather.h"
 
 namespace trireme::execute {
 
@@ -30,7 +31,8 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   if (change) change(program);
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
   nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
-                           master_shares(one.spec, program), program.has_part);
+                           master_shares(one.spec, program), program.has_part,
+                           gathered_parts(one.spec, program));
   store.initialize(6);
   nn::Model model(store);
   const auto optimizer = optim::make_optimizer(
@@ -55,8 +57,13 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
     if (after_step) after_step();
   }
   executor.settle();
+  WeightGather weights(store, program, world);
   for (int part = 0; part < store.num_parts(); ++part) {
-    trained.compute.push_back(store.part_compute(part).cpu());
+    weights.begin(part);
+    weights.wait(part);
+    trained.compute.push_back(
+        store.part_compute(part).to(at::kCPU, /*non_blocking=*/false, /*copy=*/true));
+    weights.drop(part);
     trained.masters.push_back(store.part_master(part).cpu());
     trained.master_ranges.push_back(store.master_range(part));
     trained.states.emplace_back();
