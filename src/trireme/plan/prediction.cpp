@@ -316,6 +316,10 @@ void use_profiles(const ProfileLibrary& library, const std::string& without, Pla
   run.interval = calibrated("interval", run.interval);
 }
 
+bool programs_say(const Parallel& parallel) {
+  return parallel.tp * parallel.cp * parallel.ep == 1 && parallel.zero < 3;
+}
+
 double Prediction::peak_bytes() const {
   double most = 0.0;
   for (const RankClass& one : classes) most = std::max(most, one.peak.total());
