@@ -432,6 +432,11 @@ bool comes_before(const Priced& a, const Priced& b) {
 }
 
 std::vector<Priced> price_all(const PlannedRun& run, bool of_trireme, const SearchSpace& space) {
+  return price_if(run, of_trireme, space, [](const Candidate&) { return true; });
+}
+
+std::vector<Priced> price_if(const PlannedRun& run, bool of_trireme, const SearchSpace& space,
+                             const std::function<bool(const Candidate&)>& wanted) {
   CandidateRun own(run, space, of_trireme);
   int64_t candidates = 0;
   LeftOut left_out;
@@ -452,6 +457,7 @@ std::vector<Priced> price_all(const PlannedRun& run, bool of_trireme, const Sear
           candidate.recompute = static_cast<int8_t>(recompute);
           candidate.zero = static_cast<int8_t>(zero);
           if (zero > 0 && int64_t{layout.dp} * candidate.cp == 1) continue;
+          if (!wanted(candidate)) continue;
           priced.prediction = predict(own.of(candidate));
           priced.step_s = priced.prediction.step_s;
           priced.peak_bytes = priced.prediction.peak_bytes();

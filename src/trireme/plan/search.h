@@ -70,6 +70,9 @@ SearchResult search(const PlannedRun& run, bool of_trireme, const SearchSpace& s
 
 /// All candidates priced, in order of their numbers: the plain reference, for tests and small spaces.
 std::vector<Priced> price_all(const PlannedRun& run, bool of_trireme, const SearchSpace& space);
+/// Those of them that are wanted.
+std::vector<Priced> price_if(const PlannedRun& run, bool of_trireme, const SearchSpace& space,
+                             const std::function<bool(const Candidate&)>& wanted);
 
 /// Whether `a` comes before `b` in the order of the search.
 bool comes_before(const Priced& a, const Priced& b);
