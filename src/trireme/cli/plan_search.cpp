@@ -34,6 +34,7 @@ struct SearchArguments {
   double reserve_gib = 0.0;
   int top = 5;
   int threads = 0;
+  double within = 2.0;
   bool trainable = false;
   bool no_advice = false;
   std::string out;
@@ -96,6 +97,8 @@ void check(const SearchArguments& arguments) {
   TRIREME_USER_CHECK(arguments.batch >= 0 && arguments.seq_len >= 0, kConfig,
                      "give a size of at least 1", "--batch {} --seq-len {}", arguments.batch,
                      arguments.seq_len);
+  TRIREME_USER_CHECK(arguments.within >= 1.0, kConfig, "--front-within 2", "--front-within {}",
+                     arguments.within);
   TRIREME_USER_CHECK(arguments.top >= 1, kConfig, "--top 5", "--top {}", arguments.top);
   TRIREME_USER_CHECK(
       arguments.reserve_gib >= 0.0 && arguments.price >= 0.0 && arguments.tokens >= 0.0, kConfig,
@@ -246,6 +249,7 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
   search_options.best = arguments.top;
   search_options.reserve_bytes = arguments.reserve_gib * kGiB;
   search_options.threads = arguments.threads;
+  search_options.pareto_within = arguments.within;
   search_options.progress = [&](const plan::SearchProgress& progress) {
     line.show(what, progress);
     return !interrupted();
@@ -290,14 +294,14 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
   } else {
     fmt::print("{}", plan::describe(report));
   }
-  if (stopped) {
-    set_interrupted(true);
-    return;
-  }
+  if (stopped)
+    throw Error(ErrorCode::kInterrupted, "interrupted: what was found until then is not the best",
+                "narrow the search with --parallel");
   TRIREME_USER_CHECK(!result.best.empty(), kConfig,
                      "more accelerators or memory, a shorter sequence, a smaller batch, or fewer "
                      "fixed dimensions",
-                     "nothing fits on {} x {}", space.accelerators, run.cluster.device.name);
+                     "nothing fits on {} x {}: short is {}", space.accelerators,
+                     run.cluster.device.name, plan::shortage(report));
   if (arguments.out.empty()) return;
   const plan::Candidate& best = result.best.front().candidate;
   if (trains(space, best)) {
@@ -344,6 +348,10 @@ void add_plan_search(CLI::App& plan, GlobalOptions& options) {
   command->add_option("--profiles", arguments->profiles,
                       "more profiles (.toml); they come before those of the program");
   command->add_option("--top", arguments->top, "how many of the best")->default_val(5);
+  command
+      ->add_option("--front-within", arguments->within,
+                   "time against memory up to so many times the best step")
+      ->default_val(2.0);
   command->add_option("--threads", arguments->threads, "0: as many as there are CPUs");
   command->add_flag("--trainable", arguments->trainable, "only what `trireme train` can run today");
   command->add_flag("--no-advice", arguments->no_advice,

@@ -5,6 +5,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/plan/insertions.h"
+#include "trireme/plan/pipeline_writer.h"
 #include "trireme/plan/stages.h"
 
 namespace trireme::plan {
@@ -102,8 +103,12 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
   if (parallel.pp > 1 && folded.stage_layers.empty())
     folded.stage_layers = cut_layers(spec, folded);
   const auto dp = static_cast<int>(parallel.dp);
+  const std::vector<std::string> reasons = validate(spec, folded);
+  TRIREME_USER_CHECK(reasons.empty(), kConfig, "change the run file as the message says", "{}",
+                     reasons.front());
+  const PipelineLayout layout = pipeline_layout(spec, folded, micro_batches);
   for (int stage = 0; stage < static_cast<int>(parallel.pp); ++stage) {
-    world.programs.push_back(build_program(spec, folded, stage * dp));
+    world.programs.push_back(build_program(spec, folded, stage * dp, layout));
     keep_members(world.programs.back(), dp);
   }
   return world;

@@ -150,6 +150,9 @@ class Search {
       look_at_some();
     }
     if (result_.complete && result_.best.empty()) find_smallest();
+    std::erase_if(result_.pareto, [&](const Priced& one) {
+      return one.step_s > options_.pareto_within * result_.best.front().step_s;
+    });
     return std::move(result_);
   }
 
@@ -292,6 +295,7 @@ class Search {
     if (result_.best.size() < wanted) return false;
     if (open.time_s <= result_.best[wanted - 1].step_s) return false;
     if (!options_.pareto) return true;
+    if (open.time_s > options_.pareto_within * result_.best.front().step_s) return true;
     return std::ranges::any_of(result_.pareto, [&](const Priced& one) {
       return one.step_s < open.time_s && one.peak_bytes <= open.bytes;
     });

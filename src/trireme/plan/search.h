@@ -5,6 +5,7 @@
 // peak memory, then the number of the candidate, which counts in the order of the space's lists.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <optional>
 
@@ -23,6 +24,7 @@ struct SearchProgress {
 struct SearchOptions {
   int best = 5;
   bool pareto = true;
+  double pareto_within = HUGE_VAL;  ///< the front up to so many times the best step
   /// A rank may hold the device's usable bytes less this.
   double reserve_bytes = 0.0;
   int threads = 0;  ///< 0: as many as there are CPUs

@@ -59,6 +59,8 @@ struct SearchReport {
   std::optional<Trainable> trainable;  ///< where it is another one than the best of all
   double seconds = 0.0;                ///< that the search took
 };
+/// What is short where nothing fits, and by how much.
+std::string shortage(const SearchReport& report);
 OrderedJson search_json(const SearchReport& report);
 std::string describe(const SearchReport& report);
 

@@ -74,7 +74,14 @@ std::vector<RecomputeChoice> recompute_choices(const model::ModelSpec& spec) {
   choices.push_back({"full",
                      experts ? std::vector<std::string>() : std::vector<std::string>{"full"},
                      parts_where(spec, [](const auto&) { return true; })});
-  return choices;
+  // Of few layers, some are the same.
+  std::vector<RecomputeChoice> distinct;
+  for (RecomputeChoice& choice : choices) {
+    if (std::ranges::none_of(
+            distinct, [&](const RecomputeChoice& other) { return other.parts == choice.parts; }))
+      distinct.push_back(std::move(choice));
+  }
+  return distinct;
 }
 
 int64_t number_of(const std::string& name, const std::string& text) {
@@ -183,7 +190,8 @@ SearchSpace search_space(const PlannedRun& run, int64_t accelerators) {
                      ScheduleKind::kDualPipeV,    ScheduleKind::kVHalf,
                      ScheduleKind::kGPipe};
   space.chunks = {2, 3, 4, 6, 8};
-  space.zero = {0, 1, 2, 3};
+  // Stage 2 has the price of stage 1: gradients of the last micro-batch are whole in both.
+  space.zero = {0, 1, 3};
   constexpr int64_t kMostMicro = 64;
   for (int64_t micro = 1; micro <= kMostMicro && run.strategy.sequences % micro == 0; micro *= 2)
     space.micro.push_back(micro);

@@ -70,7 +70,26 @@ std::vector<std::pair<std::string, int64_t>> most_frequent(
   return all;
 }
 
-// What is short, and by how much.
+// As many digits as tell steps of any model apart.
+std::string seconds_text(double seconds) {
+  if (seconds >= 0.1) return fmt::format("{:.4f} s", seconds);
+  return seconds >= 1e-4 ? fmt::format("{:.4f} ms", 1e3 * seconds)
+                         : fmt::format("{:.4f} us", 1e6 * seconds);
+}
+
+std::string bytes_text(double bytes) {
+  constexpr double kMiB = 1024.0 * 1024.0;
+  return bytes >= 0.1 * kGiB ? fmt::format("{:.2f} GiB", bytes / kGiB)
+                             : fmt::format("{:.2f} MiB", bytes / kMiB);
+}
+
+std::string line_of(const SearchSpace& space, const Priced& priced) {
+  return fmt::format("{:>12} {:>11}  {}", seconds_text(priced.step_s),
+                     bytes_text(priced.peak_bytes), describe(space, priced.candidate));
+}
+
+}  // namespace
+
 std::string shortage(const SearchReport& report) {
   const SearchResult& result = report.result;
   if (!result.smallest) return "no candidate suits the model and the batch";
@@ -87,8 +106,6 @@ std::string shortage(const SearchReport& report) {
       fullest->optimizer / kGiB, fullest->activations / kGiB, fullest->context / kGiB,
       describe(report.space, result.smallest->candidate));
 }
-
-}  // namespace
 
 OrderedJson search_json(const SearchReport& report) {
   const SearchResult& result = report.result;
@@ -173,12 +190,10 @@ std::string describe(const SearchReport& report) {
       text += fmt::format("  left out {:>8}: {}\n", count, reason);
     return text;
   }
-  text += fmt::format("\nthe best                                     ({:.1f} GiB a rank usable)\n",
-                      result.limit_bytes / kGiB);
+  text += fmt::format("\nthe best ({} of a rank may be used)\n", bytes_text(result.limit_bytes));
   for (size_t i = 0; i < result.best.size(); ++i) {
     const Priced& one = result.best[i];
-    text += fmt::format("{:>3} {:>9.4f} s {:>7.2f} GiB  {}\n", i + 1, one.step_s,
-                        one.peak_bytes / kGiB, describe(report.space, one.candidate));
+    text += fmt::format("{:>3} {}\n", i + 1, line_of(report.space, one));
     text += fmt::format("      bound by {};", bound_of(one.prediction));
     for (const Share& share : shares_of(one.prediction)) {
       if (share.share >= 0.005)
@@ -191,31 +206,33 @@ std::string describe(const SearchReport& report) {
   if (best.peak_flops > 0.0)
     text += fmt::format(", {:.1f} % of its peak",
                         100.0 * best.flops_model / best.step_s / best.peak_flops);
-  text += fmt::format("; 90 % interval {:.4f} to {:.4f} s\n", best.low_s, best.high_s);
+  text += fmt::format("; 90 % interval {} to {}\n", seconds_text(best.low_s),
+                      seconds_text(best.high_s));
   const std::vector<Share> waits = waits_of(best);
   if (!waits.empty()) {
     text += "what the best one waits for\n";
-    for (const Share& wait : waits)
-      text += fmt::format("  {:<55}{:>9.4f} s {:>5.1f} %\n", wait.what, wait.share,
+    for (const Share& wait : waits) {
+      if (wait.share < 0.0005 * best.step_s) continue;
+      text += fmt::format("  {:<52}{:>12} {:>5.1f} %\n", wait.what, seconds_text(wait.share),
                           100.0 * wait.share / best.step_s);
+    }
   }
   if (!report.around.empty()) {
     text += "the best one with one thing changed\n";
     for (const Neighbour& one : report.around) {
-      text += fmt::format("  {:<32}{:>+8.1f} % time  {:>8.2f} GiB", one.change,
+      text += fmt::format("  {:<32}{:>+8.1f} % time {:>11}", one.change,
                           100.0 * (one.priced.step_s / result.best.front().step_s - 1.0),
-                          one.priced.peak_bytes / kGiB);
+                          bytes_text(one.priced.peak_bytes));
       if (one.priced.peak_bytes > result.limit_bytes)
-        text += fmt::format(": does not fit by {:.2f} GiB",
-                            (one.priced.peak_bytes - result.limit_bytes) / kGiB);
+        text += fmt::format(": does not fit by {}",
+                            bytes_text(one.priced.peak_bytes - result.limit_bytes));
       text += "\n";
     }
   }
   if (!result.pareto.empty()) {
     text += "time against memory\n";
     for (const Priced& one : result.pareto)
-      text += fmt::format("  {:>10.4f} s {:>8.2f} GiB  {}\n", one.step_s, one.peak_bytes / kGiB,
-                          describe(report.space, one.candidate));
+      text += fmt::format("  {}\n", line_of(report.space, one));
   }
   if (!report.help.empty()) {
     text += "what would help most (searched again)\n";
