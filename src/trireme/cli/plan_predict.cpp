@@ -100,9 +100,7 @@ plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, plan::Strategy
   run.cluster = library.cluster(arguments.cluster);
   run.stack = library.stack(arguments.stack);
   const plan::Parallel& parallel = strategy.parallel;
-  // What programs cannot say yet is held as other software holds it (docs/design/0016).
-  run.own_memory = arguments.stack == "trireme" && parallel.tp * parallel.cp * parallel.ep == 1 &&
-                   parallel.zero < 3;
+  run.own_memory = arguments.stack == "trireme" && plan::programs_say(parallel);
   run.sharding.sequence_parallel = parallel.tp > 1;
   plan::use_profiles(library, "", run);
   return run;

@@ -25,5 +25,7 @@ plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, plan::Strategy
 
 /// `trireme plan score`.
 void add_plan_score(CLI::App& plan, GlobalOptions& options);
+/// `trireme plan search`.
+void add_plan_search(CLI::App& plan, GlobalOptions& options);
 
 }  // namespace trireme::cli

@@ -52,6 +52,8 @@ class CostModel {
 
   /// Of a compute instruction on a part; what it takes on one rank.
   const InstructionCost& of(int part, OpKind kind);
+  /// The first part that does the same work as this one.
+  int alike(int part) const { return alike_[static_cast<size_t>(part)]; }
   /// Of a collective over the group along a dimension; `bytes` of the whole tensor (of all-to-all and send-receive: of a rank).
   double collective(Collective kind, double bytes, cluster::Dimension along) const;
   /// Share of `collective` that is bandwidth and not latency.

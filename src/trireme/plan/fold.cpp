@@ -5,6 +5,8 @@
 
 #include "trireme/base/error.h"
 #include "trireme/plan/insertions.h"
+#include "trireme/plan/pipeline_writer.h"
+#include "trireme/plan/stages.h"
 
 namespace trireme::plan {
 
@@ -48,6 +50,17 @@ void reorder(Program& program, const std::vector<int>& order) {
   program.instructions = std::move(all);
 }
 
+// The balanced cut as numbers of layers: found once, and not by every rank.
+std::vector<int64_t> cut_layers(const model::ModelSpec& spec, const Strategy& strategy) {
+  std::vector<bool> recomputed(spec.parts.size(), false);
+  for (size_t part = 0; part < strategy.recompute.size(); ++part)
+    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
+  if (strategy.parallel.stages() + 1 > static_cast<int64_t>(stage_units(spec).size()))
+    return {};  // build_program() says so
+  return layers_of_stages(spec, cut_stages(spec, static_cast<int>(strategy.parallel.stages()),
+                                           strategy.seq_len, recomputed));
+}
+
 }  // namespace
 
 int64_t rank_micro_batches(const Strategy& strategy) {
@@ -87,9 +100,15 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
   folded.lanes = parallel.dp;
   folded.sequences = strategy.micro * micro_batches * parallel.dp;
   folded.loss_chunk_rows = 0;
+  if (parallel.pp > 1 && folded.stage_layers.empty())
+    folded.stage_layers = cut_layers(spec, folded);
   const auto dp = static_cast<int>(parallel.dp);
+  const std::vector<std::string> reasons = validate(spec, folded);
+  TRIREME_USER_CHECK(reasons.empty(), kConfig, "change the run file as the message says", "{}",
+                     reasons.front());
+  const PipelineLayout layout = pipeline_layout(spec, folded, micro_batches);
   for (int stage = 0; stage < static_cast<int>(parallel.pp); ++stage) {
-    world.programs.push_back(build_program(spec, folded, stage * dp));
+    world.programs.push_back(build_program(spec, folded, stage * dp, layout));
     keep_members(world.programs.back(), dp);
   }
   return world;
@@ -112,6 +131,18 @@ void postpone_reductions(Program& program) {
     if (instruction.id == last) order.insert(order.end(), later.begin(), later.end());
   }
   if (later.empty() && last < 0) return;
+  // A message that is received once what is computed by then is done does not wait for sums that come later now.
+  int before = -1;
+  for (Instruction& instruction : program.instructions) {
+    if (postponed(instruction)) continue;
+    if (instruction.id < last) {
+      for (int& id : instruction.depends_on) {
+        if (postponed(program.instructions[static_cast<size_t>(id)])) id = before;
+      }
+      std::erase(instruction.depends_on, -1);
+    }
+    if (instruction.resource == Resource::kCompute) before = instruction.id;
+  }
   reorder(program, order);
   // The first one waits for all computation, and so do the others, in their queue.
   int compute = -1;

@@ -75,6 +75,22 @@ TEST(Fold, IsTheWholeWorldWhereRanksOfAStageAreAlike) {
   }
 }
 
+// Of several stages a rank, a message comes after sums that are put off: it does not wait for them.
+TEST(Fold, PutOffReductionsHoldNoMessageUp) {
+  const model::ModelSpec spec = tiny();
+  for (const int64_t pp : {2, 3}) {
+    for (const int64_t micro_batches : {3, 5, 8}) {
+      Strategy strategy = strategy_of(2, pp, micro_batches, 1);
+      strategy.parallel.schedule = ScheduleKind::kInterleaved;
+      strategy.parallel.chunks = 2;
+      FoldedWorld world = fold(spec, strategy, micro_batches);
+      const double beside = step_of(spec, world.programs);
+      for (Program& program : world.programs) postpone_reductions(program);
+      EXPECT_GE(step_of(spec, world.programs), beside) << pp << " ranks, " << micro_batches;
+    }
+  }
+}
+
 TEST(Fold, StepsGrowInStepWithMicroBatchesOnceAPipelineIsFull) {
   const model::ModelSpec spec = tiny();
   for (const int64_t pp : {1, 2, 3}) {

@@ -28,8 +28,9 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
   strategy_.recompute.resize(spec.parts.size(), Recompute::kNone);
   for (int part = 0; part < num_parts_; ++part) {
     if (!recomputes(kind(part))) strategy_.recompute[static_cast<size_t>(part)] = Recompute::kNone;
-    flops_.push_back(model::part_flops(spec, part, strategy_.seq_len));
-    bytes_.push_back(part_bytes(spec, strategy_, part, recompute(part)));
+    const bool mine = writer.program().has(part);
+    flops_.push_back(mine ? model::part_flops(spec, part, strategy_.seq_len) : model::TokenFlops{});
+    bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
   }
   tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
 }

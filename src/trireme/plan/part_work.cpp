@@ -444,25 +444,43 @@ double rank_tokens(const Strategy& strategy) {
          static_cast<double>(strategy.parallel.cp);
 }
 
-RankParameters rank_parameters(const model::ModelSpec& spec, const Parallel& parallel, int part) {
-  RankParameters result;
-  const auto tp = static_cast<double>(parallel.tp);
-  const auto experts = static_cast<double>(parallel.ep * parallel.etp);
-  for (const model::ParameterSpec& parameter : spec.parameters) {
-    if (parameter.part != part || !parameter.trainable) continue;
-    const auto elements = static_cast<double>(parameter.numel());
-    if (parameter.is_expert()) {
-      result.expert += elements / experts;
-      continue;
-    }
-    const bool whole =
-        parameter.role == model::Role::kNormWeight || parameter.role == model::Role::kNormBias ||
-        parameter.role == model::Role::kRouter || parameter.role == model::Role::kLatentNorm ||
-        parameter.role == model::Role::kQueryDown || parameter.role == model::Role::kKeyValueDown ||
-        parameter.role == model::Role::kPositionEmbedding;
-    result.shared += whole ? elements : elements / tp;
+namespace {
+
+void add_elements(const model::ParameterSpec& parameter, PartElements& elements) {
+  if (!parameter.trainable) return;
+  const auto numel = static_cast<double>(parameter.numel());
+  if (parameter.is_expert()) {
+    elements.expert += numel;
+    return;
   }
-  return result;
+  const bool whole =
+      parameter.role == model::Role::kNormWeight || parameter.role == model::Role::kNormBias ||
+      parameter.role == model::Role::kRouter || parameter.role == model::Role::kLatentNorm ||
+      parameter.role == model::Role::kQueryDown || parameter.role == model::Role::kKeyValueDown ||
+      parameter.role == model::Role::kPositionEmbedding;
+  (whole ? elements.whole : elements.cut) += numel;
+}
+
+}  // namespace
+
+RankParameters rank_parameters(const model::ModelSpec& spec, const Parallel& parallel, int part) {
+  PartElements elements;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (parameter.part == part) add_elements(parameter, elements);
+  }
+  return rank_parameters(elements, parallel);
+}
+
+std::vector<PartElements> part_elements(const model::ModelSpec& spec) {
+  std::vector<PartElements> elements(spec.parts.size());
+  for (const model::ParameterSpec& parameter : spec.parameters)
+    add_elements(parameter, elements[static_cast<size_t>(parameter.part)]);
+  return elements;
+}
+
+RankParameters rank_parameters(const PartElements& elements, const Parallel& parallel) {
+  return {elements.whole + elements.cut / static_cast<double>(parallel.tp),
+          elements.expert / static_cast<double>(parallel.ep * parallel.etp)};
 }
 
 std::vector<Operation> part_operations(const model::ModelSpec& spec, const Strategy& strategy,

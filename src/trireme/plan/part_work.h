@@ -60,6 +60,16 @@ struct RankParameters {
 };
 RankParameters rank_parameters(const model::ModelSpec& spec, const Parallel& parallel, int part);
 
+/// Trainable elements of a part by how tensor and expert parallelism treat them.
+struct PartElements {
+  double cut = 0.0;    ///< by tensor parallelism
+  double whole = 0.0;  ///< norms, routers: on every rank
+  double expert = 0.0;
+  bool operator==(const PartElements&) const = default;
+};
+std::vector<PartElements> part_elements(const model::ModelSpec& spec);  ///< by part
+RankParameters rank_parameters(const PartElements& elements, const Parallel& parallel);
+
 /// Tokens of a micro-batch on one rank.
 double rank_tokens(const Strategy& strategy);
 

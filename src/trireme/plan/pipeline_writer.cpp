@@ -62,11 +62,11 @@ bool PipelineWriter::Message::operator<(const Message& other) const {
          std::tie(other.part, other.micro_batch, other.gradient);
 }
 
-PipelineWriter::PipelineWriter(const model::ModelSpec& spec, PipelineLayout layout,
+PipelineWriter::PipelineWriter(const model::ModelSpec& spec, const PipelineLayout& layout,
                                int pipeline_rank, int group, ProgramWriter& writer,
                                MicroBatchWriter& micro_batches, GradientSums& sums)
     : spec_(spec),
-      layout_(std::move(layout)),
+      layout_(layout),
       rank_(pipeline_rank),
       group_(group),
       writer_(writer),
@@ -85,6 +85,14 @@ void PipelineWriter::list_messages() {
   const PipelineSchedule& schedule = layout_.schedule;
   for (int from = 0; from < schedule.num_ranks(); ++from) {
     if (from == rank_) continue;
+    // Most ranks of a long pipeline are not the neighbours of this one.
+    bool speaks = false;
+    for (int stage = 0; stage < schedule.num_stages(); ++stage) {
+      if (rank_of(stage) != rank_) continue;
+      speaks = speaks || (stage > 0 && rank_of(stage - 1) == from) ||
+               (stage + 1 < schedule.num_stages() && rank_of(stage + 1) == from);
+    }
+    if (!speaks) continue;
     for (const Action& action : schedule.ranks[static_cast<size_t>(from)]) {
       Message message{0, action.micro_batch, action.work != Work::kForward};
       if (action.work == Work::kBackwardWeight) continue;

@@ -25,15 +25,19 @@ struct PipelineLayout {
 /// Of any rank with that many micro-batches; one stage where there is no pipeline. The strategy is valid.
 PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& strategy,
                                int64_t micro_batches);
+/// build_program() of a strategy that is known to be valid, with that layout: of all ranks of a world, one serves them all.
+Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank,
+                      const PipelineLayout& layout);
 
 /// Hidden states go to the rank of the next stage as soon as they are there, their gradients back. What is to come is received one
 /// action ahead, while the one before it is computed; what two ranks send each other keeps its order, so a message that overtakes
-/// another one is received after it. Ownership: borrows all but the layout.
+/// another one is received after it. Ownership: borrows all.
 class PipelineWriter {
  public:
   /// `pipeline_rank` is the rank's place in the pipeline, `group` the index of its ranks in Program::groups (-1: one rank).
-  PipelineWriter(const model::ModelSpec& spec, PipelineLayout layout, int pipeline_rank, int group,
-                 ProgramWriter& writer, MicroBatchWriter& micro_batches, GradientSums& sums);
+  PipelineWriter(const model::ModelSpec& spec, const PipelineLayout& layout, int pipeline_rank,
+                 int group, ProgramWriter& writer, MicroBatchWriter& micro_batches,
+                 GradientSums& sums);
 
   /// All actions of the rank, for the micro-batches of its program.
   void write();
@@ -79,7 +83,7 @@ class PipelineWriter {
   void wait_for_sent(size_t most);
 
   const model::ModelSpec& spec_;
-  const PipelineLayout layout_;
+  const PipelineLayout& layout_;
   const int rank_;
   const int group_;
   ProgramWriter& writer_;

@@ -7,12 +7,13 @@
 #include "trireme/model/flops.h"
 #include "trireme/plan/fold.h"
 #include "trireme/plan/memory.h"
+#include "trireme/plan/part_transfers.h"
+#include "trireme/plan/shards.h"
+#include "trireme/plan/step_floor.h"
 
 namespace trireme::plan {
 
 namespace {
-
-using cluster::Dimension;
 
 // Figures that grow linearly with the number of micro-batches.
 struct StageFigures {
@@ -25,6 +26,7 @@ struct StageFigures {
 
 struct WorldFigures {
   double step_s = 0.0;
+  std::vector<double> peak_bytes;  ///< by stage, of what comes and goes
   std::vector<StageFigures> stages;
 };
 
@@ -41,76 +43,6 @@ std::map<std::string, double> between(const std::map<std::string, double>& first
   }
   return result;
 }
-
-/// Transfers of whole parts between replicas and between stages.
-class Transfers {
- public:
-  Transfers(const PlannedRun& run, const CostModel& cost) : run_(run), cost_(cost) {
-    const Parallel& parallel = run.strategy.parallel;
-    for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part) {
-      const RankParameters own = rank_parameters(run.spec, parallel, part);
-      reduce_.push_back(shared(Collective::kReduceScatter, own, run.stack.gradient_bytes));
-      gather_gradients_.push_back(shared(Collective::kAllGather, own, run.stack.gradient_bytes));
-      gather_.push_back(shared(Collective::kAllGather, own, run.stack.gathered_bytes));
-    }
-    const bool sliced = run.sharding.sequence_parallel;
-    const double element = run.strategy.precision == Precision::kFp32 ? 4.0 : 2.0;
-    send_.bytes = rank_tokens(run.strategy) * static_cast<double>(run.spec.hidden) * element /
-                  (sliced ? static_cast<double>(parallel.tp) : 1.0);
-    send_.seconds = cost.collective(Collective::kSendReceive, send_.bytes, Dimension::kPipeline);
-    tell_.seconds = cost.latency(Collective::kAllReduce, Dimension::kDataContext) +
-                    cost.latency(Collective::kAllReduce, Dimension::kPipeline);
-  }
-
-  TransferCost of(const Instruction& instruction) const {
-    switch (instruction.kind) {
-      case OpKind::kSend:
-        return send_;
-      case OpKind::kReceive:
-        return {send_.seconds, 0.0};
-      case OpKind::kReduceGradients:
-        return reduce_[static_cast<size_t>(instruction.part)];
-      case OpKind::kGatherGradients:
-        return gather_gradients_[static_cast<size_t>(instruction.part)];
-      case OpKind::kGatherParameters: {
-        const bool for_use = instruction.micro_batch >= 0;
-        if ((run_.strategy.parallel.zero >= 3) != for_use) return {};
-        return gather_[static_cast<size_t>(instruction.part)];
-      }
-      default:
-        return tell_;
-    }
-  }
-
- private:
-  TransferCost shared(Collective kind, const RankParameters& own, double element_bytes) const {
-    TransferCost result;
-    const bool hybrid = run_.strategy.parallel.shard > 0;
-    const auto add = [&](Collective of, double bytes, Dimension along) {
-      if (bytes <= 0.0) return;
-      const double latency = cost_.latency(of, along);
-      // Small parts travel together: they pay their share of a bucket's latency.
-      const double calls = std::min(1.0, bytes / run_.stack.bucket_bytes);
-      result.seconds += cost_.collective(of, bytes, along) - (1.0 - calls) * latency;
-      result.bytes += cost_.sent_bytes(of, bytes, along);
-    };
-    add(kind, own.shared * element_bytes, hybrid ? Dimension::kShard : Dimension::kDataContext);
-    if (hybrid && kind == Collective::kReduceScatter) {
-      const auto shard = static_cast<double>(run_.strategy.parallel.shard);
-      add(Collective::kAllReduce, own.shared * element_bytes / shard, Dimension::kReplicate);
-    }
-    add(kind, own.expert * element_bytes, Dimension::kExpertData);
-    return result;
-  }
-
-  const PlannedRun& run_;
-  const CostModel& cost_;
-  std::vector<TransferCost> reduce_;
-  std::vector<TransferCost> gather_gradients_;
-  std::vector<TransferCost> gather_;
-  TransferCost send_;
-  TransferCost tell_;
-};
 
 class Predictor {
  public:
@@ -136,6 +68,11 @@ class Predictor {
     const WorldFigures& last = worlds.back();
     result.step_s =
         between(first.step_s, last.step_s, share) + run_.stack.step_s * run_.factors.host;
+    if (samples.size() == 2) {
+      // What limits a few micro-batches (the first stage's tail) need not be what limits many (the slowest stage).
+      result.step_s = std::max(result.step_s, step_floor_s(run_));
+      add_memory(worlds.front(), worlds.back(), share, result);
+    }
     fill_figures(first, last, share, result);
     return result;
   }
@@ -173,7 +110,15 @@ class Predictor {
     for (size_t stage = 0; stage < world.programs.size(); ++stage) {
       Program& program = world.programs[stage];
       rewrite(program);
-      if (!run_.own_memory) resident.push_back(use_stack_memory(run_, program));
+      if (run_.own_memory) {
+        // An owner's sums of gradients: the folded world has two owners.
+        const int64_t owners = std::max<int64_t>(run_.strategy.parallel.dp, 2);
+        for (Buffer& buffer : program.buffers) {
+          if (buffer.kind == BufferKind::kGradientSlice) buffer.bytes = buffer.bytes * 2 / owners;
+        }
+      } else {
+        resident.push_back(use_stack_memory(run_, program));
+      }
       std::vector<double>& own = durations.emplace_back();
       double first_forward = 0.0;
       double gathers = 0.0;
@@ -207,9 +152,12 @@ class Predictor {
         simulate_world(run_.spec, world.programs, durations, options);
     WorldFigures figures;
     figures.step_s = simulation.step_s;
-    for (size_t stage = 0; stage < world.programs.size(); ++stage)
+    for (size_t stage = 0; stage < world.programs.size(); ++stage) {
       figures.stages.push_back(
           stage_figures(world.programs[stage], simulation.ranks[stage], simulation.step_s));
+      figures.peak_bytes.push_back(
+          static_cast<double>(simulation.ranks[stage].simulation.peak_bytes));
+    }
     // Beside a transfer, computation is slower.
     double hidden = 0.0;
     for (const SimulatedRank& rank : simulation.ranks)
@@ -257,7 +205,7 @@ class Predictor {
       one.ranks = run_.strategy.parallel.world() / run_.strategy.parallel.pp;
       if (resident.empty()) {
         // Trireme's own: what the program says, gradients among what comes and goes.
-        const ResidentBytes held = resident_bytes(run_.spec, program.strategy, program);
+        const ResidentBytes held = own_resident_bytes(program);
         one.peak.weights =
             static_cast<double>(held.master_weights + held.compute_weights + held.tables);
         one.peak.optimizer = static_cast<double>(held.optimizer_states);
@@ -268,6 +216,31 @@ class Predictor {
       }
       result.classes.push_back(one);
     }
+  }
+
+  // GPipe keeps every micro-batch; the others keep no more once the pipeline is full.
+  void add_memory(const WorldFigures& first, const WorldFigures& last, double share,
+                  Prediction& result) const {
+    const Parallel& parallel = run_.strategy.parallel;
+    if (parallel.pp == 1 || parallel.schedule != ScheduleKind::kGPipe) return;
+    for (size_t stage = 0; stage < result.classes.size(); ++stage)
+      result.classes[stage].peak.activations +=
+          std::max(0.0, last.peak_bytes[stage] - first.peak_bytes[stage]) * share;
+  }
+
+  // Of Trireme's own, among all the ranks that share it and not the folded world's two.
+  ResidentBytes own_resident_bytes(const Program& program) const {
+    const Strategy& strategy = run_.strategy;
+    const int64_t owners = strategy.parallel.dp;
+    if (owners <= 2 || strategy.parallel.zero == 0)
+      return resident_bytes(run_.spec, program.strategy, program);
+    Program shared;
+    shared.has_part = program.has_part;
+    for (int part = 0; part < static_cast<int>(run_.spec.parts.size()); ++part)
+      shared.slices.push_back(program.has(part)
+                                  ? part_slices(run_.spec, part, owners, strategy.whole_matrices)
+                                  : std::vector<int64_t>());
+    return resident_bytes(run_.spec, program.strategy, shared);
   }
 
   void fill_figures(const WorldFigures& first, const WorldFigures& last, double share,
@@ -316,7 +289,7 @@ class Predictor {
 
   const PlannedRun& run_;
   CostModel cost_;
-  Transfers transfers_;
+  PartTransfers transfers_;
 };
 
 }  // namespace
@@ -341,6 +314,10 @@ void use_profiles(const ProfileLibrary& library, const std::string& without, Pla
   run.factors.host = calibrated("host", 1.0);
   run.factors.network = calibrated("network", 1.0);
   run.interval = calibrated("interval", run.interval);
+}
+
+bool programs_say(const Parallel& parallel) {
+  return parallel.tp * parallel.cp * parallel.ep == 1 && parallel.zero < 3;
 }
 
 double Prediction::peak_bytes() const {

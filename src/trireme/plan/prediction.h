@@ -24,6 +24,9 @@ struct PlannedRun {
   bool own_memory = true;  ///< memory as Trireme holds it; else as the stack does (stack_memory.h)
 };
 
+/// Whether Trireme's programs say all of this layout: else memory is held as other software holds it (docs/design/0018).
+bool programs_say(const Parallel& parallel);
+
 /// Tables and calibrations of the library for the run's device and stack, without what `without` published.
 void use_profiles(const ProfileLibrary& library, const std::string& without, PlannedRun& run);
 

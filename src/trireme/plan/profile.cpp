@@ -92,6 +92,10 @@ const StackProfile& ProfileLibrary::stack(const std::string& name_or_text) const
   return find(stacks, stack_patterns, name_or_text, "stack");
 }
 
+const ReliabilityProfile& ProfileLibrary::reliability(const std::string& name) const {
+  return find(reliabilities, {}, name, "reliability");
+}
+
 double ProfileLibrary::calibrated(const std::string& key, const std::string& device,
                                   const std::string& stack, const std::string& without,
                                   double fallback) const {

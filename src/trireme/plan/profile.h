@@ -143,6 +143,14 @@ struct StackProfile {
   bool keeps_projections = false;  ///< queries and keys are kept before their rotation too
 };
 
+/// How often jobs fail and what that costs them.
+struct ReliabilityProfile {
+  std::string name;
+  double failures_per_accelerator_hour = 0.0;
+  double restart_s = 0.0;  ///< from a failure until work goes on from the last checkpoint
+  double checkpoint_bytes_per_s = 0.0;  ///< of an accelerator's share of the storage
+};
+
 /// Which cluster or stack the text of a published row means; '*' stands for any text, letters' case does not matter.
 struct Pattern {
   std::string text;
@@ -157,6 +165,7 @@ struct ProfileLibrary {
   std::map<std::string, NetworkProfile> networks;
   std::map<std::string, ClusterSpec> clusters;
   std::map<std::string, StackProfile> stacks;
+  std::map<std::string, ReliabilityProfile> reliabilities;
   std::vector<Pattern> cluster_patterns;  ///< the first that matches counts
   std::vector<Pattern> stack_patterns;
   std::vector<Calibration> calibrations;
@@ -167,6 +176,7 @@ struct ProfileLibrary {
   /// By name, else by pattern. Error{kConfig} with the nearest names if there is none.
   const ClusterSpec& cluster(const std::string& name_or_text) const;
   const StackProfile& stack(const std::string& name_or_text) const;
+  const ReliabilityProfile& reliability(const std::string& name) const;  ///< by name alone
   /// The calibrated value for a device and a stack: the most specific entry that has observations left without `without`.
   double calibrated(const std::string& key, const std::string& device, const std::string& stack,
                     const std::string& without, double fallback) const;

@@ -67,6 +67,14 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"loss_bytes", &StackProfile::loss_bytes},
 };
 
+constexpr std::array kReliabilityNumbers = {
+    NumberKey<ReliabilityProfile>{"failures_per_accelerator_hour",
+                                  &ReliabilityProfile::failures_per_accelerator_hour},
+    NumberKey<ReliabilityProfile>{"restart_s", &ReliabilityProfile::restart_s},
+    NumberKey<ReliabilityProfile>{"checkpoint_bytes_per_s",
+                                  &ReliabilityProfile::checkpoint_bytes_per_s},
+};
+
 /// A table whose keys are asked for one by one, and which complains about the rest.
 class Section {
  public:
@@ -366,6 +374,14 @@ void ProfileLibrary::add(const std::string& text, const std::string& origin) {
     StackProfile stack = read_stack(section);
     read_patterns(section, stack.name, stack_texts);
     stacks[stack.name] = std::move(stack);
+  });
+  file.each("reliability", [&](Section& section) {
+    ReliabilityProfile reliability;
+    reliability.name = section.text("name");
+    section.numbers(kReliabilityNumbers, reliability);
+    if (reliability.checkpoint_bytes_per_s <= 0.0)
+      section.fail("checkpoint_bytes_per_s", "is missing");
+    reliabilities[reliability.name] = std::move(reliability);
   });
   file.each("calibration", [&](Section& section) {
     Calibration calibration;

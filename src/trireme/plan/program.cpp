@@ -112,14 +112,21 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   const std::vector<std::string> reasons = validate(spec, strategy);
   TRIREME_USER_CHECK(reasons.empty(), kConfig, "change the run file as the message says", "{}",
                      reasons.front());
+  const cluster::Mesh mesh(mesh_shape(strategy.parallel));
+  const auto lanes = lanes_with_absent(strategy, mesh.coordinates(rank).dp, strategy.parallel.dp);
+  return build_program(
+      spec, strategy, rank,
+      pipeline_layout(spec, strategy,
+                      static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane()));
+}
+
+Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank,
+                      const PipelineLayout& layout) {
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;
   const cluster::Mesh mesh(mesh_shape(strategy.parallel));
   const cluster::Coordinates where = mesh.coordinates(rank);
-  const auto lanes = lanes_with_absent(strategy, where.dp, strategy.parallel.dp);
-  PipelineLayout layout = pipeline_layout(
-      spec, strategy, static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane());
   program.has_part = layout.parts_of(where.pp);
   program.stages = layout.ranked_stages();
   GradientSums sums(spec, writer, rank);
@@ -131,8 +138,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   sums.gather_weights();
   micro_batches.load(program.micro_batches().front());
   micro_batches.count_first(sums.count_targets());
-  PipelineWriter(spec, std::move(layout), where.pp, sums.pipeline_group(), writer, micro_batches,
-                 sums)
+  PipelineWriter(spec, layout, where.pp, sums.pipeline_group(), writer, micro_batches, sums)
       .write();
   sums.finish_step();
   writer.free_after_last_use();

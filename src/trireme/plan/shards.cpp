@@ -10,11 +10,15 @@ namespace trireme::plan {
 
 namespace {
 
+/// Of one part: parameters are in the order of parts.
+auto parameters_of(const model::ModelSpec& spec, int part) {
+  return std::ranges::equal_range(spec.parameters, part, {}, &model::ParameterSpec::part);
+}
+
 /// The places in a part where a parameter, or a matrix of a stack, begins, and its end.
 std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
   std::vector<int64_t> places = {0};
-  for (const model::ParameterSpec& parameter : spec.parameters) {
-    if (parameter.part != part) continue;
+  for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
     const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
     for (int64_t i = 0; i < matrices; ++i)
       places.push_back(places.back() + parameter.numel() / matrices);
@@ -25,8 +29,7 @@ std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
 /// Whether what begins at this place of matrix_places() is a matrix that is updated at once.
 std::vector<char> matrices_of(const model::ModelSpec& spec, int part) {
   std::vector<char> whole;
-  for (const model::ParameterSpec& parameter : spec.parameters) {
-    if (parameter.part != part) continue;
+  for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
     const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
     whole.insert(whole.end(), static_cast<size_t>(matrices), parameter.is_product() ? 1 : 0);
   }

@@ -4,19 +4,11 @@
 #include <cmath>
 
 #include "trireme/plan/memory.h"
-#include "trireme/plan/prediction.h"
+#include "trireme/plan/stack_memory.h"
 
 namespace trireme::plan {
 
 namespace {
-
-/// Of one part and one micro-batch on a rank, in bytes.
-struct KeptBytes {
-  double output = 0.0;    ///< the hidden state that the next part begins with
-  double saved = 0.0;     ///< beside it
-  double gradient = 0.0;  ///< of the output
-  double working = 0.0;   ///< more while the backward of the part runs
-};
 
 class StackMemory {
  public:
@@ -150,49 +142,70 @@ int64_t bytes(double value) {
 
 }  // namespace
 
-MemoryByKind use_stack_memory(const PlannedRun& run, Program& program) {
+std::vector<KeptBytes> stack_kept_bytes(const PlannedRun& run) {
   const StackMemory memory(run);
-  const Parallel& parallel = run.strategy.parallel;
-  const auto& recompute = run.strategy.recompute;
   std::vector<KeptBytes> kept;
+  for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part)
+    kept.push_back(memory.of(part));
+  return kept;
+}
+
+double stack_hidden_bytes(const PlannedRun& run, const std::vector<KeptBytes>& kept, int part) {
+  const auto at = static_cast<size_t>(part);
+  const auto& recompute = run.strategy.recompute;
+  const auto& parts = run.spec.parts;
+  // Whole layers are recomputed from their input: what lies between their parts is not kept.
+  const bool full = !recompute.empty() && recompute[at] == Recompute::kFull;
+  const bool inside = full && at + 1 < parts.size() && parts[at].layer >= 0 &&
+                      parts[at].layer == parts[at + 1].layer;
+  return inside ? 0.0 : kept[at].output;
+}
+
+MemoryByKind stack_held_bytes(const PlannedRun& run, const RankParameters& own, double largest) {
+  const Parallel& parallel = run.strategy.parallel;
   MemoryByKind held;
   const double data = static_cast<double>(parallel.dp * parallel.cp);
   const double owners = parallel.shard > 0 ? static_cast<double>(parallel.shard) : data;
   const double expert_owners = std::max(1.0, data * static_cast<double>(parallel.tp) /
                                                  static_cast<double>(parallel.ep * parallel.etp));
-  double largest = 0.0;
-  for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part) {
-    kept.push_back(memory.of(part));
-    if (!program.has(part)) continue;
-    const RankParameters own = rank_parameters(run.spec, parallel, part);
-    const auto share = [&](int stage) {
-      return parallel.zero >= stage ? own.shared / owners + own.expert / expert_owners
-                                    : own.shared + own.expert;
-    };
-    held.weights += share(3) * run.stack.weight_bytes;
-    held.gradients += share(3) * run.stack.main_gradient_bytes;
-    held.optimizer += share(1) * run.stack.optimizer_bytes;
-    largest = std::max(largest, own.shared + own.expert);
-  }
+  const auto share = [&](int stage) {
+    return parallel.zero >= stage ? own.shared / owners + own.expert / expert_owners
+                                  : own.shared + own.expert;
+  };
+  held.weights = share(3) * run.stack.weight_bytes;
+  held.gradients = share(3) * run.stack.main_gradient_bytes;
+  held.optimizer = share(1) * run.stack.optimizer_bytes;
   // Under ZeRO 3 two parts are whole at a time, and a part's gradients.
   if (parallel.zero >= 3)
     held.weights += largest * (2.0 * run.stack.gathered_bytes + run.stack.gradient_bytes);
   held.context = run.stack.context_bytes;
+  return held;
+}
+
+MemoryByKind use_stack_memory(const PlannedRun& run, Program& program) {
+  const std::vector<KeptBytes> kept = stack_kept_bytes(run);
+  const std::vector<PartElements> elements = part_elements(run.spec);
+  RankParameters parameters;
+  double largest = 0.0;
+  for (int part = 0; part < static_cast<int>(elements.size()); ++part) {
+    if (!program.has(part)) continue;
+    const RankParameters own =
+        rank_parameters(elements[static_cast<size_t>(part)], run.strategy.parallel);
+    parameters.shared += own.shared;
+    parameters.expert += own.expert;
+    largest = std::max(largest, own.shared + own.expert);
+  }
+  const MemoryByKind held = stack_held_bytes(run, parameters, largest);
 
   program.resident_bytes = 0;
   program.host_resident_bytes = 0;
   std::vector<char> seen_saved(program.instructions.size(), 0);
   for (Buffer& buffer : program.buffers) {
     const auto part = static_cast<size_t>(std::max(buffer.part, 0));
-    const bool full = !recompute.empty() && recompute[part] == Recompute::kFull;
     switch (buffer.kind) {
-      case BufferKind::kHidden: {
-        // Whole layers are recomputed from their input: what lies between their parts is not kept.
-        const bool inside = full && part + 1 < kept.size() && run.spec.parts[part].layer >= 0 &&
-                            run.spec.parts[part].layer == run.spec.parts[part + 1].layer;
-        buffer.bytes = inside ? 0 : bytes(kept[part].output);
+      case BufferKind::kHidden:
+        buffer.bytes = bytes(stack_hidden_bytes(run, kept, static_cast<int>(part)));
         break;
-      }
       case BufferKind::kHiddenGradient:
         buffer.bytes = bytes(kept[part].gradient);
         break;

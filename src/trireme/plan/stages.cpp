@@ -137,4 +137,16 @@ Stages stages_of_layers(const model::ModelSpec& spec, const std::vector<int64_t>
   return result;
 }
 
+std::vector<int64_t> layers_of_stages(const model::ModelSpec& spec, const Stages& stages) {
+  const std::vector<int> units = stage_units(spec);
+  std::vector<int64_t> layers;
+  for (size_t stage = 0; stage + 1 < stages.begin.size(); ++stage) {
+    const auto at = [&](int part) { return std::ranges::find(units, part) - units.begin(); };
+    layers.push_back(at(stages.begin[stage + 1]) - at(stages.begin[stage]));
+  }
+  --layers.front();
+  --layers.back();
+  return layers;
+}
+
 }  // namespace trireme::plan

@@ -37,5 +37,7 @@ Stages cut_stages(const model::ModelSpec& spec, int stages, int64_t seq_len,
 /// Stages of so many layers each, the embedding on the first and the heads on the last. Error{kConfig} if they are not the
 /// model's number of layers; a stage without layers is one only where it has the embedding or a head.
 Stages stages_of_layers(const model::ModelSpec& spec, const std::vector<int64_t>& layers);
+/// The other way round: stages_of_layers() of the result is `stages`.
+std::vector<int64_t> layers_of_stages(const model::ModelSpec& spec, const Stages& stages);
 
 }  // namespace trireme::plan

@@ -416,4 +416,9 @@ std::vector<ParallelProblem> validate_parallel(const model::ModelSpec& spec,
   return result;
 }
 
+std::string parallel_problem(const model::ModelSpec& spec, const Strategy& strategy) {
+  const std::vector<Found> found = Rules(spec, strategy).problems(strategy.parallel);
+  return found.empty() ? "" : found.front().what;
+}
+
 }  // namespace trireme::plan

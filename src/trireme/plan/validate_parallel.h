@@ -18,4 +18,7 @@ struct ParallelProblem {
 std::vector<ParallelProblem> validate_parallel(const model::ModelSpec& spec,
                                                const Strategy& strategy);
 
+/// The first of them without a way out, quickly; empty if there is none.
+std::string parallel_problem(const model::ModelSpec& spec, const Strategy& strategy);
+
 }  // namespace trireme::plan
