@@ -1,4 +1,4 @@
-// trireme plan explain | simulate | score
+// trireme plan explain | simulate; calibrate and score are files of their own
 #include <fmt/core.h>
 
 #include <memory>
@@ -155,6 +155,7 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
   simulate_command->add_option("--host-link-gbs", arguments->host_link_gbs,
                                "rate of copies to the host, and from it, in GB/s");
   simulate_command->callback([arguments, &options] { simulate(*arguments, options); });
+  add_plan_calibrate(*plan, options);
   add_plan_score(*plan, options);
 }
 

@@ -33,7 +33,8 @@ std::optional<double> EfficiencyTables::exact(const ProductShape& shape, Compute
   double sum = 0.0;
   int count = 0;
   for (const MeasuredProduct& one : products) {
-    if (one.type != type || one.shape.use != shape.use || distance(one.shape, shape) > kSame) continue;
+    if (one.type != type || one.shape.use != shape.use || distance(one.shape, shape) > kSame)
+      continue;
     sum += one.efficiency;
     ++count;
   }
@@ -41,12 +42,13 @@ std::optional<double> EfficiencyTables::exact(const ProductShape& shape, Compute
   return sum / count;
 }
 
-std::optional<double> EfficiencyTables::exact(const AttentionShape& shape,
-                                              ComputeType type) const {
+std::optional<double> EfficiencyTables::exact(const AttentionShape& shape, ComputeType type) const {
   double sum = 0.0;
   int count = 0;
   for (const MeasuredAttention& one : attention) {
-    if (one.type != type || one.shape.backward != shape.backward || distance(one.shape, shape) > kSame) continue;
+    if (one.type != type || one.shape.backward != shape.backward ||
+        distance(one.shape, shape) > kSame)
+      continue;
     sum += one.efficiency;
     ++count;
   }

@@ -43,8 +43,8 @@ double distance(const TableSeconds& a, const TableSeconds& b) {
 std::vector<MeasuredInstruction> put_together(const std::vector<MeasuredInstruction>& measured) {
   std::vector<MeasuredInstruction> sizes;
   for (const MeasuredInstruction& one : measured) {
-    TRIREME_CHECK(one.seconds > 0.0 && one.spans > 0.0, "a measured instruction of {} s in {} spans",
-                  one.seconds, one.spans);
+    TRIREME_CHECK(one.seconds > 0.0 && one.spans > 0.0,
+                  "a measured instruction of {} s in {} spans", one.seconds, one.spans);
     const auto same = std::ranges::find_if(sizes, [&](const MeasuredInstruction& other) {
       return distance(one.tables, other.tables) < kSame;
     });

@@ -33,7 +33,9 @@ struct MeasuredInstruction {
 /// Instructions that do the same to parts of the same kind.
 struct InstructionClass {
   std::string part;  ///< model::to_string(PartKind); "-" if it works on none
-  std::string kind;  ///< to_string(OpKind), and the mode of recomputation behind a '/' where that is not "none"
+  /// to_string(OpKind); behind it "/full" or "/selective", how much the part recomputes, and "/add" where gradients are added to
+  /// those that are there.
+  std::string kind;
   ComputeType type = ComputeType::kFp32;
   auto operator<=>(const InstructionClass&) const = default;
 };
@@ -41,7 +43,7 @@ struct InstructionClass {
 struct InstructionRate {
   InstructionClass of;
   double fixed_s = 0.0;
-  double products = 1.0;   ///< factors of TableSeconds
+  double products = 1.0;  ///< factors of TableSeconds
   double attention = 1.0;
   double memory = 1.0;
   double residual = 0.0;  ///< median of |fitted / measured - 1|
@@ -55,6 +57,7 @@ struct InstructionRate {
 /// Fits the four numbers to `measured`, none of them negative: least squares of relative errors, where large ones count in proportion
 /// (Huber 1964), and what the sizes do not tell apart keeps the tables' proportions. Sizes that are the same are put together.
 /// Error{kInternal} for none, or for one that took no time.
-InstructionRate fit_rate(const InstructionClass& of, const std::vector<MeasuredInstruction>& measured);
+InstructionRate fit_rate(const InstructionClass& of,
+                         const std::vector<MeasuredInstruction>& measured);
 
 }  // namespace trireme::plan

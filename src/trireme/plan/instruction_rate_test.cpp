@@ -64,8 +64,7 @@ TEST(InstructionRate, SpansThatWereInterruptedDoNotCarryIt) {
     for (int i = 0; i < 200; ++i) {
       const TableSeconds tables = drawn(random);
       const double interrupted = uniform(random) < 0.1 ? 1.0 + 9.0 * uniform(random) : 1.0;
-      measured.push_back(
-          {tables, law(truth, tables) * std::exp(noise(random)) * interrupted, 1.0});
+      measured.push_back({tables, law(truth, tables) * std::exp(noise(random)) * interrupted, 1.0});
     }
     const InstructionRate rate = fit_rate(kMlp, measured);
     for (int i = 0; i < 20; ++i) {
@@ -78,8 +77,8 @@ TEST(InstructionRate, SpansThatWereInterruptedDoNotCarryIt) {
 
 TEST(InstructionRate, NoNumberIsNegative) {
   // The larger, the quicker: nothing of the law explains that.
-  const InstructionRate rate =
-      fit_rate(kMlp, {{{1e-3, 0.0, 1e-4}, 4e-3}, {{2e-3, 0.0, 1e-4}, 3e-3}, {{4e-3, 0.0, 1e-4}, 2e-3}});
+  const InstructionRate rate = fit_rate(
+      kMlp, {{{1e-3, 0.0, 1e-4}, 4e-3}, {{2e-3, 0.0, 1e-4}, 3e-3}, {{4e-3, 0.0, 1e-4}, 2e-3}});
   EXPECT_GE(rate.fixed_s, 0.0);
   EXPECT_GE(rate.products, 0.0);
   EXPECT_GE(rate.attention, 0.0);
@@ -119,7 +118,8 @@ TEST(InstructionRate, SpansOfOneSizeArePutTogether) {
 }
 
 TEST(InstructionRate, WorkWithoutATableIsFixed) {
-  const InstructionRate rate = fit_rate({"-", "commit", ComputeType::kFp32}, {{{}, 5e-6}, {{}, 7e-6}});
+  const InstructionRate rate =
+      fit_rate({"-", "commit", ComputeType::kFp32}, {{{}, 5e-6}, {{}, 7e-6}});
   EXPECT_NEAR(rate.seconds({}), 6e-6, 1e-9);
 }
 

@@ -154,10 +154,9 @@ class OwnPredictor {
     const bool inside = members.front() / node == members.back() / node;
     const LinkProfile* link = &run_.cluster.network.link;
     if (inside) {
-      TRIREME_USER_CHECK(!run_.cluster.node.links.empty(), kConfig,
-                         "add a link to the node's profile",
-                         "node \"{}\" has no link between its accelerators",
-                         run_.cluster.node.name);
+      TRIREME_USER_CHECK(
+          !run_.cluster.node.links.empty(), kConfig, "add a link to the node's profile",
+          "node \"{}\" has no link between its accelerators", run_.cluster.node.name);
       link = &run_.cluster.node.links.back();
       for (const LinkProfile& one : run_.cluster.node.links) {
         if (one.ranks == 0 || static_cast<int>(members.size()) <= one.ranks) {
@@ -205,7 +204,8 @@ class OwnPredictor {
         const SimulatedRank& simulated = world.ranks[static_cast<size_t>(rank)];
         const ResidentBytes held = resident_bytes(run_.spec, program.strategy, program);
         MemoryByKind peak;
-        peak.weights = static_cast<double>(held.master_weights + held.compute_weights + held.tables);
+        peak.weights =
+            static_cast<double>(held.master_weights + held.compute_weights + held.tables);
         peak.optimizer = static_cast<double>(held.optimizer_states);
         peak.activations =
             static_cast<double>(simulated.simulation.peak_bytes - program.resident_bytes);
@@ -239,9 +239,21 @@ InstructionClass InstructionPrices::class_of(const Instruction& instruction) con
   // An optimizer's step passes over elements, whatever part they are of.
   if (!is_of_part(instruction.kind) || instruction.kind == OpKind::kOptimizerStep) return of;
   of.part = model::to_string(run_.spec.parts[static_cast<size_t>(instruction.part)].kind);
-  if (instruction.recompute != Recompute::kNone && instruction.kind != OpKind::kRecompute)
+  // Gradients of weights are the same work whatever was kept.
+  const bool kept_matters =
+      instruction.kind != OpKind::kRecompute && instruction.kind != OpKind::kBackwardWeight;
+  if (instruction.recompute != Recompute::kNone && kept_matters)
     of.kind += fmt::format("/{}", to_string(instruction.recompute));
+  if (adds_to_gradients(instruction)) of.kind += "/add";
   return of;
+}
+
+bool InstructionPrices::adds_to_gradients(const Instruction& instruction) const {
+  if (instruction.kind != OpKind::kBackwardWeight && instruction.kind != OpKind::kLoss)
+    return false;
+  return std::ranges::none_of(instruction.makes, [&](int id) {
+    return program_.buffers[static_cast<size_t>(id)].kind == BufferKind::kParameterGradient;
+  });
 }
 
 double InstructionPrices::moved_bytes(const Instruction& instruction) const {
@@ -284,12 +296,12 @@ TableSeconds InstructionPrices::tables_of(const Instruction& instruction) {
 
 const InstructionRate* InstructionPrices::rate_of(const Instruction& instruction) const {
   InstructionClass of = class_of(instruction);
-  auto found = rates_.find(of);
-  if (found == rates_.end()) {
-    of.kind = to_string(instruction.kind);
-    found = rates_.find(of);
+  for (;;) {
+    if (const auto found = rates_.find(of); found != rates_.end()) return found->second;
+    const size_t mode = of.kind.rfind('/');
+    if (mode == std::string::npos) return nullptr;
+    of.kind.resize(mode);
   }
-  return found == rates_.end() ? nullptr : found->second;
 }
 
 double InstructionPrices::seconds(const Instruction& instruction) {

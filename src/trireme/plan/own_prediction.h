@@ -20,11 +20,12 @@ class InstructionPrices {
   TableSeconds tables_of(const Instruction& instruction);
   /// Seconds, by instruction_rate.h; the tables' where nothing of its kind was measured.
   double seconds(const Instruction& instruction);
-  /// The rate that seconds() takes: of its class, else of its class without the mode of recomputation; null if there is none.
+  /// The rate that seconds() takes: of its class, else of its class with fewer modes behind its kind; null if there is none.
   const InstructionRate* rate_of(const Instruction& instruction) const;
 
  private:
   double moved_bytes(const Instruction& instruction) const;
+  bool adds_to_gradients(const Instruction& instruction) const;
 
   const PlannedRun& run_;
   const Program& program_;

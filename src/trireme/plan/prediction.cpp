@@ -347,7 +347,7 @@ void add_rates(const PlannedRun& run, Prediction& prediction) {
   prediction.flops_model = tokens * flops.model();
   prediction.flops_hardware = tokens * flops.hardware();
   const auto& peaks = run.cluster.device.peak_flops;
-  const ComputeType type = run.sharding.fp8                        ? ComputeType::kFp8
+  const ComputeType type = run.sharding.fp8                         ? ComputeType::kFp8
                            : strategy.precision == Precision::kFp32 ? ComputeType::kFp32
                                                                     : ComputeType::kBf16;
   if (const auto peak = peaks.find(type); peak != peaks.end()) prediction.peak_flops = peak->second;

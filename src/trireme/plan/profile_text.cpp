@@ -71,8 +71,8 @@ class Writer {
   void by_type(const char* name, const std::map<ComputeType, double>& values) {
     std::string inner;
     for (const auto& [type, value] : values)
-      inner += fmt::format("{}{} = {}", inner.empty() ? "" : ", ", plan::to_string(type),
-                           number(value));
+      inner +=
+          fmt::format("{}{} = {}", inner.empty() ? "" : ", ", plan::to_string(type), number(value));
     key(name, "{ " + inner + " }");
   }
 
@@ -113,19 +113,19 @@ class Writer {
       for (const MeasuredProduct& one : tables.products) {
         if (one.type != type) continue;
         const ProductShape& shape = one.shape;
-        text_ += fmt::format("  [\"{}\", {:.0f}, {:.0f}, {:.0f}, {:.0f}, {}],\n",
-                             to_string(shape.use), shape.groups, shape.m, shape.n, shape.k,
-                             number(one.efficiency));
+        text_ +=
+            fmt::format("  [\"{}\", {:.0f}, {:.0f}, {:.0f}, {:.0f}, {}],\n", to_string(shape.use),
+                        shape.groups, shape.m, shape.n, shape.k, number(one.efficiency));
       }
       text_ += "]\n# direction, batch, seq_len, heads, kv_heads, head_dim, value_dim, share\n";
       text_ += "attention = [\n";
       for (const MeasuredAttention& one : tables.attention) {
         if (one.type != type) continue;
         const AttentionShape& shape = one.shape;
-        text_ += fmt::format(
-            "  [\"{}\", {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f}, {}],\n",
-            shape.backward ? "backward" : "forward", shape.batch, shape.seq_len, shape.heads,
-            shape.kv_heads, shape.head_dim, shape.value_dim, number(one.efficiency));
+        text_ += fmt::format("  [\"{}\", {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f}, {:.0f}, {}],\n",
+                             shape.backward ? "backward" : "forward", shape.batch, shape.seq_len,
+                             shape.heads, shape.kv_heads, shape.head_dim, shape.value_dim,
+                             number(one.efficiency));
       }
       text_ += "]\n";
     }
