@@ -50,8 +50,8 @@ class Calibrator {
 
   Calibration run() {
     const double begin = steady_clock().now_s();
-    device::Device& device = device::get_device(
-        device_of_rank(options_.machine.device, 0, std::max(options_.ranks, 1)));
+    device::Device& device =
+        device::get_device(device_of_rank(options_.machine.device, 0, std::max(options_.ranks, 1)));
     plan::DeviceProfile& profile = result_.machine.device;
     profile.name = options_.name;
     profile.asynchronous = device.capabilities().asynchronous;
@@ -114,8 +114,7 @@ class Calibrator {
     constexpr int kSteps = 2;
     for (int round = 0; round < options_.rounds; ++round) {
       for (size_t i = 0; i < cases.size(); ++i) {
-        say(fmt::format("{}, round {} of {}: {}", what, round + 1, options_.rounds,
-                        cases[i].name));
+        say(fmt::format("{}, round {} of {}: {}", what, round + 1, options_.rounds, cases[i].name));
         all[i].of = &cases[i];
         append(sample_steps(cases[i], options_.machine, kWarmup, kSteps), all[i].samples);
         result_.steps += kSteps;
@@ -156,9 +155,8 @@ class Calibrator {
       one.strategy.lanes = 1;
       while (one.strategy.lanes < options_.ranks) one.strategy.lanes *= 2;
     }
-    std::erase_if(cases, [](const StepCase& one) {
-      return !plan::validate(one.spec, one.strategy).empty();
-    });
+    std::erase_if(
+        cases, [](const StepCase& one) { return !plan::validate(one.spec, one.strategy).empty(); });
     std::vector<double> ratios;
     for (const Sampled& one : sample(cases, "ranks beside each other")) {
       const plan::PlannedRun run = planned_run(*one.of, result_.machine);

@@ -48,9 +48,9 @@ StepCase case_of(const std::string& name, const std::string& config, const Size&
   for (size_t part = 0; part < one.spec.parts.size(); ++part) {
     if (one.spec.parts[part].layer >= 0) strategy.recompute[part] = recompute;
   }
-  one.name = fmt::format("{}, {} wide, {} x {} tokens, {}, recompute {}", name, size.hidden,
-                         size.micro, size.seq_len, plan::to_string(precision),
-                         plan::to_string(recompute));
+  one.name =
+      fmt::format("{}, {} wide, {} x {} tokens, {}, recompute {}", name, size.hidden, size.micro,
+                  size.seq_len, plan::to_string(precision), plan::to_string(recompute));
   return one;
 }
 
@@ -72,8 +72,7 @@ std::vector<StepCase> calibration_cases(plan::Precision precision, int64_t scale
   };
   const auto experts = [&](const Size& size, int64_t count, int64_t top_k, Recompute recompute) {
     const Size at = scaled(size);
-    cases.push_back(
-        case_of("experts", experts_config(at, count, top_k), at, precision, recompute));
+    cases.push_back(case_of("experts", experts_config(at, count, top_k), at, precision, recompute));
   };
   // Sizes about a factor of two apart in width and in tokens; the first are those that slowdown() runs on several ranks.
   const Size a{256, 4, 704, 1024, 128, 2};

@@ -18,9 +18,10 @@ struct ComparedStep {
   std::string name;
   int ranks = 1;
   double predicted_s = 0.0;
-  std::vector<double> measured_s;  ///< by step, in the order of the rounds
+  std::vector<double> measured_s;   ///< by step, in the order of the rounds
   std::vector<double> processor_s;  ///< of the same steps: SampledStep::processor_s
-  double measured_share = 0.0;     ///< of the computed time, that is of kinds of instructions that were measured
+  double measured_share =
+      0.0;  ///< of the computed time, that is of kinds of instructions that were measured
   double median_s() const;
   /// How well the machine repeats itself: half the distance of the quartiles, as a share of the median.
   double spread() const;

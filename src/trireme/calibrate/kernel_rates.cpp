@@ -140,8 +140,8 @@ class KernelRates {
         for (const int64_t k : {128 * scale_, 512 * scale_, 2048 * scale_}) {
           for (const ProductUse use :
                {ProductUse::kForward, ProductUse::kBackwardInput, ProductUse::kBackwardWeight}) {
-            shapes.push_back({use, 1.0, static_cast<double>(m), static_cast<double>(n),
-                              static_cast<double>(k)});
+            shapes.push_back(
+                {use, 1.0, static_cast<double>(m), static_cast<double>(n), static_cast<double>(k)});
             all.push_back({product(use, m, n, k, dtype), {}});
           }
         }
@@ -173,11 +173,13 @@ class KernelRates {
       Tensors& t = *held;
       switch (use) {
         case ProductUse::kForward:
-          if (!t.a.defined()) t = {random({m, k}, dtype), random({n, k}, dtype), empty({m, n}, dtype)};
+          if (!t.a.defined())
+            t = {random({m, k}, dtype), random({n, k}, dtype), empty({m, n}, dtype)};
           kernels::linear(t.a, t.b, {}, {}, t.out);
           break;
         case ProductUse::kBackwardInput:
-          if (!t.a.defined()) t = {random({m, k}, dtype), random({k, n}, dtype), empty({m, n}, dtype)};
+          if (!t.a.defined())
+            t = {random({m, k}, dtype), random({k, n}, dtype), empty({m, n}, dtype)};
           kernels::linear_backward_input(t.a, t.b, t.out);
           break;
         case ProductUse::kBackwardWeight:
@@ -214,8 +216,7 @@ class KernelRates {
       const double seconds = median(all[i].seconds);
       const double flops = 2.0 * shape.batch * shape.heads * shape.seq_len * shape.seq_len *
                            (shape.head_dim + shape.value_dim) * (shape.backward ? 2.5 : 1.0);
-      const double share =
-          flops / std::max(seconds - profile_.kernel_gap_s, 0.1 * seconds) / peak;
+      const double share = flops / std::max(seconds - profile_.kernel_gap_s, 0.1 * seconds) / peak;
       profile_.measured.attention.push_back({shape, share, type});
       shares[shape.backward].push_back(share / 2.0);  // of causal operations
     }

@@ -136,8 +136,7 @@ plan::LinkProfile measure_links(int ranks, const MachineUse& use, int rounds) {
           for (int round = 0; round <= rounds; ++round) {
             for (size_t i = 0; i < kNumKinds; ++i) {
               world.barrier();
-              const double taken =
-                  seconds_on(device, kRepeats, [&] { transfers.run(kKinds[i]); });
+              const double taken = seconds_on(device, kRepeats, [&] { transfers.run(kKinds[i]); });
               if (round > 0) seconds[i].push_back(taken / Transfers::transfers(kKinds[i]));
             }
           }

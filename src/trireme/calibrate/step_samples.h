@@ -19,8 +19,9 @@ struct StepCase {
 
 /// On what it is run. Ranks are threads of this process.
 struct MachineUse {
-  std::string device = "cpu";  ///< as in a run file; of several ranks each has the device of its number, but for the CPU
-  int threads = 0;             ///< of a rank, for the processor's work; 0: as ATen has them
+  std::string device =
+      "cpu";  ///< as in a run file; of several ranks each has the device of its number, but for the CPU
+  int threads = 0;  ///< of a rank, for the processor's work; 0: as ATen has them
   comm::LocalOptions links;
 };
 
@@ -28,7 +29,8 @@ struct MachineUse {
 std::string device_of_rank(const std::string& device, int rank, int ranks);
 
 struct SampledStep {
-  double seconds = 0.0;  ///< from its begin to the next one's, on the device's clock, of the slowest rank
+  double seconds =
+      0.0;  ///< from its begin to the next one's, on the device's clock, of the slowest rank
   /// Of the process's processors, all together: what a step of one rank and one thread takes where nobody else wants them.
   double processor_s = 0.0;
   std::vector<std::vector<double>> durations_s;  ///< by rank and instruction

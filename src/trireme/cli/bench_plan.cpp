@@ -6,8 +6,8 @@
 
 #include "trireme/calibrate/comparison.h"
 #include "trireme/cli/bench.h"
-#include "trireme/cli/plan_predict.h"
 #include "trireme/cli/links.h"
+#include "trireme/cli/plan_predict.h"
 #include "trireme/cli/stage_line.h"
 #include "trireme/device/machine.h"
 #include "trireme/kernels/library.h"
@@ -57,7 +57,8 @@ void run_bench_plan(const BenchPlanArguments& arguments, const GlobalOptions& op
     result["error"] = one.error();
     result["spread"] = one.spread();
     // Of several ranks or threads the process's processors say nothing of one step.
-    if (one.ranks == 1 && arguments.threads == 1) result["processor_median"] = middle(one.processor_s);
+    if (one.ranks == 1 && arguments.threads == 1)
+      result["processor_median"] = middle(one.processor_s);
     result["measured_share"] = one.measured_share;
     results.push_back(std::move(result));
     errors.push_back(std::abs(one.error()));
@@ -96,10 +97,8 @@ void add_bench_plan(CLI::App& bench, GlobalOptions& options) {
   auto arguments = std::make_shared<BenchPlanArguments>();
   add_device_options(*command, arguments->device);
   add_link_options(*command, arguments->links);
-  command->add_option("--profiles", arguments->profiles, "what `plan calibrate` wrote")
-      ->required();
-  command->add_option("--cluster", arguments->cluster, "its name there")
-      ->default_val("local-cpu");
+  command->add_option("--profiles", arguments->profiles, "what `plan calibrate` wrote")->required();
+  command->add_option("--cluster", arguments->cluster, "its name there")->default_val("local-cpu");
   command->add_option("--ranks", arguments->ranks, "for data parallel steps and pipelines")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();

@@ -11,8 +11,8 @@
 #include "trireme/base/log.h"
 #include "trireme/base/suggest.h"
 #include "trireme/calibrate/calibration.h"
-#include "trireme/cli/plan_predict.h"
 #include "trireme/cli/links.h"
+#include "trireme/cli/plan_predict.h"
 #include "trireme/cli/stage_line.h"
 #include "trireme/device/device.h"
 #include "trireme/kernels/library.h"
@@ -160,8 +160,7 @@ void calibrate_machine(const CalibrateArguments& arguments, const GlobalOptions&
     fmt::print("{} ranks: {:.1f} GB/s after {:.0f} us; each {:.2f} times slower than one alone\n",
                arguments.ranks, done.machine.network.link.bytes_per_s / 1e9,
                done.machine.network.link.fixed_s * 1e6, done.machine.node.busy_slowdown);
-  fmt::print("{} in {:.0f} s\n{}\n", arguments.out, done.seconds,
-             use_of(arguments.out, what.name));
+  fmt::print("{} in {:.0f} s\n{}\n", arguments.out, done.seconds, use_of(arguments.out, what.name));
 }
 
 /// The run file that stands beside a trace, or the one that was named for it.
@@ -186,10 +185,9 @@ const plan::DeviceProfile& base_device(const plan::ProfileLibrary& library,
 }
 
 void calibrate_from_traces(const CalibrateArguments& arguments, const GlobalOptions& options) {
-  TRIREME_USER_CHECK(
-      arguments.runs.size() <= 1 || arguments.runs.size() == arguments.traces.size(), kConfig,
-      "give one --run for all traces, or one for each, in their order",
-      "{} run files for {} traces", arguments.runs.size(), arguments.traces.size());
+  TRIREME_USER_CHECK(arguments.runs.size() <= 1 || arguments.runs.size() == arguments.traces.size(),
+                     kConfig, "give one --run for all traces, or one for each, in their order",
+                     "{} run files for {} traces", arguments.runs.size(), arguments.traces.size());
   const plan::ProfileLibrary library = load_profiles(arguments.profiles);
   plan::ClusterSpec machine;
   machine.device = base_device(library, arguments.base);
@@ -243,11 +241,11 @@ void calibrate_from_traces(const CalibrateArguments& arguments, const GlobalOpti
   machine.network.link = link;
   const std::string source = fmt::format("fitted {} by trireme {} to {} trace(s) of {}", today(),
                                          TRIREME_VERSION, arguments.traces.size(), models);
-  write_profile(arguments, machine, source,
-                fmt::format("What instructions took in {} spans of real steps; what kernels and "
-                            "links do is that of \"{}\".\n{}",
-                            spans.num_spans(), arguments.base,
-                            use_of(arguments.out, machine.name)));
+  write_profile(
+      arguments, machine, source,
+      fmt::format("What instructions took in {} spans of real steps; what kernels and "
+                  "links do is that of \"{}\".\n{}",
+                  spans.num_spans(), arguments.base, use_of(arguments.out, machine.name)));
   if (options.json) {
     print_json({{"path", arguments.out},
                 {"cluster", machine.name},
@@ -258,8 +256,8 @@ void calibrate_from_traces(const CalibrateArguments& arguments, const GlobalOpti
     return;
   }
   print_rates(machine.device);
-  fmt::print("{} spans of {} trace(s); between instructions {:.1f} us\n{}\n{}\n",
-             spans.num_spans(), arguments.traces.size(), host.gap_s * 1e6, arguments.out,
+  fmt::print("{} spans of {} trace(s); between instructions {:.1f} us\n{}\n{}\n", spans.num_spans(),
+             arguments.traces.size(), host.gap_s * 1e6, arguments.out,
              use_of(arguments.out, machine.name));
 }
 
@@ -271,8 +269,7 @@ void add_plan_calibrate(CLI::App& plan, GlobalOptions& options) {
       "calibrate", "measure this machine, or fit a run's trace, and write a profile");
   add_device_options(*command, arguments->device);
   add_link_options(*command, arguments->links);
-  command->add_option("--out", arguments->out, "the profile to write")
-      ->default_val("machine.toml");
+  command->add_option("--out", arguments->out, "the profile to write")->default_val("machine.toml");
   command->add_option("--name", arguments->name,
                       "of the cluster in it; local-<device> if not given");
   command->add_option("--ranks", arguments->ranks, "ranks that share the machine; 1: no links")

@@ -39,8 +39,8 @@ void MeasuredSpans::add(const PlannedRun& run, const Program& program,
       ++without_time_[of];
       continue;
     }
-    measured_[of].push_back({prices.tables_of(instruction), medians[id],
-                             static_cast<double>(durations_s.size())});
+    measured_[of].push_back(
+        {prices.tables_of(instruction), medians[id], static_cast<double>(durations_s.size())});
   }
   if (!beyond.empty()) steps_.push_back({count, median(std::move(beyond))});
 }
