@@ -159,6 +159,7 @@ void add_bench(CLI::App& app, GlobalOptions& options) {
   add_bench_conformance(*bench, options);
   add_bench_comm(*bench, options);
   add_bench_experts(*bench, options);
+  add_bench_plan(*bench, options);
   add_bench_train(*bench, options);
   add_bench_tokenize(*bench, options);
 }

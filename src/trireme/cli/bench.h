@@ -10,6 +10,7 @@ void add_bench_gemm(CLI::App& bench, GlobalOptions& options);
 void add_bench_conformance(CLI::App& bench, GlobalOptions& options);
 void add_bench_kernels(CLI::App& bench, GlobalOptions& options);
 void add_bench_experts(CLI::App& bench, GlobalOptions& options);
+void add_bench_plan(CLI::App& bench, GlobalOptions& options);
 void add_bench_train(CLI::App& bench, GlobalOptions& options);
 void add_bench_tokenize(CLI::App& bench, GlobalOptions& options);
 

@@ -1,4 +1,4 @@
-// trireme plan explain | simulate; search and score are in files of their own
+// trireme plan explain | simulate; search, calibrate and score are files of their own
 #include <fmt/core.h>
 
 #include <memory>
@@ -156,6 +156,7 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
                                "rate of copies to the host, and from it, in GB/s");
   simulate_command->callback([arguments, &options] { simulate(*arguments, options); });
   add_plan_search(*plan, options);
+  add_plan_calibrate(*plan, options);
   add_plan_score(*plan, options);
 }
 

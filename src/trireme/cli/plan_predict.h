@@ -23,6 +23,9 @@ struct ClusterArguments {
 plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, plan::Strategy strategy,
                                     const ClusterArguments& arguments);
 
+/// `trireme plan calibrate`.
+void add_plan_calibrate(CLI::App& plan, GlobalOptions& options);
+
 /// `trireme plan score`.
 void add_plan_score(CLI::App& plan, GlobalOptions& options);
 /// `trireme plan search`.

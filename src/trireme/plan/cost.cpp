@@ -155,12 +155,14 @@ double CostModel::product_efficiency(const ProductShape& shape, ComputeType type
   const DeviceProfile& device = cluster_.device;
   const double best = value_or(device.gemm_efficiency, type, 0.7);
   const double plain = tile_efficiency(device, shape, best) * alignment_efficiency(device, shape);
-  if (type != ComputeType::kBf16 || tables_.products.empty()) return plain;
-  if (const auto exact = tables_.exact(shape)) return *exact;
+  if (!tables_.has_products(type)) return plain;
+  if (const auto exact = tables_.exact(shape, type)) return *exact;
   double weights = weight_at(kFar);
   double logarithms = 0.0;
   for (const MeasuredProduct& one : tables_.products) {
-    if (one.shape.use != shape.use || (one.shape.groups > 1.0) != (shape.groups > 1.0)) continue;
+    if (one.type != type || one.shape.use != shape.use ||
+        (one.shape.groups > 1.0) != (shape.groups > 1.0))
+      continue;
     const double weight = weight_at(distance(one.shape, shape));
     weights += weight;
     logarithms += weight * std::log(one.efficiency / tile_efficiency(device, one.shape, best));
@@ -201,14 +203,16 @@ double CostModel::attention(const AttentionShape& shape, bool causal) const {
     return best * rows / (rows + device.attention_half_rows);
   };
   double efficiency = 2.0 * plain(shape);  // of all pairs
-  if (!tables_.attention.empty()) {
-    if (const auto exact = tables_.exact(shape)) {
+  // Published tables are of half precision, and count for others where those have none.
+  const ComputeType measured = tables_.has_attention(type) ? type : ComputeType::kBf16;
+  if (tables_.has_attention(measured)) {
+    if (const auto exact = tables_.exact(shape, measured)) {
       efficiency = *exact;
     } else {
       double weights = weight_at(kFar);
       double logarithms = 0.0;
       for (const MeasuredAttention& one : tables_.attention) {
-        if (one.shape.backward != shape.backward) continue;
+        if (one.type != measured || one.shape.backward != shape.backward) continue;
         const double weight = weight_at(distance(one.shape, shape));
         weights += weight;
         logarithms += weight * std::log(one.efficiency / (2.0 * plain(one.shape)));

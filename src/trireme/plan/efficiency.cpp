@@ -1,5 +1,6 @@
 #include "trireme/plan/efficiency.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trireme::plan {
@@ -28,11 +29,12 @@ double distance(const AttentionShape& a, const AttentionShape& b) {
                    6.0);
 }
 
-std::optional<double> EfficiencyTables::exact(const ProductShape& shape) const {
+std::optional<double> EfficiencyTables::exact(const ProductShape& shape, ComputeType type) const {
   double sum = 0.0;
   int count = 0;
   for (const MeasuredProduct& one : products) {
-    if (one.shape.use != shape.use || distance(one.shape, shape) > kSame) continue;
+    if (one.type != type || one.shape.use != shape.use || distance(one.shape, shape) > kSame)
+      continue;
     sum += one.efficiency;
     ++count;
   }
@@ -40,16 +42,28 @@ std::optional<double> EfficiencyTables::exact(const ProductShape& shape) const {
   return sum / count;
 }
 
-std::optional<double> EfficiencyTables::exact(const AttentionShape& shape) const {
+std::optional<double> EfficiencyTables::exact(const AttentionShape& shape, ComputeType type) const {
   double sum = 0.0;
   int count = 0;
   for (const MeasuredAttention& one : attention) {
-    if (one.shape.backward != shape.backward || distance(one.shape, shape) > kSame) continue;
+    if (one.type != type || one.shape.backward != shape.backward ||
+        distance(one.shape, shape) > kSame)
+      continue;
     sum += one.efficiency;
     ++count;
   }
   if (count == 0) return std::nullopt;
   return sum / count;
+}
+
+bool EfficiencyTables::has_products(ComputeType type) const {
+  return std::ranges::any_of(products,
+                             [&](const MeasuredProduct& one) { return one.type == type; });
+}
+
+bool EfficiencyTables::has_attention(ComputeType type) const {
+  return std::ranges::any_of(attention,
+                             [&](const MeasuredAttention& one) { return one.type == type; });
 }
 
 }  // namespace trireme::plan

@@ -8,6 +8,10 @@
 
 namespace trireme::plan {
 
+/// How a product's inputs are stored, or what the device computes in.
+enum class ComputeType { kFp32, kBf16, kFp8 };
+const char* to_string(ComputeType type);
+
 /// Which product of a linear layer: out = in W^T, grad_in = grad_out W, grad_W = grad_out^T in.
 enum class ProductUse { kForward, kBackwardInput, kBackwardWeight };
 
@@ -35,12 +39,14 @@ struct AttentionShape {
 struct MeasuredProduct {
   ProductShape shape;
   double efficiency = 0.0;  ///< share of the device's peak
+  ComputeType type = ComputeType::kBf16;
 };
 struct MeasuredAttention {
   AttentionShape shape;
   /// Share of the peak, counting all pairs of positions although half are masked (as the tables' source does), and 2.5 times
   /// the forward's operations backward.
   double efficiency = 0.0;
+  ComputeType type = ComputeType::kBf16;
 };
 
 struct EfficiencyTables {
@@ -48,8 +54,10 @@ struct EfficiencyTables {
   std::vector<MeasuredAttention> attention;
 
   /// Of exactly this shape; nullopt if it was not measured.
-  std::optional<double> exact(const ProductShape& shape) const;
-  std::optional<double> exact(const AttentionShape& shape) const;
+  std::optional<double> exact(const ProductShape& shape, ComputeType type) const;
+  std::optional<double> exact(const AttentionShape& shape, ComputeType type) const;
+  bool has_products(ComputeType type) const;
+  bool has_attention(ComputeType type) const;
 };
 
 /// Distance of two shapes: root mean square of the logarithms of the ratios of their sizes.

@@ -7,6 +7,7 @@
 #include "trireme/model/flops.h"
 #include "trireme/plan/fold.h"
 #include "trireme/plan/memory.h"
+#include "trireme/plan/own_prediction.h"
 #include "trireme/plan/part_transfers.h"
 #include "trireme/plan/shards.h"
 #include "trireme/plan/step_floor.h"
@@ -52,13 +53,13 @@ class Predictor {
               run.factors),
         transfers_(run, cost_) {}
 
-  Prediction predict() {
+  Prediction predict(PredictedWorld* shown) {
     Prediction result;
     const std::vector<int64_t> samples = sample_micro_batches(run_.strategy);
     std::vector<WorldFigures> worlds;
     worlds.reserve(samples.size());
     for (const int64_t micro_batches : samples)
-      worlds.push_back(simulate(micro_batches, worlds.empty() ? &result : nullptr));
+      worlds.push_back(simulate(micro_batches, worlds.empty() ? &result : nullptr, shown));
     double share = 0.0;
     if (samples.size() == 2) {
       share = static_cast<double>(rank_micro_batches(run_.strategy) - samples[0]) /
@@ -102,7 +103,7 @@ class Predictor {
     if (run_.stack.sums_in_transfer) sum_in_transfers(program);
   }
 
-  WorldFigures simulate(int64_t micro_batches, Prediction* result) {
+  WorldFigures simulate(int64_t micro_batches, Prediction* result, PredictedWorld* shown) {
     FoldedWorld world = fold(run_.spec, run_.strategy, micro_batches);
     std::vector<std::vector<double>> durations;
     std::vector<double> hidden_gathers(world.programs.size(), 0.0);
@@ -148,8 +149,7 @@ class Predictor {
         cost.seconds *= 1.0 - hidden_gathers[static_cast<size_t>(program.rank)];
       return cost;
     };
-    const WorldSimulation simulation =
-        simulate_world(run_.spec, world.programs, durations, options);
+    WorldSimulation simulation = simulate_world(run_.spec, world.programs, durations, options);
     WorldFigures figures;
     figures.step_s = simulation.step_s;
     for (size_t stage = 0; stage < world.programs.size(); ++stage) {
@@ -163,7 +163,10 @@ class Predictor {
     for (const SimulatedRank& rank : simulation.ranks)
       hidden = std::max(hidden, rank.communication.total_s - rank.communication.exposed_s);
     figures.step_s += run_.stack.fsdp_contention * hidden;
-    if (result != nullptr) add_classes(world, simulation, resident, *result);
+    if (result == nullptr) return figures;
+    add_classes(world, simulation, resident, *result);
+    if (shown != nullptr)
+      *shown = {std::move(world.programs), std::move(simulation), micro_batches, false};
     return figures;
   }
 
@@ -266,25 +269,7 @@ class Predictor {
     const double all = hidden + result.exposed_comm_s;
     if (all > 0.0) result.hidden_comm_share = hidden / all;
 
-    const Strategy& strategy = run_.strategy;
-    const double world = static_cast<double>(strategy.parallel.world());
-    const double tokens =
-        static_cast<double>(strategy.sequences) * static_cast<double>(strategy.seq_len) / world;
-    std::vector<bool> recomputed(run_.spec.parts.size(), false);
-    for (size_t part = 0; part < strategy.recompute.size(); ++part)
-      recomputed[part] = strategy.recompute[part] == Recompute::kFull;
-    const model::TokenFlops flops = model::flops_per_token(run_.spec, strategy.seq_len, recomputed);
-    result.tokens_per_s = tokens / result.step_s;
-    result.flops_model = tokens * flops.model();
-    result.flops_hardware = tokens * flops.hardware();
-    const auto& peaks = run_.cluster.device.peak_flops;
-    const ComputeType type = run_.sharding.fp8                        ? ComputeType::kFp8
-                             : strategy.precision == Precision::kFp32 ? ComputeType::kFp32
-                                                                      : ComputeType::kBf16;
-    if (const auto peak = peaks.find(type); peak != peaks.end()) result.peak_flops = peak->second;
-    result.low_s = result.step_s / (1.0 + run_.interval);
-    result.high_s = result.step_s * (1.0 + run_.interval);
-    result.usable_bytes = run_.cluster.device.usable_bytes;
+    add_rates(run_, result);
   }
 
   const PlannedRun& run_;
@@ -326,8 +311,30 @@ double Prediction::peak_bytes() const {
   return most;
 }
 
-Prediction predict(const PlannedRun& run) {
-  return Predictor(run).predict();
+void add_rates(const PlannedRun& run, Prediction& prediction) {
+  const Strategy& strategy = run.strategy;
+  const double world = static_cast<double>(strategy.parallel.world());
+  const double tokens =
+      static_cast<double>(strategy.sequences) * static_cast<double>(strategy.seq_len) / world;
+  std::vector<bool> recomputed(run.spec.parts.size(), false);
+  for (size_t part = 0; part < strategy.recompute.size(); ++part)
+    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
+  const model::TokenFlops flops = model::flops_per_token(run.spec, strategy.seq_len, recomputed);
+  prediction.tokens_per_s = tokens / prediction.step_s;
+  prediction.flops_model = tokens * flops.model();
+  prediction.flops_hardware = tokens * flops.hardware();
+  const auto& peaks = run.cluster.device.peak_flops;
+  const ComputeType type = run.sharding.fp8                         ? ComputeType::kFp8
+                           : strategy.precision == Precision::kFp32 ? ComputeType::kFp32
+                                                                    : ComputeType::kBf16;
+  if (const auto peak = peaks.find(type); peak != peaks.end()) prediction.peak_flops = peak->second;
+  prediction.low_s = prediction.step_s / (1.0 + run.interval);
+  prediction.high_s = prediction.step_s * (1.0 + run.interval);
+  prediction.usable_bytes = run.cluster.device.usable_bytes;
+}
+
+Prediction predict(const PlannedRun& run, PredictedWorld* world) {
+  return has_own_rates(run) ? predict_own(run, world) : Predictor(run).predict(world);
 }
 
 }  // namespace trireme::plan

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,12 +67,26 @@ struct Prediction {
       time_by_kind_s;  ///< "products", "attention", "memory", "host", "transfers", "idle"
   std::vector<RankClass> classes;
   double usable_bytes = 0.0;
+  /// Where the device's profile has measured instructions: share of the computed time that is of measured kinds; else none.
+  std::optional<double> measured_share;
   double peak_bytes() const;
   bool fits() const { return peak_bytes() <= usable_bytes; }
 };
 
-/// Error{kConfig} with the reason if the model cannot run so.
-Prediction predict(const PlannedRun& run);
+/// What was simulated: a rank of every pipeline stage (fold.h), or all ranks where the device's own instructions are known.
+struct PredictedWorld {
+  std::vector<Program> programs;
+  WorldSimulation simulation;
+  /// Of a rank, in these programs; the run has more where the schedule repeats itself and a part of it tells the rest.
+  int64_t micro_batches = 1;
+  bool whole = false;  ///< every rank is there
+};
+
+/// Error{kConfig} with the reason if the model cannot run so. `world`: receives what was simulated, unless null.
+Prediction predict(const PlannedRun& run, PredictedWorld* world = nullptr);
+
+/// Tokens and operations a second, the interval, the device's peak, of a prediction whose step is known.
+void add_rates(const PlannedRun& run, Prediction& prediction);
 
 OrderedJson prediction_json(const PlannedRun& run, const Prediction& prediction);
 std::string describe(const PlannedRun& run, const Prediction& prediction);

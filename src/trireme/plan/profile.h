@@ -11,12 +11,9 @@
 #include <vector>
 
 #include "trireme/plan/efficiency.h"
+#include "trireme/plan/instruction_rate.h"
 
 namespace trireme::plan {
-
-/// How a product's inputs are stored, or what the device computes in.
-enum class ComputeType { kFp32, kBf16, kFp8 };
-const char* to_string(ComputeType type);
 
 /// One published measurement of the same quantity; `sources` of the quantity are combined by their median.
 struct Observation {
@@ -59,6 +56,14 @@ struct DeviceProfile {
   double kernel_gap_s = 2e-6;          ///< between two kernels of a queue
   std::string tables;                  ///< device whose measured shapes apply, scaled by the peaks
   EfficiencyTables measured;
+  /// False: the host's thread does the device's work, so copies and loads take their turn in the order of issue.
+  bool asynchronous = true;
+  double host_link_bytes_per_s = 0.0;  ///< to the host, and as many from it; 0: unknown
+  double instruction_gap_s = 0.0;      ///< between two instructions that the host's thread does
+  double step_overhead_s = 0.0;        ///< of a step, beside its instructions
+  /// What instructions of Trireme's programs take there; with any, its own runs are predicted program by program
+  /// (own_prediction.h).
+  std::vector<InstructionRate> instructions;
 };
 
 /// Links of a group of accelerators: all of it within reach of a node, or of the network.
@@ -81,6 +86,8 @@ struct NodeProfile {
   /// A host bridge: groups that span more than `bridge_span` neighbours share `bridge_bytes_per_s`; 0: none.
   int bridge_span = 0;
   double bridge_bytes_per_s = 0.0;
+  /// So many times longer an accelerator computes while the others of the node do: processors that share memory and clocks.
+  double busy_slowdown = 1.0;
 };
 
 struct NetworkProfile {

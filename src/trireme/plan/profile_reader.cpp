@@ -33,6 +33,16 @@ constexpr std::array kDeviceNumbers = {
     NumberKey<DeviceProfile>{"attention_backward", &DeviceProfile::attention_backward},
     NumberKey<DeviceProfile>{"attention_half_rows", &DeviceProfile::attention_half_rows},
     NumberKey<DeviceProfile>{"kernel_gap_s", &DeviceProfile::kernel_gap_s},
+    NumberKey<DeviceProfile>{"host_link_bytes_per_s", &DeviceProfile::host_link_bytes_per_s},
+    NumberKey<DeviceProfile>{"instruction_gap_s", &DeviceProfile::instruction_gap_s},
+    NumberKey<DeviceProfile>{"step_overhead_s", &DeviceProfile::step_overhead_s},
+};
+constexpr std::array kRateNumbers = {
+    NumberKey<InstructionRate>{"fixed_s", &InstructionRate::fixed_s},
+    NumberKey<InstructionRate>{"products", &InstructionRate::products},
+    NumberKey<InstructionRate>{"attention", &InstructionRate::attention},
+    NumberKey<InstructionRate>{"memory", &InstructionRate::memory},
+    NumberKey<InstructionRate>{"residual", &InstructionRate::residual},
 };
 constexpr std::array kLinkNumbers = {
     NumberKey<LinkProfile>{"bytes_per_s", &LinkProfile::bytes_per_s},
@@ -247,7 +257,34 @@ DeviceProfile read_device(Section& section) {
   // Of a data sheet alone: what the measured devices of the library reach, their median (docs/planner.md).
   for (const auto& [type, peak] : device.peak_flops) device.gemm_efficiency.try_emplace(type, 0.72);
   device.tables = section.optional_text("tables").value_or("");
+  section.flag("asynchronous", device.asynchronous);
   return device;
+}
+
+/// One of the types that a profile speaks of.
+ComputeType read_type(Section& section, ComputeType fallback) {
+  const std::string name = section.optional_text("type").value_or(to_string(fallback));
+  std::vector<std::string> names;
+  for (const ComputeType type : {ComputeType::kFp32, ComputeType::kBf16, ComputeType::kFp8}) {
+    if (name == to_string(type)) return type;
+    names.emplace_back(to_string(type));
+  }
+  section.fail("type", fmt::format("= \"{}\" is not known", name), suggestion(name, names));
+}
+
+InstructionRate read_instruction(Section& section) {
+  InstructionRate rate;
+  rate.of.part = section.text("part");
+  rate.of.kind = section.text("kind");
+  rate.of.type = read_type(section, ComputeType::kBf16);
+  section.numbers(kRateNumbers, rate);
+  const auto no_text = [](const std::string&) { return -1.0; };
+  // Seconds by the tables of products, attention and memory; measured seconds; how many spans they are a mean of.
+  for (const std::vector<double>& row : section.rows("measured", 5, no_text)) {
+    if (row[3] <= 0.0 || row[4] <= 0.0) section.fail("measured", "has a row that took no time");
+    rate.measured.push_back({{row[0], row[1], row[2]}, row[3], row[4]});
+  }
+  return rate;
 }
 
 void read_measured(Section& section, ProfileLibrary& library) {
@@ -256,14 +293,16 @@ void read_measured(Section& section, ProfileLibrary& library) {
   if (device == library.devices.end())
     section.fail("device", fmt::format("= \"{}\" is not a device", name));
   EfficiencyTables& tables = device->second.measured;
+  const ComputeType type = read_type(section, ComputeType::kBf16);
   // Most sizes come again and again: a row is use, groups, m, n, k, efficiency.
   for (const std::vector<double>& row : section.rows("products", 6, use_code))
     tables.products.push_back(
         {{static_cast<ProductUse>(static_cast<int>(row[0])), row[1], row[2], row[3], row[4]},
-         row[5]});
+         row[5],
+         type});
   for (const std::vector<double>& row : section.rows("attention", 8, direction_code))
     tables.attention.push_back(
-        {{row[0] == 1.0, row[1], row[2], row[3], row[4], row[5], row[6]}, row[7]});
+        {{row[0] == 1.0, row[1], row[2], row[3], row[4], row[5], row[6]}, row[7], type});
 }
 
 LinkProfile read_link(Section& section) {
@@ -338,6 +377,13 @@ void ProfileLibrary::add(const std::string& text, const std::string& origin) {
     devices[device.name] = std::move(device);
   });
   file.each("measured", [&](Section& section) { read_measured(section, *this); });
+  file.each("instruction", [&](Section& section) {
+    const std::string name = section.text("device");
+    const auto device = devices.find(name);
+    if (device == devices.end())
+      section.fail("device", fmt::format("= \"{}\" is not a device", name));
+    device->second.instructions.push_back(read_instruction(section));
+  });
   file.each("node", [&](Section& section) {
     NodeProfile node;
     node.name = section.text("name");
@@ -346,6 +392,7 @@ void ProfileLibrary::add(const std::string& text, const std::string& origin) {
     node.bridge_span =
         static_cast<int>(std::min(section.optional_number("bridge_span").value_or(0.0), 4096.0));
     node.bridge_bytes_per_s = section.optional_number("bridge_bytes_per_s").value_or(0.0);
+    node.busy_slowdown = std::max(1.0, section.optional_number("busy_slowdown").value_or(1.0));
     if (node.bridge_span > 0 && node.bridge_bytes_per_s <= 0.0)
       section.fail("bridge_bytes_per_s", "is missing");
     section.each("link", [&](Section& link) { node.links.push_back(read_link(link)); });

@@ -327,6 +327,16 @@ TEST(RegistrationTest, OptionsComeFromTheEnvironment) {
   EXPECT_EQ(flips.fault->kind, Fault::Kind::kFlipBit);
   EXPECT_EQ(flips.fault->nth, 3);
   EXPECT_EQ(flips.fault->kernel, "linear");
+  EXPECT_FALSE(options_from_environment().clock);
+  const DeviceProfile clock = *with("TRIREME_SIM_CLOCK", "fp32=1e11,memory=2e10,launch=5e-6").clock;
+  EXPECT_EQ(clock.flops_per_s.at(c10::kFloat), 1e11);
+  EXPECT_FALSE(clock.flops_per_s.contains(c10::kBFloat16));
+  EXPECT_EQ(clock.bytes_per_s, 2e10);
+  EXPECT_EQ(clock.launch_latency_s, 5e-6);
+  EXPECT_EQ(clock.host_link_bytes_per_s, 0.0);
+  for (const char* text :
+       {"fp32", "fp32=", "fp32=-1", "fp64=1", "fp32=1e11,", "fp32=1x", "=1", "fp32=nan"})
+    EXPECT_THROW(with("TRIREME_SIM_CLOCK", text), Error) << text;
   EXPECT_EQ(with("TRIREME_SIM_FAULT", "hang:12").fault->nth, 12);
   for (const char* fault : {"fail", "fail:", "fail:0", "fail:x", "break:1", ":1"}) {
     EXPECT_THROW(with("TRIREME_SIM_FAULT", fault), Error) << fault;

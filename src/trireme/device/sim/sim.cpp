@@ -6,6 +6,7 @@
 #include <c10/core/DeviceType.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <mutex>
@@ -67,6 +68,45 @@ std::optional<Fault> fault_from_environment() {
   return fault;
 }
 
+/// "fp32=1e11,bf16=2e11,memory=2e10,host=1e10,peer=1e10,launch=5e-6": rates a second, and seconds.
+std::optional<DeviceProfile> clock_from_environment() {
+  const char* variable = std::getenv("TRIREME_SIM_CLOCK");
+  if (variable == nullptr || *variable == '\0') return std::nullopt;
+  DeviceProfile profile;
+  double bf16 = 0.0;
+  double fp32 = 0.0;
+  const std::vector<std::pair<std::string, double*>> names = {
+      {"fp32", &fp32},
+      {"bf16", &bf16},
+      {"memory", &profile.bytes_per_s},
+      {"host", &profile.host_link_bytes_per_s},
+      {"peer", &profile.peer_link_bytes_per_s},
+      {"launch", &profile.launch_latency_s}};
+  const std::string text = variable;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const size_t equals = std::min(text.find('=', begin), end);
+    const std::string name = text.substr(begin, equals - begin);
+    double* value = nullptr;
+    for (const auto& [known, place] : names) {
+      if (known == name) value = place;
+    }
+    const char* const first = text.data() + std::min(equals + 1, end);
+    const char* const last = text.data() + end;
+    const bool is_number = value != nullptr && first < last &&
+                           std::from_chars(first, last, *value).ptr == last && *value >= 0.0 &&
+                           *value < 1e30;
+    TRIREME_USER_CHECK(is_number, kConfig,
+                       "write some of fp32, bf16, memory, host, peer and launch as "
+                       "fp32=1e11,memory=2e10,launch=5e-6",
+                       "TRIREME_SIM_CLOCK={}", text);
+    begin = end + 1;
+  }
+  if (fp32 > 0.0) profile.flops_per_s[c10::kFloat] = fp32;
+  if (bf16 > 0.0) profile.flops_per_s[c10::kBFloat16] = bf16;
+  return profile;
+}
+
 WorkQueue& queue_of(const c10::Stream& stream) {
   return Runtime::get().queue(stream);
 }
@@ -97,6 +137,7 @@ Options options_from_environment() {
   options.num_devices = static_cast<int>(devices);
   options.seed = static_cast<uint64_t>(seed);
   options.fault = fault_from_environment();
+  options.clock = clock_from_environment();
   const char* text = std::getenv("TRIREME_SIM_SCHEDULE");
   const std::string schedule = text == nullptr || *text == '\0' ? "late" : text;
   const std::vector<std::string> known = {"eager", "late", "shuffled"};
@@ -134,6 +175,7 @@ void register_backend(const Options& options) {
   register_guard_and_hooks();
   register_operators();
   if (options.fault) inject_fault(0, *options.fault);
+  if (options.clock) set_profile(std::make_shared<const DeviceProfile>(*options.clock));
 }
 
 // ---- work ----------------------------------------------------------------------------------------

@@ -45,20 +45,31 @@ struct Fault {
   int64_t bit = 0;          ///< of the first output's memory, little end first
 };
 
+/// What an accelerator can do. A piece of work takes launch_latency_s plus the larger of flops / rate and bytes / rate.
+/// Queues of a device do not slow each other down, and the host's own time is not counted.
+struct DeviceProfile {
+  std::map<c10::ScalarType, double> flops_per_s;  ///< a type that is not named counts as Float
+  double bytes_per_s = 0;  ///< of the device's memory; 0: takes no time (so for all rates)
+  double host_link_bytes_per_s = 0;
+  double peer_link_bytes_per_s = 0;
+  double launch_latency_s = 0;
+};
+
 struct Options {
   int num_devices = 4;
   int64_t memory_cap_bytes = int64_t{8}
                              << 30;  ///< of each device; Device::set_memory_cap changes it
   int64_t address_space_bytes = int64_t{128} << 30;  ///< of each device; no cap can be larger
   Schedule schedule = Schedule::kLate;
-  uint64_t seed = 0;                ///< of kShuffled
-  bool poison = true;               ///< fill fresh memory with 0xFF
-  std::optional<Fault> fault = {};  ///< of device 0
+  uint64_t seed = 0;                        ///< of kShuffled
+  bool poison = true;                       ///< fill fresh memory with 0xFF
+  std::optional<Fault> fault = {};          ///< of device 0
+  std::optional<DeviceProfile> clock = {};  ///< set_profile() of all devices, from the start
 };
 
 /// Defaults, changed by TRIREME_SIM_DEVICES, TRIREME_SIM_MEMORY_BYTES, TRIREME_SIM_SCHEDULE (eager, late, shuffled),
-/// TRIREME_SIM_SEED and TRIREME_SIM_FAULT ("fail:120", "flip:3:linear", "hang:1:attention": what happens, to which kernel, of
-/// those whose name has this in it). Throws Error{kConfig} for a value that is none.
+/// TRIREME_SIM_SEED, TRIREME_SIM_FAULT ("fail:120", "flip:3:linear", "hang:1:attention": what happens, to which kernel, of
+/// those whose name has this in it) and TRIREME_SIM_CLOCK ("fp32=1e11,memory=2e10,launch=5e-6": see docs/devices.md). Throws Error{kConfig} for a value that is none.
 Options options_from_environment();
 
 /// Takes the PrivateUse1 place of this process: allocator, guard, hooks, operators. The first call decides; get_device("sim")
@@ -136,16 +147,6 @@ void abort_hung(int device);
 void recover(int device);
 
 // ---- clock -----------------------------------------------------------------------------------------------------------
-
-/// What an accelerator can do. A piece of work takes launch_latency_s plus the larger of flops / rate and bytes / rate.
-/// Queues of a device do not slow each other down, and the host's own time is not counted.
-struct DeviceProfile {
-  std::map<c10::ScalarType, double> flops_per_s;  ///< a type that is not named counts as Float
-  double bytes_per_s = 0;  ///< of the device's memory; 0: takes no time (so for all rates)
-  double host_link_bytes_per_s = 0;
-  double peer_link_bytes_per_s = 0;
-  double launch_latency_s = 0;
-};
 
 /// For all devices, from the next piece of work on; null: events read the wall clock again.
 void set_profile(std::shared_ptr<const DeviceProfile> profile);
