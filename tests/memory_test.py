@@ -17,6 +17,9 @@ CONFIG = {**tiny_run.CONFIG, "hidden_size": 128, "intermediate_size": 320, "num_
           "num_key_value_heads": 2, "max_position_embeddings": 128}
 EXPERTS = {**CONFIG, "architectures": ["Qwen2MoeForCausalLM"], "model_type": "qwen2_moe", "moe_intermediate_size": 96,
            "num_experts": 8, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 128, "decoder_sparse_step": 1}
+# The output head decides; one expert gets almost everything.
+WORDY = {**CONFIG, "vocab_size": 20000, "hidden_size": 64, "num_hidden_layers": 1}
+ONE_EXPERT = {**EXPERTS, "num_experts": 16, "num_experts_per_tok": 1, "shared_expert_intermediate_size": 16}
 BASE = {"data.seq_len": 128, "batch.sequences": 8, "batch.micro": 4, "batch.lanes": 2, "schedule.steps": 2, "schedule.warmup": 1,
         "log.report": "false", "export.enabled": "false", "log.tensorboard": "false"}
 
@@ -58,6 +61,10 @@ def a_step_holds_what_was_predicted(folder):
     emulated = {"kernels.load": os.path.join(os.environ["TRIREME_BUILD_DIR"], "tests/emulated_kernels.so")}
     runs += [("cpu", {**emulated}), ("cpu", {"precision.recipe": "bf16", **emulated}),
              ("cpu", {"model.config": "experts.json", "precision.recipe": "bf16", **emulated}),
+             ("cpu", {"model.config": "wordy.json", **emulated}),
+             ("cpu", {"model.config": "wordy.json", "precision.recipe": "bf16", **emulated}),
+             ("cpu", {"model.config": "one_expert.json", "precision.recipe": "bf16", **emulated}),
+             ("sim", {"data.packing": "stream", "device.graphs": "true"}),
              ("sim", {"kernels.use": '{attention = "aten", attention_backward = "aten"}'})]
     for number, (device, settings) in enumerate(runs):
         settings = {"device.name": device, **settings}
@@ -145,7 +152,7 @@ def the_plan_shows_it(folder):
 
 def prepare(folder):
     tiny_run.prepare(folder)
-    for name, config in (("config.json", CONFIG), ("experts.json", EXPERTS)):
+    for name, config in (("config.json", CONFIG), ("experts.json", EXPERTS), ("wordy.json", WORDY), ("one_expert.json", ONE_EXPERT)):
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(config, file)
     return folder

@@ -85,7 +85,8 @@ void run_bench_train(const BenchTrainArguments& arguments, const GlobalOptions& 
   device::get_device("cpu");  // before the first tensor: memory is held and counted
   device::get_device(arguments.device);
   kernels::load_and_choose({}, {});
-  strategy.kernels = execute::kernel_workspace_of(arguments.device, strategy.precision);
+  strategy.kernels =
+      execute::kernel_workspace_of(arguments.device, strategy.precision, strategy.record);
   if (arguments.print_memory) {
     const int64_t bytes = predicted_peak_bytes(benchmark);
     if (options.json) {

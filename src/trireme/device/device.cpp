@@ -16,6 +16,7 @@
 #include "trireme/device/library.h"
 #include "trireme/device/plugin/plugin.h"
 #include "trireme/device/plugin/plugin_device.h"
+#include "trireme/device/sim/sim.h"
 #include "trireme/device/sim/sim_device.h"
 
 namespace trireme::device {
@@ -91,6 +92,19 @@ Device& get_device(const std::string& name) {
   throw Error(ErrorCode::kConfig, fmt::format("no device is called \"{}\"", name),
               suggestion(name, known) +
                   (search ? "" : "; of a plug-in give the library with --plugin or device.plugin"));
+}
+
+Device* find_open_device(const std::string& name) {
+  const std::string type = name.substr(0, name.find(':'));
+  const Plugin* plugin = loaded_plugin();
+  bool is_here = name == "cpu" || (type == "sim" && sim::backend_registered()) ||
+                 (plugin != nullptr && plugin->name == type);
+  if (!is_here && is_plain_word(type)) {
+    const std::vector<std::string> open = open_device_libraries();
+    is_here = std::ranges::find(open, find_device_library(type)) != open.end();
+  }
+  if (!is_here || (name != type && !index_in(name, type))) return nullptr;
+  return &get_device(name);
 }
 
 }  // namespace trireme::device

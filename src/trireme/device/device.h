@@ -60,7 +60,7 @@ struct Capabilities {
   std::vector<c10::ScalarType> fp8_kinds;  ///< those of `dtypes` that have 8 bits and an exponent
   bool asynchronous = false;               ///< calls return before the work is done
   bool graph_capture = false;              ///< issued work can be recorded and issued again
-  bool records_aten = false;  ///< so can any operator of ATen's, and not only kernels of Trireme's
+  bool records_aten = false;  ///< so can ATen's operators, as far as they read nothing back
   bool peer_access = false;  ///< copies between two devices of this type do not go through the host
   /// What the vendor's libraries take of the device's memory with the first matrix product and keep, in bytes.
   int64_t library_bytes = 0;
@@ -142,5 +142,7 @@ class Range {
 /// library.h). Lives as long as the process. The first use of a type installs its allocator and, of sim, takes PyTorch's
 /// place for another device. Throws Error{kConfig} for an unknown name, Error{kDevice} where there is no such device.
 Device& get_device(const std::string& name);
+/// The same if it is here already: no library is opened for it. Null: it is not, or nothing is called so.
+Device* find_open_device(const std::string& name);
 
 }  // namespace trireme::device

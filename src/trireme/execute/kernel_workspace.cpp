@@ -1,12 +1,12 @@
 #include "trireme/execute/kernel_workspace.h"
 
 #include <ATen/Parallel.h>
-#include <c10/core/DeviceType.h>
 #include <fmt/format.h>
 
 #include <array>
 #include <utility>
 
+#include "trireme/base/error.h"
 #include "trireme/base/torch_compat.h"
 #include "trireme/device/device.h"
 #include "trireme/kernels/cpu/product.h"
@@ -18,12 +18,13 @@ namespace {
 
 using plan::WorkspaceOp;
 
-constexpr std::array<std::pair<WorkspaceOp, const char*>, 11> kOps = {
+constexpr std::array<std::pair<WorkspaceOp, const char*>, 12> kOps = {
     {{WorkspaceOp::kLinear, "linear"},
      {WorkspaceOp::kLinearWeight, "linear_backward_weight"},
      {WorkspaceOp::kBiasGradient, "bias_gradient"},
      {WorkspaceOp::kRmsNormBackward, "rms_norm_backward"},
      {WorkspaceOp::kLayerNormBackward, "layer_norm_backward"},
+     {WorkspaceOp::kEmbeddingBackward, "embedding_backward"},
      {WorkspaceOp::kAttention, "attention"},
      {WorkspaceOp::kAttentionBackward, "attention_backward"},
      {WorkspaceOp::kCrossEntropy, "linear_cross_entropy"},
@@ -50,6 +51,22 @@ kernels::CallSizes sizes_of(const plan::KernelCall& call) {
           .sinks = call.sinks};
 }
 
+int64_t asked(kernels::WorkspaceBytes stated, const std::string& kernel,
+              const plan::KernelCall& call) {
+  int64_t bytes = 0;
+  try {
+    bytes = stated(sizes_of(call));
+  } catch (const std::exception& error) {
+    throw Error(ErrorCode::kConfig,
+                fmt::format("the kernel {} cannot say its workspace: {}", kernel, error.what()),
+                "its library is at fault; choose another kernel with kernels.use");
+  }
+  TRIREME_USER_CHECK(bytes >= 0, kConfig,
+                     "its library is at fault; choose another kernel with kernels.use",
+                     "the kernel {} states a workspace of {} bytes", kernel, bytes);
+  return bytes;
+}
+
 /// Of the kernels that would run in `dtype`; null where all are the processor's or the simulated device's.
 std::shared_ptr<const plan::StatedWorkspace> stated_workspace(at::DeviceType device,
                                                               at::ScalarType dtype) {
@@ -58,9 +75,9 @@ std::shared_ptr<const plan::StatedWorkspace> stated_workspace(at::DeviceType dev
     const kernels::KernelInfo* info = kernels::registry().info(name, dtype, device);
     if (info == nullptr || info->name == "cpu" || info->name == "sim") continue;
     if (info->workspace != nullptr) {
-      result->of[op] = [stated = info->workspace](const plan::KernelCall& call) {
-        return stated(sizes_of(call));
-      };
+      result->of[op] = [stated = info->workspace,
+                        kernel = fmt::format("'{}' of {}", info->name, name)](
+                           const plan::KernelCall& call) { return asked(stated, kernel, call); };
     } else {
       // What it holds is not known: nothing, rather than what other kernels would.
       result->of[op] = [](const plan::KernelCall&) { return int64_t{0}; };
@@ -79,6 +96,7 @@ plan::KernelWorkspace kernel_workspace(at::Device device, plan::Precision precis
   const kernels::cpu::ProductChoice choice = kernels::cpu::product_choice();
   plan::KernelWorkspace workspace;
   workspace.in_device_memory = device.is_cpu();
+  workspace.precision = precision;
   workspace.stated = stated_workspace(
       device.type(), precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat);
   workspace.threads = at::get_num_threads();
@@ -98,21 +116,17 @@ plan::KernelWorkspace kernel_workspace(at::Device device, plan::Precision precis
   return workspace;
 }
 
-plan::KernelWorkspace kernel_workspace_of(const std::string& device, plan::Precision precision) {
-  const std::string type = device.substr(0, device.find(':'));
-  if (type == "cpu") return kernel_workspace(at::kCPU, precision);
-  const bool is_cuda = type == "cuda";
-  const bool is_here =
-      is_cuda ? kernels::registry().info("linear", at::kFloat, at::kCUDA)->name != "aten"
-              : c10::get_privateuse1_backend() == type;
-  if (is_here) {
-    plan::KernelWorkspace workspace =
-        kernel_workspace(is_cuda ? at::kCUDA : at::kPrivateUse1, precision);
-    workspace.library_bytes = device::get_device(device).capabilities().library_bytes;
+plan::KernelWorkspace kernel_workspace_of(const std::string& name, plan::Precision precision,
+                                          bool records) {
+  const device::Device* device = device::find_open_device(name);
+  if (device != nullptr) {
+    plan::KernelWorkspace workspace = kernel_workspace(device->torch_device(), precision);
+    // What is recorded is so on a queue of its own, for which libraries keep memory of its own.
+    workspace.library_bytes = (records ? 2 : 1) * device->capabilities().library_bytes;
     return workspace;
   }
   plan::KernelWorkspace workspace = kernel_workspace(at::kCPU, precision);
-  if (type == "sim") {
+  if (name.starts_with("sim")) {
     workspace.in_device_memory = false;
     workspace.stated = nullptr;
   }

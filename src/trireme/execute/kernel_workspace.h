@@ -16,7 +16,9 @@ plan::KernelWorkspace kernel_workspace(at::Device device = at::kCPU,
 
 /// Of the run file's device ("cpu", "cuda:1"), which need not be there: of a device that is not, sim's hold nothing, and the
 /// processor's are an estimate of others.
-plan::KernelWorkspace kernel_workspace_of(const std::string& device, plan::Precision precision);
+/// `records`: Strategy::record.
+plan::KernelWorkspace kernel_workspace_of(const std::string& name, plan::Precision precision,
+                                          bool records);
 
 /// How this machine and this torch multiply, in words: runs with another answer may differ in their last bits.
 std::string arithmetic_name();

@@ -49,6 +49,12 @@ struct CallSizes {
 /// The conformance suite holds a kernel to it: never more, and not much less.
 using WorkspaceBytes = int64_t (*)(const CallSizes&);
 
+enum class Recordable {
+  kYes,
+  kAsAten,  ///< where any ATen operator can be: it is made of those (Capabilities::records_aten)
+  kNo       ///< it waits, reads back, or asks a library that does
+};
+
 /// A kernel of an op: who it is, and where it can be used.
 struct KernelInfo {
   std::string name;                                 ///< unique among the op's kernels
@@ -61,8 +67,8 @@ struct KernelInfo {
   /// For the ops whose workspace the planner asks for: linear and its weight's gradient, bias_gradient, the norms' backward,
   /// attention, linear_cross_entropy, the grouped products. Null: not stated, and the plan leaves it out.
   WorkspaceBytes workspace = nullptr;
-  /// Its calls can be recorded (Device::record) only where any ATen operator's can: it is made of those.
-  bool records_as_aten = false;
+  /// Whether its calls can be recorded (Device::record).
+  Recordable recordable = Recordable::kYes;
 };
 
 namespace detail {

@@ -263,7 +263,7 @@ std::vector<std::string> Registry::kernels_of(const std::string& op, at::DeviceT
 
 void add_own_kernels(Registrar& registrar) {
   KernelInfo of_aten{
-      .name = "aten", .device = std::nullopt, .priority = 0, .records_as_aten = true};
+      .name = "aten", .device = std::nullopt, .priority = 0, .recordable = Recordable::kAsAten};
   const KernelInfo of_cpu{.name = "cpu", .device = at::kCPU, .priority = 100};
   // The planner knows what the processor's hold; of the references it asks those that hold the most.
   const auto aten_workspace = [](std::string_view op) -> WorkspaceBytes {

@@ -140,8 +140,11 @@ int64_t KernelWorkspace::attention(int64_t batch, int64_t seq_len, const model::
 
 int64_t KernelWorkspace::cross_entropy(int64_t chunk_rows, int64_t vocab_size, int64_t hidden,
                                        Precision precision) const {
-  const KernelCall call{
-      .precision = precision, .in = hidden, .out = vocab_size, .chunk_rows = chunk_rows};
+  const KernelCall call{.precision = precision,
+                        .rows = chunk_rows,
+                        .in = hidden,
+                        .out = vocab_size,
+                        .chunk_rows = chunk_rows};
   return ask(WorkspaceOp::kCrossEntropy, call,
              [&] { return cross_entropy_of_cpu(chunk_rows, vocab_size, hidden, precision); });
 }
@@ -163,7 +166,7 @@ int64_t KernelWorkspace::cross_entropy_of_cpu(int64_t chunk_rows, int64_t vocab_
 int64_t KernelWorkspace::norm_backward(int64_t rows, int64_t width,
                                        const model::NormSpec& norm) const {
   const bool rms = norm.kind == model::NormKind::kRmsNorm;
-  const KernelCall call{.rows = rows, .in = width};
+  const KernelCall call{.precision = precision, .rows = rows, .in = width};
   return ask(rms ? WorkspaceOp::kRmsNormBackward : WorkspaceOp::kLayerNormBackward, call, [&] {
     const int64_t blocks = reduction_blocks(rows);
     if (rms) return floats(blocks * width);
@@ -185,9 +188,10 @@ int64_t KernelWorkspace::grouped_input(int64_t rows, int64_t groups, int64_t in,
   return ask(WorkspaceOp::kGroupedInput, call, [] { return int64_t{0}; });
 }
 
-int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in,
-                                        Precision precision) const {
-  const KernelCall call{.precision = precision, .rows = rows, .in = in, .groups = groups};
+int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in, int64_t out,
+                                        int64_t parts, Precision precision) const {
+  const KernelCall call{
+      .precision = precision, .rows = rows, .in = in, .out = out, .groups = groups, .parts = parts};
   return ask(WorkspaceOp::kGroupedWeight, call, [&] {
     // Rows of all groups, each group's last block padded by half of the most on average.
     const int64_t padded = rows + std::min(groups, rows) * kInnerMultiple / 2;
@@ -197,8 +201,13 @@ int64_t KernelWorkspace::grouped_weight(int64_t rows, int64_t groups, int64_t in
 }
 
 int64_t KernelWorkspace::bias_gradient(int64_t rows, int64_t width) const {
-  return ask(WorkspaceOp::kBiasGradient, {.rows = rows, .in = width},
+  return ask(WorkspaceOp::kBiasGradient, {.precision = precision, .rows = rows, .in = width},
              [&] { return floats(reduction_blocks(rows) * width); });
+}
+
+int64_t KernelWorkspace::embedding_gradient(int64_t rows, int64_t vocab) const {
+  return ask(WorkspaceOp::kEmbeddingBackward, {.precision = precision, .rows = rows, .out = vocab},
+             [] { return int64_t{0}; });
 }
 
 }  // namespace trireme::plan

@@ -31,6 +31,7 @@ enum class WorkspaceOp {
   kBiasGradient,
   kRmsNormBackward,
   kLayerNormBackward,
+  kEmbeddingBackward,
   kAttention,
   kAttentionBackward,
   kCrossEntropy,
@@ -74,6 +75,7 @@ struct KernelWorkspace {
   int threads = 2;
   FloatProduct float32 = FloatProduct::kMkl;
   Bf16Product bfloat16 = Bf16Product::kConvert;
+  Precision precision = Precision::kFp32;  ///< of calls below that do not say theirs
   /// Of kernels that are not kernels/cpu's; null: there are none.
   std::shared_ptr<const StatedWorkspace> stated;
   /// Held from the first product on, as long as the process: of a vendor's libraries.
@@ -92,6 +94,8 @@ struct KernelWorkspace {
   /// Gradients of a norm's weight (and bias) over `rows` rows of `width`.
   int64_t norm_backward(int64_t rows, int64_t width, const model::NormSpec& norm) const;
   int64_t bias_gradient(int64_t rows, int64_t width) const;
+  /// dweight [vocab, d] of `rows` tokens.
+  int64_t embedding_gradient(int64_t rows, int64_t vocab) const;
   /// y [rows, out] of `rows` rows in all; `parts` matrices side by side.
   int64_t grouped_product(int64_t rows, int64_t groups, int64_t in, int64_t out, int64_t parts,
                           Precision precision) const;
@@ -99,7 +103,8 @@ struct KernelWorkspace {
   int64_t grouped_input(int64_t rows, int64_t groups, int64_t in, int64_t out, int64_t parts,
                         Precision precision) const;
   /// dW [groups, out, in] of `rows` rows in all.
-  int64_t grouped_weight(int64_t rows, int64_t groups, int64_t in, Precision precision) const;
+  int64_t grouped_weight(int64_t rows, int64_t groups, int64_t in, int64_t out, int64_t parts,
+                         Precision precision) const;
 
  private:
   int64_t attention_of_cpu(int64_t batch, int64_t seq_len, const model::AttentionSpec& spec,

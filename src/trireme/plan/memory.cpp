@@ -268,7 +268,11 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   }
   if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
   if (where.layer >= 0) return moe_part_bytes(spec, strategy, part, mode);
-  return {};
+  PartBytes bytes;
+  if (where.kind == PartKind::kEmbedding)
+    bytes.backward_weight_workspace =
+        strategy.kernels.embedding_gradient(strategy.micro * strategy.seq_len, spec.vocab_size);
+  return bytes;
 }
 
 int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy) {

@@ -28,7 +28,7 @@ struct PartBytes {
   int64_t backward_weight_workspace = 0;
 };
 
-/// Of a part under `mode`; saved and delayed bytes of kFull are those after kRecompute. The embedding has none; a head has
+/// Of a part under `mode`; saved and delayed bytes of kFull are those after kRecompute. The embedding keeps none; a head has
 /// what its norm keeps where multi-token prediction goes on from it, the rest is loss_workspace_bytes().
 PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
                      Recompute mode);

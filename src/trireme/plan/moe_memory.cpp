@@ -108,9 +108,11 @@ PartBytes experts_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
   bytes.backward_input_workspace = backward.above(in + choices + bytes.delayed);
 
   HighWater weight;
-  weight.pass(sizes.kernels.grouped_weight(rows, moe.num_experts, width, sizes.precision));
+  weight.pass(
+      sizes.kernels.grouped_weight(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
   weight.drop(in + act);
-  weight.pass(sizes.kernels.grouped_weight(rows, moe.num_experts, sizes.width, sizes.precision));
+  weight.pass(sizes.kernels.grouped_weight(rows, moe.num_experts, sizes.width, 2 * width, 2,
+                                           sizes.precision));
   bytes.backward_weight_workspace = weight.above(0);
   return bytes;
 }

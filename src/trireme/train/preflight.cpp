@@ -11,7 +11,7 @@
 #include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/device.h"
 #include "trireme/device/plugin/plugin.h"
-#include "trireme/execute/recorded_ops.h"
+#include "trireme/execute/model_ops.h"
 #include "trireme/kernels/registry.h"
 #include "trireme/model/flops.h"
 #include "trireme/plan/explain_layout.h"
@@ -103,11 +103,13 @@ void inspect_out(Preflight& p) {
 }
 
 /// Ops whose chosen kernel is not one whose workspace the planner knows, or is told.
-std::vector<std::string> unmodelled_kernels(const RunConfig& c) {
+std::vector<std::string> unmodelled_kernels(const RunConfig& c, const model::ModelSpec& spec) {
+  const std::set<std::string> used = execute::training_ops(spec);
   std::set<std::string> names;
   const at::DeviceType device = device::get_device(c.device.name).torch_device().type();
   for (const kernels::KernelRow& row : kernels::registry().rows(device)) {
-    if (row.chosen.empty() || row.chosen == "cpu" || row.chosen == "sim") continue;
+    if (row.chosen.empty() || row.chosen == "cpu" || row.chosen == "sim" || !used.contains(row.op))
+      continue;
     if (kernels::registry().info_of_kernel(row.op, row.chosen).workspace == nullptr)
       names.insert(fmt::format("{} of {}", row.chosen, row.op));
   }
@@ -119,13 +121,16 @@ void inspect_recording(Preflight& p) {
   const RunConfig& c = p.run.config;
   if (!c.device.graphs) return;
   device::Device& device = device::get_device(c.device.name);
-  if (!device.capabilities().graph_capture || device.capabilities().records_aten) return;
+  const device::Capabilities can = device.capabilities();
+  if (!can.graph_capture) return;
   const at::ScalarType dtype =
       p.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat;
-  for (const std::string& op : execute::recorded_ops()) {
+  for (const std::string& op : execute::recorded_ops(p.model.spec)) {
     const kernels::KernelInfo* kernel =
         kernels::registry().info(op, dtype, device.torch_device().type());
-    if (kernel == nullptr || !kernel->records_as_aten) continue;
+    if (kernel == nullptr || kernel->recordable == kernels::Recordable::kYes ||
+        (kernel->recordable == kernels::Recordable::kAsAten && can.records_aten))
+      continue;
     add(p.problems, ErrorCode::kConfig,
         fmt::format("device.graphs = true, and the kernel '{}' of {} cannot be recorded on "
                     "device.name = \"{}\"",
@@ -199,7 +204,7 @@ void inspect_strategy(Preflight& p, int rank) {
     p.peak_text = fmt::format("at {}: {}", plan::describe(p.model.spec, peak),
                               plan::describe(p.model.spec, held, p.peak_bytes - held.total()));
   }
-  p.unmodelled_kernels = unmodelled_kernels(c);
+  p.unmodelled_kernels = unmodelled_kernels(c, p.model.spec);
   p.resident_bytes = p.program.resident_bytes;
   p.total_tokens = optim::sequences_before(ramp, c.schedule.steps) * c.data.seq_len;
   // Master weights and optimizer states in a checkpoint; one more of them while the next is written, and the export.

@@ -223,9 +223,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.offload_activations = plan::offload_from_names(spec, run.memory.offload_activations);
   strategy.offload_optimizer = run.memory.offload_optimizer;
   strategy.record = run.device.graphs;
-  strategy.kernels = execute::kernel_workspace_of(run.device.name, precision);
-  // What is recorded is so on a queue of its own, for which libraries keep memory of its own.
-  if (strategy.record) strategy.kernels.library_bytes *= 2;
+  strategy.kernels = execute::kernel_workspace_of(run.device.name, precision, strategy.record);
   const at::Device device = run.device.name == "cpu" ? at::kCPU : at::kPrivateUse1;
   const optim::OptimizerConfig optimizer = optimizer_of(run);
   strategy.optimizer_state_bytes.assign(spec.parts.size(), 0);

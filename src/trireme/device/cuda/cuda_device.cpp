@@ -1,6 +1,7 @@
 #include "trireme/device/cuda/cuda_device.h"
 
 #include <ATen/Context.h>
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/AllocatorConfig.h>
@@ -12,6 +13,7 @@
 #include <cuda_runtime_api.h>
 #include <torch/csrc/profiler/stubs/base.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -42,8 +44,9 @@ struct CudaGraphMemory final : GraphMemory {
   /// What the allocator holds for it now.
   void count() {
     int64_t bytes = 0;
+    // Without what is in use: the allocator counts that itself.
     for (const auto& segment : allocator::snapshot(pool).segments)
-      bytes += static_cast<int64_t>(segment.total_size);
+      bytes += static_cast<int64_t>(segment.total_size - segment.active_size);
     total_ += bytes - bytes_;
     bytes_ = bytes;
   }
@@ -111,8 +114,14 @@ class CudaDevice final : public AcceleratorDevice {
     result.cap_bytes = cap_bytes_;
     // Tensors of recorded work are gone when it is recorded; their memory is not.
     result.allocated_bytes += graph_bytes_;
-    result.peak_allocated_bytes += graph_bytes_;
+    result.peak_allocated_bytes =
+        std::max(recorded_peak_, result.peak_allocated_bytes + graph_bytes_);
     return result;
+  }
+  void reset_peak_memory() override {
+    AcceleratorDevice::reset_peak_memory();
+    const std::lock_guard lock(mutex_);
+    recorded_peak_ = 0;
   }
 
   std::shared_ptr<GraphMemory> new_graph_memory() override {
@@ -127,22 +136,18 @@ class CudaDevice final : public AcceleratorDevice {
     // What earlier steps left in the allocator would be held twice.
     if (!std::exchange(pool->used, true)) allocator::emptyCache();
     auto graph = std::make_unique<CudaGraph>(pool);
+    const int64_t before = memory().peak_allocated_bytes;
     const c10::cuda::CUDAStreamGuard guard(recording_);
     try {
-      graph->graph.capture_begin(pool->pool, cudaStreamCaptureModeThreadLocal);
       try {
+        graph->graph.capture_begin(pool->pool, cudaStreamCaptureModeThreadLocal);
         work();
-      } catch (...) {
-        abandon(graph->graph, pool->pool);
-        throw;
-      }
-      try {
         graph->graph.capture_end();
       } catch (...) {
         abandon(graph->graph, pool->pool);
         throw;
       }
-      pool->count();
+      keep_peak(before, *pool);
     } catch (const c10::OutOfMemoryError&) {
       throw;  // says what was held
     } catch (const c10::Error& error) {
@@ -161,6 +166,15 @@ class CudaDevice final : public AcceleratorDevice {
   void end_range() override { torch::profiler::impl::cudaStubs()->rangePop(); }
 
  private:
+  /// While it was recorded, the allocator counted the tensors of the work itself; from now on its memory is counted.
+  void keep_peak(int64_t before, CudaGraphMemory& pool) {
+    const int64_t during = AcceleratorDevice::memory().peak_allocated_bytes + graph_bytes_;
+    pool.count();
+    AcceleratorDevice::reset_peak_memory();
+    const std::lock_guard lock(mutex_);
+    recorded_peak_ = std::max({recorded_peak_, before, during});
+  }
+
   /// After an error: what it throws says less than what was thrown before. A recording that the driver gave up does not end by
   /// itself, and tensors would be of its memory ever after.
   void abandon(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) const {
@@ -168,10 +182,15 @@ class CudaDevice final : public AcceleratorDevice {
       graph.capture_end();
     } catch (const c10::Error&) {  // it had ended
     }
-    try {
-      allocator::endAllocateToPool(torch_device().index(), pool);
-    } catch (const c10::Error&) {  // that was not left open
-    }
+    const auto quietly = [](const auto& call) {
+      try {
+        call();
+      } catch (const c10::Error&) {  // it was not left open
+      }
+    };
+    at::HostAllocator* const host = at::getHostAllocator(at::kCUDA);
+    quietly([&] { allocator::endAllocateToPool(torch_device().index(), pool); });
+    quietly([&] { host->end_allocate_to_pool(pool); });
   }
 
   const cudaDeviceProp properties_;
@@ -179,6 +198,7 @@ class CudaDevice final : public AcceleratorDevice {
   const c10::cuda::CUDAStream recording_;
   mutable std::mutex mutex_;
   int64_t cap_bytes_ = 0;
+  int64_t recorded_peak_ = 0;  ///< since reset_peak_memory(), of what was recorded and before it
   std::atomic<int64_t> graph_bytes_{0};
 };
 

@@ -106,6 +106,7 @@ std::vector<fs::path> find_libraries(const std::string& name, const std::string&
 }
 
 std::string opening;  // the library that is being opened, for end_while_opening()
+std::string owner;    // of PyTorch's place before that; empty: nobody
 
 /// What an initialiser throws does not pass through dlopen: the process ends. It ends with a sentence.
 [[noreturn]] void end_while_opening() {
@@ -119,6 +120,15 @@ std::string opening;  // the library that is being opened, for end_while_opening
     what = error.what();
   } catch (...) {  // as it stands
   }
+  if (!owner.empty() && what.find("privateuse1") != std::string::npos) {
+    fmt::print(
+        stderr,
+        "error: {} brings another device, and PyTorch's place for one belongs to \"{}\" in this "
+        "process\n  hint: name the libraries of one device only\n",
+        opening, owner);
+    std::fflush(stderr);
+    std::_Exit(static_cast<int>(ErrorCode::kDevice));
+  }
   fmt::print(
       stderr,
       "error: {} fails while it is loaded: {}\n  hint: its driver may be missing; the text is "
@@ -130,6 +140,7 @@ std::string opening;  // the library that is being opened, for end_while_opening
 
 void open_library(const std::string& path) {
   opening = path;
+  owner = c10::is_privateuse1_backend_registered() ? c10::get_privateuse1_backend() : "";
   const std::terminate_handler before = std::set_terminate(&end_while_opening);
   // Global, as a program that links the library would have it: parts of a plug-in find each other by name.
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);

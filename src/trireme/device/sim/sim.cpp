@@ -174,7 +174,7 @@ void register_backend(const Options& options) {
   Runtime::start(options);
   register_guard_and_hooks();
   register_operators();
-  if (options.fault) inject_fault(0, *options.fault);
+  for (int i = 0; options.fault && i < options.num_devices; ++i) inject_fault(i, *options.fault);
   if (options.clock) set_profile(std::make_shared<const DeviceProfile>(*options.clock));
 }
 

@@ -63,7 +63,7 @@ struct Options {
   Schedule schedule = Schedule::kLate;
   uint64_t seed = 0;                        ///< of kShuffled
   bool poison = true;                       ///< fill fresh memory with 0xFF
-  std::optional<Fault> fault = {};          ///< of device 0
+  std::optional<Fault> fault = {};          ///< of each device
   std::optional<DeviceProfile> clock = {};  ///< set_profile() of all devices, from the start
 };
 

@@ -38,9 +38,13 @@ std::vector<Outcome> check(const std::string& op, const std::string& kernel,
                            c10::DeviceType device = c10::kCPU);
 
 /// Calls of random sizes with the device's memory watched: the kernel holds no more than it states (KernelInfo::workspace), and
-/// at least four fifths of it, but for what an allocator rounds up. Empty where nothing is stated. Part of check(). On the CPU,
+/// at least four fifths of it, but for what an allocator rounds up. Experts' rows are spread evenly and all on one of them. Empty
+/// where nothing is stated, and where the device's allocator counts nothing. Part of check(). On the CPU,
 /// device::install_cpu_allocator() comes first.
 std::vector<Outcome> check_workspace(const std::string& op, const std::string& kernel,
                                      c10::DeviceType device = c10::kCPU);
+
+/// Whether check_workspace() knows how to call the op.
+bool tries_workspace(const std::string& op);
 
 }  // namespace trireme::kernels::conformance

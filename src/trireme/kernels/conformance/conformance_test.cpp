@@ -75,6 +75,11 @@ void reading_norm(const at::Tensor& x, const at::Tensor& weight, double eps, at:
   cpu::rms_norm(x, weight, eps, y, rstd, offset);
   y.add_(before.mul(0.0));
 }
+/// Copies what it sums first.
+void holding_bias(const at::Tensor& dy, at::Tensor& dbias, bool accumulate) {
+  const at::Tensor copy = dy.clone();
+  cpu::bias_gradient(copy, dbias, accumulate);
+}
 void throwing_norm(const at::Tensor&, const at::Tensor&, double, at::Tensor&, at::Tensor, double) {
   throw std::runtime_error("no");
 }
@@ -95,6 +100,25 @@ TEST(ConformanceTest, FindsWhatIsWrong) {
   registrar.add<&kernels::rms_norm>(named("spilling"), &spilling_norm);
   registrar.add<&kernels::rms_norm>(named("reading"), &reading_norm);
   registrar.add<&kernels::rms_norm>(named("throwing"), &throwing_norm);
+  KernelInfo understates = named("understates");
+  understates.workspace = [](const CallSizes&) { return int64_t{0}; };
+  registrar.add<&kernels::bias_gradient>(understates, &holding_bias);
+  KernelInfo overstates = named("overstates");
+  overstates.workspace = [](const CallSizes& c) { return 40 * c.rows * c.in; };
+  registrar.add<&kernels::bias_gradient>(overstates, &holding_bias);
+  KernelInfo honest = named("honest");
+  honest.workspace = [](const CallSizes& c) {
+    // Its copy, and the sums of up to 64 blocks of rows that the processor's kernel holds.
+    const int64_t copy = (c.dtype == at::kFloat ? 4 : 2) * c.rows * c.in;
+    return copy + 4 * c.in * std::min<int64_t>((c.rows + 63) / 64, 64);
+  };
+  registrar.add<&kernels::bias_gradient>(honest, &holding_bias);
+  EXPECT_NE(first_problem("bias_gradient", "understates").find("and states 0"), std::string::npos);
+  EXPECT_NE(first_problem("bias_gradient", "overstates").find("refuse what fits"),
+            std::string::npos);
+  EXPECT_EQ(first_problem("bias_gradient", "honest"), "");
+  EXPECT_FALSE(check_workspace("bias_gradient", "honest").empty());
+  EXPECT_TRUE(check_workspace("bias_gradient", "cpu").empty());
   EXPECT_NE(first_problem("add_", "low").find("the bound is"), std::string::npos);
   EXPECT_NE(first_problem("rms_norm", "spilling").find("between the rows"), std::string::npos);
   EXPECT_NE(first_problem("rms_norm", "reading").find("is nan"), std::string::npos);

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "trireme/base/error.h"
+#include "trireme/device/accelerator/accelerator_device.h"
 #include "trireme/device/device.h"
 #include "trireme/device/memory.h"
 #include "trireme/kernels/conformance/conformance.h"
@@ -38,10 +39,11 @@ auto kernel(const std::string& name) {
   return registry().find_named<kOp>(name);
 }
 
-/// Equal groups, the last one with what is left.
-GroupOffsets even_groups(const CallSizes& c) {
+/// Equal groups; of an odd number of rows, one with all of them.
+GroupOffsets groups_of(const CallSizes& c) {
   GroupOffsets offsets;
-  for (int64_t g = 0; g <= c.groups; ++g) offsets.push_back(c.rows * g / c.groups);
+  for (int64_t g = 0; g <= c.groups; ++g)
+    offsets.push_back(c.rows % 2 == 0 ? c.rows * g / c.groups : g < 1 ? 0 : c.rows);
   return offsets;
 }
 
@@ -155,7 +157,7 @@ Call prepare_grouped(const std::string& name, const CallSizes& c, const Maker& m
   const auto call = kernel<&kernels::grouped_linear>(name);
   const at::Tensor x = make.input({c.rows, c.in});
   at::Tensor y = make.input({c.rows, c.out});
-  return [=, weights = expert_weights(c, make, false), offsets = even_groups(c)]() mutable {
+  return [=, weights = expert_weights(c, make, false), offsets = groups_of(c)]() mutable {
     call(x, weights, offsets, false, y);
   };
 }
@@ -164,7 +166,7 @@ Call prepare_grouped_input(const std::string& name, const CallSizes& c, const Ma
   const auto call = kernel<&kernels::grouped_linear_backward_input>(name);
   const at::Tensor dy = make.input({c.rows, c.out});
   at::Tensor dx = make.input({c.rows, c.in});
-  return [=, weights = expert_weights(c, make, false), offsets = even_groups(c)]() mutable {
+  return [=, weights = expert_weights(c, make, false), offsets = groups_of(c)]() mutable {
     call(dy, weights, offsets, dx);
   };
 }
@@ -173,14 +175,54 @@ Call prepare_grouped_weight(const std::string& name, const CallSizes& c, const M
   const auto call = kernel<&kernels::grouped_linear_backward_weight>(name);
   const at::Tensor dy = make.input({c.rows, c.out});
   const at::Tensor x = make.input({c.rows, c.in});
-  return [=, dweights = expert_weights(c, make, true), offsets = even_groups(c)] {
+  return [=, dweights = expert_weights(c, make, true), offsets = groups_of(c)] {
     call(dy, x, offsets, dweights, true);
   };
+}
+
+Call prepare_input(const std::string& name, const CallSizes& c, const Maker& make) {
+  const auto call = kernel<&kernels::linear_backward_input>(name);
+  const at::Tensor dy = make.input({c.rows, c.out});
+  const at::Tensor weight = make.input({c.out, c.in});
+  at::Tensor dx = make.input({c.rows, c.in});
+  return [=]() mutable { call(dy, weight, dx, true); };
+}
+
+Call prepare_rms_forward(const std::string& name, const CallSizes& c, const Maker& make) {
+  const auto call = kernel<&kernels::rms_norm>(name);
+  const at::Tensor x = make.input({c.rows, c.in});
+  const at::Tensor weight = make.input({c.in});
+  at::Tensor y = make.input({c.rows, c.in});
+  const at::Tensor rstd = make.floats({c.rows});
+  return [=]() mutable { call(x, weight, 1e-5, y, rstd, 0.0); };
+}
+
+Call prepare_layer_forward(const std::string& name, const CallSizes& c, const Maker& make) {
+  const auto call = kernel<&kernels::layer_norm>(name);
+  const at::Tensor x = make.input({c.rows, c.in});
+  const at::Tensor weight = make.input({c.in});
+  const at::Tensor bias = make.input({c.in});
+  at::Tensor y = make.input({c.rows, c.in});
+  const at::Tensor mean = make.floats({c.rows});
+  const at::Tensor rstd = make.floats({c.rows});
+  return [=]() mutable { call(x, weight, bias, 1e-5, y, mean, rstd); };
+}
+
+Call prepare_embedding(const std::string& name, const CallSizes& c, const Maker& make) {
+  const auto call = kernel<&kernels::embedding_backward>(name);
+  const at::Tensor tokens = make.ids(c.rows, c.out);
+  const at::Tensor dy = make.input({c.rows, c.in});
+  at::Tensor dweight = make.floats({c.out, c.in});
+  return [=]() mutable { call(tokens, dy, dweight, true); };
 }
 
 Prepare prepare_of(const std::string& op) {
   static const std::map<std::string, Prepare> all = {
       {"linear", &prepare_linear},
+      {"linear_backward_input", &prepare_input},
+      {"rms_norm", &prepare_rms_forward},
+      {"layer_norm", &prepare_layer_forward},
+      {"embedding_backward", &prepare_embedding},
       {"linear_backward_weight", &prepare_weight},
       {"bias_gradient", &prepare_bias},
       {"rms_norm_backward", &prepare_rms},
@@ -200,7 +242,7 @@ CallSizes draw(std::mt19937& random, at::ScalarType dtype) {
   CallSizes c;
   c.dtype = dtype;
   c.rows = 64 + pick(400);
-  c.in = 8 * pick(32);
+  c.in = 64 + 8 * pick(32);
   c.parts = pick(2);
   c.out = 8 * c.parts * pick(40);
   c.groups = 1 + pick(5);
@@ -231,6 +273,10 @@ std::string describe(const CallSizes& c, bool attention) {
 
 }  // namespace
 
+bool tries_workspace(const std::string& op) {
+  return prepare_of(op) != nullptr;
+}
+
 std::vector<Outcome> check_workspace(const std::string& op, const std::string& kernel,
                                      c10::DeviceType type) {
   const WorkspaceBytes stated = registry().info_of_kernel(op, kernel).workspace;
@@ -238,11 +284,13 @@ std::vector<Outcome> check_workspace(const std::string& op, const std::string& k
   if (stated == nullptr || prepare == nullptr) return {};
   device::Device& device = device::get_device(
       type == c10::DeviceType::CPU ? "cpu" : c10::DeviceTypeName(type, /*lower_case=*/true));
+  const auto* accelerator = dynamic_cast<const device::AcceleratorDevice*>(&device);
+  if (accelerator != nullptr && !accelerator->support().memory_statistics) return {};
   TRIREME_CHECK(type != c10::DeviceType::CPU || device::cpu_allocator_installed(),
                 "nobody counts the processor's memory");
   constexpr int kDraws = 12;
   // What an allocator rounds up, a tensor of each.
-  constexpr int64_t kRounding = 16 * 512;
+  constexpr int64_t kRounding = 4 * 512;
   std::vector<Outcome> outcomes;
   std::mt19937 random(5);
   for (const at::ScalarType dtype : registry().dtypes_of_kernel(op, kernel)) {

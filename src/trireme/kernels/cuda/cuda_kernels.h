@@ -67,6 +67,9 @@ void register_kernels(Registrar& registrar, const KernelInfo& info);
 void set_grouped_products(bool available);
 bool grouped_products();
 
+/// Rows that grouped_linear_backward_input adds up at once where several weights lie side by side.
+inline constexpr int64_t kRowsOfSum = 4096;
+
 /// Scores that the reference of attention may hold at once, in bytes of float32: above it takes a row of the batch, and above
 /// that a key head at a time. 1 GiB at first. Set it before the first op.
 void set_attention_score_bytes(int64_t bytes);

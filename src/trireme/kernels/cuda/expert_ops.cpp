@@ -3,6 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
+
 #include "trireme/kernels/cuda/cuda_kernels.h"
 #include "trireme/kernels/cuda/operands.h"
 #include "trireme/kernels/cuda/product.h"
@@ -90,18 +92,24 @@ void grouped_linear(const at::Tensor& x, const std::vector<at::Tensor>& weights,
 
 void grouped_linear_backward_input(const at::Tensor& dy, const std::vector<at::Tensor>& weights,
                                    const GroupOffsets& offsets, at::Tensor& dx) {
-  for_groups(offsets, [&](int64_t group, int64_t first, int64_t count) {
-    const at::Tensor out = dx.narrow(0, first, count);
-    // Several parts are one sum: in float32, rounded at its end.
-    const bool direct = weights.size() == 1 || dx.scalar_type() == at::kFloat;
-    const at::Tensor sum = direct ? out : at::empty(out.sizes(), out.options().dtype(at::kFloat));
-    int64_t column = 0;
-    for (const at::Tensor& weight : weights) {
-      product(dy.narrow(0, first, count).narrow(1, column, weight.size(1)), weight.select(0, group),
-              sum, column > 0);
-      column += weight.size(1);
+  // Several parts are one sum: in float32, rounded at its end, and of a bounded number of rows however they are spread.
+  const bool direct = weights.size() == 1 || dx.scalar_type() == at::kFloat;
+  const int64_t most = direct ? dx.size(0) : std::min(dx.size(0), kRowsOfSum);
+  at::Tensor sums;
+  if (!direct) sums = at::empty({most, dx.size(1)}, dx.options().dtype(at::kFloat));
+  for_groups(offsets, [&](int64_t group, int64_t begin, int64_t all) {
+    for (int64_t first = begin; first < begin + all; first += most) {
+      const int64_t count = std::min(most, begin + all - first);
+      const at::Tensor out = dx.narrow(0, first, count);
+      const at::Tensor sum = direct ? out : sums.narrow(0, 0, count);
+      int64_t column = 0;
+      for (const at::Tensor& weight : weights) {
+        product(dy.narrow(0, first, count).narrow(1, column, weight.size(1)),
+                weight.select(0, group), sum, column > 0);
+        column += weight.size(1);
+      }
+      if (!direct) out.copy_(sum);
     }
-    if (!direct) out.copy_(sum);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <ATen/ops/addmm_cpu_dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
+#include <ATen/ops/mul_cpu_dispatch.h>
 #include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
@@ -51,6 +52,12 @@ Tensor& addmm_out(const Tensor& self, const Tensor& a, const Tensor& b, const at
                   const at::Scalar& alpha, Tensor& out) {
   const Uncounted memory;
   return at::cpu::addmm_out(out, self, a, b, beta, alpha);
+}
+
+// By way of copies where dtypes differ, which the device does not make.
+Tensor& mul_out(const Tensor& a, const Tensor& b, Tensor& out) {
+  const Uncounted memory;
+  return at::cpu::mul_out(out, a, b);
 }
 
 AttentionOptions options_of(bool causal, std::optional<double> scale, std::optional<int64_t> left,
@@ -153,6 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(
 
 TORCH_LIBRARY_IMPL(aten, CPU, library) {
   library.impl("mm.out", TORCH_FN(mm_out));
+  library.impl("mul.out", TORCH_FN(mul_out));
   library.impl("addmm.out", TORCH_FN(addmm_out));
   library.impl("mm.dtype_out", TORCH_FN(mm_dtype_out));
   library.impl("addmm.dtype_out", TORCH_FN(addmm_dtype_out));

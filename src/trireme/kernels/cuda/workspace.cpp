@@ -118,7 +118,7 @@ int64_t grouped_linear(const CallSizes& c) {
 
 int64_t grouped_input(const CallSizes& c) {
   if (c.parts == 1 || c.dtype == at::kFloat) return 0;
-  return floats((c.rows + c.groups - 1) / c.groups * c.in);
+  return floats(std::min(c.rows, kRowsOfSum) * c.in);
 }
 
 }  // namespace
