@@ -213,6 +213,10 @@ void fix(SearchSpace& space, const std::string& name, const std::string& value) 
                        "{} = {}", name, number);
     TRIREME_USER_CHECK(!least_zero || number <= 3, kConfig, "ZeRO has stages 0 to 3", "zero = {}",
                        number);
+    TRIREME_USER_CHECK(
+        least_zero || name == "chunks" || name == "micro" || space.accelerators % number == 0,
+        kConfig, "take a divisor, or another number of accelerators",
+        "{} = {} does not divide {} accelerators", name, number, space.accelerators);
     space.*size.values = {number};
     // Interleaved stages are open, those of the others are not.
     if (name == "chunks" && number == 1)

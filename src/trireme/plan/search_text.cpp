@@ -92,7 +92,13 @@ std::string line_of(const SearchSpace& space, const Priced& priced) {
 
 std::string shortage(const SearchReport& report) {
   const SearchResult& result = report.result;
-  if (!result.smallest) return "no candidate suits the model and the batch";
+  if (!result.smallest) {
+    if (result.counts.candidates == 0)
+      return fmt::format("a layout: no sizes that are tried multiply to {} accelerators",
+                         report.space.accelerators);
+    return fmt::format("a layout that suits model and batch: {}",
+                       most_frequent(result.counts.left_out.reasons).front().first);
+  }
   const MemoryByKind* fullest = nullptr;
   for (const RankClass& one : result.smallest->prediction.classes) {
     if (fullest == nullptr || one.peak.total() > fullest->total()) fullest = &one.peak;
