@@ -79,6 +79,7 @@ class Calibrator {
                                                                   : plan::ComputeType::kBf16);
     }
     kernels.rounds = options_.rounds;
+    kernels.largest = options_.largest_product;
     kernels.progress = options_.progress;
     const int threads = at::get_num_threads();
     if (options_.machine.threads > 0) at::set_num_threads(options_.machine.threads);
@@ -111,13 +112,12 @@ class Calibrator {
   std::vector<Sampled> sample(const std::vector<StepCase>& cases, const char* what) {
     std::vector<Sampled> all(cases.size());
     constexpr int kWarmup = 1;
-    constexpr int kSteps = 2;
     for (int round = 0; round < options_.rounds; ++round) {
       for (size_t i = 0; i < cases.size(); ++i) {
         say(fmt::format("{}, round {} of {}: {}", what, round + 1, options_.rounds, cases[i].name));
         all[i].of = &cases[i];
-        append(sample_steps(cases[i], options_.machine, kWarmup, kSteps), all[i].samples);
-        result_.steps += kSteps;
+        append(sample_steps(cases[i], options_.machine, kWarmup, options_.steps), all[i].samples);
+        result_.steps += options_.steps;
       }
     }
     return all;
@@ -158,12 +158,12 @@ class Calibrator {
     std::erase_if(
         cases, [](const StepCase& one) { return !plan::validate(one.spec, one.strategy).empty(); });
     std::vector<double> ratios;
-    for (const Sampled& one : sample(cases, "ranks beside each other")) {
+    const std::vector<Sampled> all = sample(cases, "ranks beside each other");
+    for (const Sampled& one : all) {
       const plan::PlannedRun run = planned_run(*one.of, result_.machine);
       for (size_t rank = 0; rank < one.samples.programs.size(); ++rank) {
         const plan::Program& program = one.samples.programs[rank];
-        const std::vector<double> measured =
-            plan::median_durations(durations_of(one.samples, rank));
+        const std::vector<double> measured = plan::usual_durations(durations_of(one.samples, rank));
         plan::InstructionPrices prices(run, program);
         double expected = 0.0;
         double taken = 0.0;
@@ -177,8 +177,30 @@ class Calibrator {
         if (expected > 0.0) ratios.push_back(taken / expected);
       }
     }
-    if (!ratios.empty())
-      result_.machine.node.busy_slowdown = std::max(1.0, median(std::move(ratios)));
+    if (ratios.empty()) return;
+    result_.machine.node.busy_slowdown = std::max(1.0, median(std::move(ratios)));
+    what_ranks_do(all);
+  }
+
+  // What ranks do for each other's gradients is in no program of one rank.
+  void what_ranks_do(const std::vector<Sampled>& all) {
+    plan::MeasuredSpans spans;
+    for (const Sampled& one : all) {
+      std::vector<std::vector<double>> durations = durations_of(one.samples, 0);
+      for (std::vector<double>& step : durations) {
+        for (double& seconds : step) seconds /= result_.machine.node.busy_slowdown;
+      }
+      spans.add(planned_run(*one.of, result_.machine), one.samples.programs.front(), durations, {});
+    }
+    std::vector<plan::InstructionRate>& known = result_.machine.device.instructions;
+    const size_t alone = known.size();
+    for (plan::InstructionRate& rate : spans.rates()) {
+      const bool is_new =
+          std::none_of(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(alone),
+                       [&](const plan::InstructionRate& other) { return other.of == rate.of; });
+      if (is_new) known.push_back(std::move(rate));
+    }
+    result_.spans += spans.num_spans();
   }
 
   const CalibrationOptions& options_;

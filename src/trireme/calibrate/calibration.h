@@ -16,6 +16,8 @@ struct CalibrationOptions {
   std::string name;  ///< of the cluster, and of device, node and network
   int ranks = 2;     ///< for links and for how ranks slow each other down; 1: neither is measured
   int rounds = 5;    ///< over everything, interleaved
+  int steps = 4;     ///< of a case in a round, after one that does not count
+  int64_t largest_product = 2048;  ///< KernelRatesOptions::largest
   std::vector<plan::Precision> precisions = {plan::Precision::kFp32, plan::Precision::kBf16};
   /// Further models whose instructions are measured: a run file's own.
   std::vector<StepCase> more;

@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "trireme/kernels/ops.h"
+#include "trireme/plan/measured_spans.h"
 
 namespace trireme::calibrate {
 
@@ -80,12 +81,12 @@ class KernelRates {
     return static_cast<int>(std::clamp(2e-3 / std::max(once, 1e-7), 1.0, 1000.0));
   }
 
-  double median_of(const std::function<void()>& work, int least = 5) const {
+  double usual(const std::function<void()>& work, int least = 5) const {
     const int repeats = repeats_of(work);
     std::vector<double> seconds;
     for (int i = 0; i < std::max(least, options_.rounds); ++i)
       seconds.push_back(seconds_on(device_, repeats, work));
-    return median(std::move(seconds));
+    return plan::most_common(std::move(seconds));
   }
 
   void memory() {
@@ -94,19 +95,19 @@ class KernelRates {
     at::Tensor a = at::zeros({kFloats}, on_device(at::kFloat));
     const at::Tensor b = at::zeros({kFloats}, on_device(at::kFloat));
     profile_.memory_bytes_per_s =
-        12.0 * static_cast<double>(kFloats) / median_of([&] { kernels::add_(a, b); });
+        12.0 * static_cast<double>(kFloats) / usual([&] { kernels::add_(a, b); });
     profile_.memory_efficiency = 1.0;
     at::Tensor small = at::zeros({16}, on_device(at::kFloat));
     const at::Tensor other = at::zeros({16}, on_device(at::kFloat));
-    profile_.kernel_gap_s = median_of([&] { kernels::add_(small, other); }, 9);
+    profile_.kernel_gap_s = usual([&] { kernels::add_(small, other); }, 9);
     profile_.memory_bytes = static_cast<double>(device_.total_memory_bytes());
     profile_.usable_bytes = 0.96 * profile_.memory_bytes;
 
     const at::Tensor host = device_.empty_pinned({kFloats}, at::kFloat);
     host.zero_();
     device::Queue& queue = device_.compute_queue();
-    const double out = median_of([&] { device_.copy(host, a, queue); });
-    const double in = median_of([&] { device_.copy(a, host, queue); });
+    const double out = usual([&] { device_.copy(host, a, queue); });
+    const double in = usual([&] { device_.copy(a, host, queue); });
     profile_.host_link_bytes_per_s = 4.0 * static_cast<double>(kFloats) / std::max(out, in);
   }
 
@@ -115,7 +116,7 @@ class KernelRates {
     const at::Tensor x = random({kSize, kSize}, at::kFloat);
     const at::Tensor w = random({kSize, kSize}, at::kFloat);
     at::Tensor y = empty({kSize, kSize}, at::kFloat);
-    const double seconds = median_of([&] { kernels::linear(x, w, {}, {}, y); });
+    const double seconds = usual([&] { kernels::linear(x, w, {}, {}, y); });
     return 2.0 * std::pow(static_cast<double>(kSize), 3.0) / seconds;
   }
 
@@ -135,9 +136,11 @@ class KernelRates {
     const at::ScalarType dtype = dtype_of(type);
     std::vector<Timed> all;
     std::vector<plan::ProductShape> shapes;
-    for (const int64_t m : {128 * scale_, 512 * scale_, 2048 * scale_}) {
-      for (const int64_t n : {128 * scale_, 512 * scale_, 2048 * scale_}) {
-        for (const int64_t k : {128 * scale_, 512 * scale_, 2048 * scale_}) {
+    std::vector<int64_t> sizes;
+    for (int64_t size = 128; size <= options_.largest; size *= 4) sizes.push_back(size * scale_);
+    for (const int64_t m : sizes) {
+      for (const int64_t n : sizes) {
+        for (const int64_t k : sizes) {
           for (const ProductUse use :
                {ProductUse::kForward, ProductUse::kBackwardInput, ProductUse::kBackwardWeight}) {
             shapes.push_back(
@@ -151,7 +154,7 @@ class KernelRates {
     double peak = 0.0;
     std::vector<double> rates;
     for (size_t i = 0; i < all.size(); ++i) {
-      const double seconds = median(all[i].seconds);
+      const double seconds = plan::most_common(all[i].seconds);
       rates.push_back(shapes[i].flops() / std::max(seconds - profile_.kernel_gap_s, 0.1 * seconds));
       peak = std::max(peak, rates.back());
     }
@@ -213,7 +216,7 @@ class KernelRates {
     std::map<bool, std::vector<double>> shares;
     for (size_t i = 0; i < all.size(); ++i) {
       const plan::AttentionShape& shape = shapes[i];
-      const double seconds = median(all[i].seconds);
+      const double seconds = plan::most_common(all[i].seconds);
       const double flops = 2.0 * shape.batch * shape.heads * shape.seq_len * shape.seq_len *
                            (shape.head_dim + shape.value_dim) * (shape.backward ? 2.5 : 1.0);
       const double share = flops / std::max(seconds - profile_.kernel_gap_s, 0.1 * seconds) / peak;

@@ -16,7 +16,8 @@ double seconds_on(device::Device& device, int repeats, const std::function<void(
 
 struct KernelRatesOptions {
   std::vector<plan::ComputeType> types = {plan::ComputeType::kFp32, plan::ComputeType::kBf16};
-  int rounds = 3;  ///< over all shapes, interleaved; the median counts
+  int rounds = 3;  ///< over all shapes, interleaved; what is usual counts (plan::most_common())
+  int64_t largest = 2048;  ///< size of a product, for a device as fast as a processor
   /// "gemm 12 of 60": now and then.
   std::function<void(const std::string&)> progress = {};
 };

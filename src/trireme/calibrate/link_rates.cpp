@@ -10,6 +10,7 @@
 #include "trireme/base/error.h"
 #include "trireme/calibrate/kernel_rates.h"
 #include "trireme/device/device.h"
+#include "trireme/plan/measured_spans.h"
 
 namespace trireme::calibrate {
 
@@ -142,7 +143,8 @@ plan::LinkProfile measure_links(int ranks, const MachineUse& use, int rounds) {
           }
           if (world.rank() != 0) continue;
           for (size_t i = 0; i < kNumKinds; ++i)
-            points[i].emplace_back(transfers.sent(kKinds[i]), median(std::move(seconds[i])));
+            points[i].emplace_back(transfers.sent(kKinds[i]),
+                                   plan::most_common(std::move(seconds[i])));
         }
       },
       use.links);

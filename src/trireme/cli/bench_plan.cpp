@@ -38,7 +38,7 @@ void run_bench_plan(const BenchPlanArguments& arguments, const GlobalOptions& op
   kernels::load_and_choose({}, {});
   calibrate::MachineUse use;
   use.device = arguments.device.name;
-  use.links = local_options(arguments.links);
+  use.links = local_options(arguments.links, arguments.device.name);
   use.threads = arguments.threads;
   std::vector<calibrate::ComparedStep> all;
   {

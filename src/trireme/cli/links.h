@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <string>
 
 #include "trireme/comm/local/local_world.h"
 
@@ -25,11 +26,11 @@ inline void add_link_options(CLI::App& command, LinkArguments& arguments) {
       ->capture_default_str();
 }
 
-/// On the clock of the simulated device where it has one of its own (docs/devices.md).
-inline comm::LocalOptions local_options(const LinkArguments& arguments) {
+/// Between ranks on `device`; of the simulated one on its own clock where it has one (docs/devices.md).
+inline comm::LocalOptions local_options(const LinkArguments& arguments, const std::string& device) {
   comm::LocalOptions options;
   options.inside_node = {arguments.latency_us * 1e-6, arguments.gigabytes_per_s * 1e9};
-  options.simulated_clock = true;
+  options.simulated_clock = device == "sim" || device.starts_with("sim:");
   return options;
 }
 

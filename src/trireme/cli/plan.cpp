@@ -11,6 +11,8 @@
 #include "trireme/device/probe.h"
 #include "trireme/plan/explain.h"
 #include "trireme/plan/trace.h"
+#include "trireme/plan/world_trace.h"
+#include "trireme/train/plan_report.h"
 #include "trireme/train/run_config.h"
 #include "trireme/train/run_setup.h"
 
@@ -24,6 +26,7 @@ struct PlanArguments {
   bool all = false;
   std::string trace;
   std::string out;
+  std::string report;
   double gemm_gflops = 0.0;
   double attention_gflops = 0.0;
   double bandwidth_gbs = 10.0;
@@ -69,14 +72,25 @@ plan::DeviceRates rates_of(const PlanArguments& arguments, plan::Precision preci
 }
 
 void simulate_on_cluster(const PlanArguments& arguments, const GlobalOptions& options) {
-  TRIREME_USER_CHECK(arguments.trace.empty() && arguments.out.empty(), kConfig,
-                     "leave out --cluster, or --trace and --out",
-                     "--trace and --out are of one rank, --cluster is of a whole run");
+  TRIREME_USER_CHECK(
+      arguments.trace.empty(), kConfig,
+      "leave out --cluster or --trace; `plan calibrate --from-trace` makes a cluster "
+      "of a trace",
+      "--trace is of one rank, --cluster is of a whole run");
   const train::RunFile file = train::load_run_file(arguments.run_file, arguments.sets);
   const model::ModelSpec spec = train::spec_of(file);
   const plan::PlannedRun run =
       planned_on_cluster(spec, train::strategy_of(file.config, spec), arguments.on);
-  const plan::Prediction prediction = plan::predict(run);
+  plan::PredictedWorld world;
+  const plan::Prediction prediction = plan::predict(run, &world);
+  if (!arguments.out.empty()) {
+    write_file_atomically(arguments.out, plan::to_chrome_json(plan::world_traces(run, world),
+                                                              plan::rank_names(run, world)));
+  }
+  if (!arguments.report.empty()) {
+    write_file_atomically(arguments.report,
+                          train::plan_report_html(arguments.run_file, run, prediction, world));
+  }
   if (options.json) {
     print_json(plan::prediction_json(run, prediction));
   } else {
@@ -89,6 +103,9 @@ void simulate(const PlanArguments& arguments, const GlobalOptions& options) {
     simulate_on_cluster(arguments, options);
     return;
   }
+  TRIREME_USER_CHECK(arguments.report.empty(), kConfig,
+                     "name one: `plan calibrate` writes that of this machine",
+                     "--report is of a run on a --cluster");
   const PlannedRun run = plan_run(arguments);
   std::vector<double> durations;
   if (!arguments.trace.empty()) {
@@ -146,6 +163,8 @@ void add_plan(CLI::App& app, GlobalOptions& options) {
   simulate_command->add_option("--trace", arguments->trace,
                                "take every instruction's duration from this measured trace.json");
   simulate_command->add_option("--out", arguments->out, "write the predicted trace.json here");
+  simulate_command->add_option("--report", arguments->report,
+                               "with --cluster: write a page with timeline and waterfalls here");
   simulate_command->add_option("--gemm-gflops", arguments->gemm_gflops,
                                "rate of matrix products; measured if not given");
   simulate_command->add_option("--attention-gflops", arguments->attention_gflops,

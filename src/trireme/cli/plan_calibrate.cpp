@@ -101,7 +101,7 @@ void calibrate_machine(const CalibrateArguments& arguments, const GlobalOptions&
   kernels::load_and_choose({}, {});
   calibrate::CalibrationOptions what;
   what.machine.device = arguments.device.name;
-  what.machine.links = local_options(arguments.links);
+  what.machine.links = local_options(arguments.links, arguments.device.name);
   what.machine.threads = arguments.threads;
   what.name = name_of(arguments);
   what.ranks = arguments.ranks;

@@ -13,7 +13,7 @@ namespace {
 // As of products (cost.cpp): a neighbour counts by exp(-(distance / kNear)^2), the fit as much as a neighbour at kFar.
 constexpr double kNear = 0.25;
 constexpr double kFar = 0.75;
-constexpr double kSame = 1e-6;  ///< distance of sizes that are one
+constexpr double kSame = 1e-4;  ///< distance of sizes that are one: a profile has six digits
 constexpr size_t kTerms = 4;    ///< fixed, products, attention, memory
 
 double weight_at(double distance) {

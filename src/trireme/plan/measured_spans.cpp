@@ -7,24 +7,14 @@
 
 namespace trireme::plan {
 
-namespace {
-
-double median(std::vector<double> values) {
-  std::ranges::sort(values);
-  const size_t half = values.size() / 2;
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
-}
-
-}  // namespace
-
 void MeasuredSpans::add(const PlannedRun& run, const Program& program,
                         const std::vector<std::vector<double>>& durations_s,
                         const std::vector<double>& steps_s) {
   TRIREME_CHECK(steps_s.empty() || steps_s.size() == durations_s.size(),
                 "{} steps with the durations of {}", steps_s.size(), durations_s.size());
-  const std::vector<double> medians = median_durations(durations_s);
-  TRIREME_CHECK(medians.size() == program.instructions.size(), "{} durations for {} instructions",
-                medians.size(), program.instructions.size());
+  const std::vector<double> usual = usual_durations(durations_s);
+  TRIREME_CHECK(usual.size() == program.instructions.size(), "{} durations for {} instructions",
+                usual.size(), program.instructions.size());
   InstructionPrices prices(run, program);
   double count = 0.0;
   std::vector<double> beyond = steps_s;
@@ -35,14 +25,14 @@ void MeasuredSpans::add(const PlannedRun& run, const Program& program,
     for (size_t step = 0; step < beyond.size(); ++step) beyond[step] -= durations_s[step][id];
     spans_ += static_cast<int64_t>(durations_s.size());
     const InstructionClass of = prices.class_of(instruction);
-    if (medians[id] <= 0.0) {
+    if (usual[id] <= 0.0) {
       ++without_time_[of];
       continue;
     }
     measured_[of].push_back(
-        {prices.tables_of(instruction), medians[id], static_cast<double>(durations_s.size())});
+        {prices.tables_of(instruction), usual[id], static_cast<double>(durations_s.size())});
   }
-  if (!beyond.empty()) steps_.push_back({count, median(std::move(beyond))});
+  if (!beyond.empty()) steps_.push_back({count, most_common(std::move(beyond))});
 }
 
 std::vector<InstructionRate> MeasuredSpans::rates() const {
@@ -91,15 +81,37 @@ HostTimes MeasuredSpans::host_times() const {
   return {std::max(0.0, xx > 0.0 ? xy / xx : 0.0), 0.0};
 }
 
-std::vector<double> median_durations(const std::vector<std::vector<double>>& durations_s) {
+double most_common(std::vector<double> values) {
+  TRIREME_CHECK(!values.empty(), "the most common of no value");
+  std::ranges::sort(values);
+  auto first = values.begin();
+  auto count = static_cast<std::ptrdiff_t>(values.size());
+  while (count > 3) {
+    const std::ptrdiff_t half = (count + 1) / 2;
+    auto best = first;
+    for (std::ptrdiff_t i = 0; i + half <= count; ++i) {
+      if (first[i + half - 1] - first[i] < best[half - 1] - *best) best = first + i;
+    }
+    first = best;
+    count = half;
+  }
+  if (count == 1) return first[0];
+  if (count == 2) return 0.5 * (first[0] + first[1]);
+  const double below = first[1] - first[0];
+  const double above = first[2] - first[1];
+  if (below < above) return 0.5 * (first[0] + first[1]);
+  return below > above ? 0.5 * (first[1] + first[2]) : first[1];
+}
+
+std::vector<double> usual_durations(const std::vector<std::vector<double>>& durations_s) {
   TRIREME_CHECK(!durations_s.empty(), "no measured step");
-  std::vector<double> medians(durations_s.front().size());
-  for (size_t i = 0; i < medians.size(); ++i) {
+  std::vector<double> usual(durations_s.front().size());
+  for (size_t i = 0; i < usual.size(); ++i) {
     std::vector<double> values;
     for (const std::vector<double>& step : durations_s) values.push_back(step.at(i));
-    medians[i] = median(std::move(values));
+    usual[i] = most_common(std::move(values));
   }
-  return medians;
+  return usual;
 }
 
 }  // namespace trireme::plan

@@ -18,7 +18,8 @@ struct HostTimes {
 
 class MeasuredSpans {
  public:
-  /// Steps of one rank that are all alike: `durations_s` by step and instruction; of each instruction the median counts. `steps_s`:
+  /// Steps of one rank that are all alike: `durations_s` by step and instruction; of each instruction what is usual
+  /// counts (usual_durations()). `steps_s`:
   /// how long each step took; empty if that is not to count for the host's times: of a rank that waited for others, or of a device
   /// whose queues overlap.
   void add(const PlannedRun& run, const Program& program,
@@ -43,7 +44,12 @@ class MeasuredSpans {
   int64_t spans_ = 0;
 };
 
-/// By instruction, of steps that are alike.
-std::vector<double> median_durations(const std::vector<std::vector<double>>& durations_s);
+/// Where most of the values are: the half-sample mode (Bickel & Fruehwirth 2006), the middle of the shortest half of the shortest half
+/// and so on. What others do on a machine makes some measurements longer and none shorter; where it makes half of them longer, their
+/// median is off, and this is not. Error{kInternal} for no value.
+double most_common(std::vector<double> values);
+
+/// most_common() by instruction, of steps that are alike.
+std::vector<double> usual_durations(const std::vector<std::vector<double>>& durations_s);
 
 }  // namespace trireme::plan

@@ -46,6 +46,7 @@ OrderedJson prediction_json(const PlannedRun& run, const Prediction& prediction)
   json["exposed_by_kind_s"] = prediction.exposed_by_kind_s;
   json["sent_bytes"] = prediction.sent_bytes;
   json["time_by_kind_s"] = prediction.time_by_kind_s;
+  if (prediction.measured_share) json["measured_share"] = *prediction.measured_share;
   json["fits"] = prediction.fits();
   json["usable_bytes"] = std::llround(prediction.usable_bytes);
   json["cluster"] = run.cluster.name;
@@ -79,6 +80,9 @@ std::string describe(const PlannedRun& run, const Prediction& prediction) {
       text += fmt::format("  {:<14}{:>10.4f} s {:>6.1f} %\n", kind, seconds,
                           100.0 * seconds / prediction.step_s);
   }
+  if (prediction.measured_share)
+    text += fmt::format("priced by measured instructions: {:.1f} % of what is computed\n",
+                        100.0 * *prediction.measured_share);
   text += fmt::format("memory of a rank, GiB ({:.1f} usable)\n", prediction.usable_bytes / kGiB);
   for (const RankClass& one : prediction.classes) {
     text += fmt::format(

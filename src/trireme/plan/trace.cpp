@@ -75,6 +75,7 @@ Trace predicted_trace(const model::ModelSpec& spec, const Program& program,
                 program.instructions.size());
   Trace trace;
   trace.source = "predicted";
+  trace.rank = program.rank;
   trace.model = model_title(spec);
   trace.peak_bytes = simulation.peak_bytes;
   for (const Instruction& instruction : program.instructions) {
@@ -112,8 +113,10 @@ std::vector<double> durations_of(const Trace& trace, const Program& program) {
   return durations;
 }
 
-std::string to_chrome_json(const Trace& trace) {
-  OrderedJson events = OrderedJson::array();
+namespace {
+
+/// Of one rank: names, instructions, memory.
+void add_events(const Trace& trace, const std::string& process, OrderedJson& events) {
   const auto metadata = [&](const char* name, int thread, const std::string& value) {
     events.push_back({{"name", name},
                       {"ph", "M"},
@@ -121,7 +124,7 @@ std::string to_chrome_json(const Trace& trace) {
                       {"tid", thread},
                       {"args", {{"name", value}}}});
   };
-  metadata("process_name", 0, fmt::format("rank {} ({})", trace.rank, trace.source));
+  metadata("process_name", 0, process);
   for (const Resource resource : kResources) {
     const std::string name = to_string(resource);
     const bool used = std::ranges::any_of(
@@ -159,13 +162,40 @@ std::string to_chrome_json(const Trace& trace) {
     counter(event.start_us, event.peak_bytes);
     counter(event.start_us + event.duration_us, event.held_bytes_after);
   }
+}
+
+std::string document_text(OrderedJson header, OrderedJson events) {
   OrderedJson document;
   document["displayTimeUnit"] = "ms";
-  document["otherData"] = {{"format", "trireme-trace-1"}, {"source", trace.source},
-                           {"model", trace.model},        {"step", trace.step},
-                           {"rank", trace.rank},          {"peak_bytes", trace.peak_bytes}};
+  document["otherData"] = std::move(header);
   document["traceEvents"] = std::move(events);
   return document.dump(-1, ' ', true, OrderedJson::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+std::string to_chrome_json(const Trace& trace) {
+  OrderedJson events = OrderedJson::array();
+  add_events(trace, fmt::format("rank {} ({})", trace.rank, trace.source), events);
+  return document_text({{"format", "trireme-trace-1"},
+                        {"source", trace.source},
+                        {"model", trace.model},
+                        {"step", trace.step},
+                        {"rank", trace.rank},
+                        {"peak_bytes", trace.peak_bytes}},
+                       std::move(events));
+}
+
+std::string to_chrome_json(const std::vector<Trace>& ranks, const std::vector<std::string>& names) {
+  TRIREME_CHECK(ranks.size() == names.size() && !ranks.empty(), "{} names for {} ranks",
+                names.size(), ranks.size());
+  OrderedJson events = OrderedJson::array();
+  for (size_t i = 0; i < ranks.size(); ++i) add_events(ranks[i], names[i], events);
+  return document_text({{"format", "trireme-world-1"},
+                        {"source", ranks.front().source},
+                        {"model", ranks.front().model},
+                        {"ranks", ranks.size()}},
+                       std::move(events));
 }
 
 namespace {

@@ -64,7 +64,10 @@ std::vector<double> durations_of(const Trace& trace, const Program& program);
 /// Chrome trace JSON text: one complete event per instruction, a counter of the bytes held.
 std::string to_chrome_json(const Trace& trace);
 
-/// Reads what to_chrome_json wrote, also after another tool re-formatted it. Error{kData} naming
+/// One step of several ranks, in one file: a process each, named by `names`. Format "trireme-world-1", for viewers.
+std::string to_chrome_json(const std::vector<Trace>& ranks, const std::vector<std::string>& names);
+
+/// Reads what to_chrome_json wrote of one rank, also after another tool re-formatted it. Error{kData} naming
 /// `origin` for anything else.
 Trace parse_chrome_json(std::string_view text, const std::string& origin);
 

@@ -9,7 +9,7 @@ const char* const kReportStyle = R"css(
   --line: #e3e7ec; --grid: #e9edf1; --shadow: 0 1px 2px rgb(23 33 43 / 6%);
   --accent: #1d63c9; --second: #d2691e; --third: #12857c; --raw: #a9c4ec;
   --k-forward: #3f7fd9; --k-input: #e0862e; --k-weight: #c9a227; --k-recompute: #8a63d2; --k-loss: #16988b;
-  --k-optimizer: #4b9e4b; --k-combine: #c2537a; --k-other: #8894a0;
+  --k-optimizer: #4b9e4b; --k-combine: #c2537a; --k-transfer: #2b8fb3; --k-other: #8894a0;
   --mono: ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
 @media (prefers-color-scheme: dark) {
@@ -18,7 +18,7 @@ const char* const kReportStyle = R"css(
     --line: #26303b; --grid: #222b35; --shadow: none;
     --accent: #6aa5f8; --second: #f0a15a; --third: #4cc5b8; --raw: #2f4a70;
     --k-forward: #5b97ec; --k-input: #eb9a4c; --k-weight: #d8b544; --k-recompute: #a585e6; --k-loss: #37b3a6;
-    --k-optimizer: #6cb96c; --k-combine: #d9749a; --k-other: #7a8794;
+    --k-optimizer: #6cb96c; --k-combine: #d9749a; --k-transfer: #5bb8d8; --k-other: #7a8794;
   }
 }
 * { box-sizing: border-box; }

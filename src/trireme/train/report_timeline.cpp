@@ -8,10 +8,13 @@ const char* const kReportTimelineScript = R"js(
   const canvas = document.getElementById("timeline");
   if (!canvas) return;
   const { kinds, lanes, memory } = data.timeline;
+  // One name: there is one curve.
+  const memoryNames = data.timeline.memory_names || ["measured", "predicted"];
   const colourOf = kind => "--k-" + (
     /recompute/.test(kind) ? "recompute" : /loss/.test(kind) ? "loss" : /backward.*weight/.test(kind) ? "weight" :
     /backward/.test(kind) ? "input" : /forward/.test(kind) ? "forward" : /optimizer/.test(kind) ? "optimizer" :
-    /combine/.test(kind) ? "combine" : "other");
+    /combine/.test(kind) ? "combine" :
+    /send|receive|reduce-|gather-|offload|reload/.test(kind) ? "transfer" : "other");
   const total = {};
   for (const event of lanes[0].events) total[event[2]] = (total[event[2]] || 0) + event[1];
   const stepUs = Math.max(...lanes.map(l => l.events.length ? Math.max(...l.events.map(e => e[0] + e[1])) : 0));
@@ -114,19 +117,23 @@ const char* const kReportTimelineScript = R"js(
       g.fillStyle = palette("--accent");
       g.fill();
       g.globalAlpha = 1;
-      stairs(2);
-      g.setLineDash([4, 3]);
-      g.strokeStyle = palette("--second");
-      g.stroke();
-      g.setLineDash([]);
+      if (memoryNames.length > 1) {
+        stairs(2);
+        g.setLineDash([4, 3]);
+        g.strokeStyle = palette("--second");
+        g.stroke();
+        g.setLineDash([]);
+      }
       g.lineWidth = 1;
       g.restore();
       g.textAlign = "left";
       g.fillStyle = palette("--accent");
-      g.fillText("memory, measured", left + 4, top - 11);
-      const shift = g.measureText("memory, measured").width;
-      g.fillStyle = palette("--second");
-      g.fillText("- - predicted", left + 18 + shift, top - 11);
+      g.fillText("memory, " + memoryNames[0], left + 4, top - 11);
+      if (memoryNames.length > 1) {
+        const shift = g.measureText("memory, " + memoryNames[0]).width;
+        g.fillStyle = palette("--second");
+        g.fillText("- - " + memoryNames[1], left + 18 + shift, top - 11);
+      }
     }
   }
   function find(event) {
@@ -165,9 +172,9 @@ const char* const kReportTimelineScript = R"js(
     const hit = find(event);
     if (!hit) { hideTip(); return; }
     if (hit.memory) {
-      const [time, measured, predicted] = hit.memory;
-      showTip(`at ${duration(time)}<table><tr><td>measured</td><td><b>${bytes(measured)}</b></td></tr>` +
-              `<tr><td>predicted</td><td><b>${bytes(predicted)}</b></td></tr></table>`, event.clientX, event.clientY);
+      const [time, ...held] = hit.memory;
+      showTip(`at ${duration(time)}<table>` + memoryNames.map((name, i) =>
+              `<tr><td>${escapeHtml(name)}</td><td><b>${bytes(held[i])}</b></td></tr>`).join("") + "</table>", event.clientX, event.clientY);
     } else {
       showTip(`<b>${escapeHtml(hit[3])}</b><br>${duration(hit[1])}, from ${duration(hit[0])}`, event.clientX, event.clientY);
     }
