@@ -34,20 +34,20 @@ struct PlanArguments {
   ClusterArguments on;
 };
 
-struct PlannedRun {
+struct ModelProgram {
   model::ModelSpec spec;
   plan::Program program;
 };
 
-PlannedRun plan_run(const PlanArguments& arguments) {
+ModelProgram plan_run(const PlanArguments& arguments) {
   const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
-  PlannedRun planned{train::spec_of(run), {}};
+  ModelProgram planned{train::spec_of(run), {}};
   planned.program = plan::build_program(planned.spec, train::strategy_of(run.config, planned.spec));
   return planned;
 }
 
 void explain(const PlanArguments& arguments, const GlobalOptions& options) {
-  const PlannedRun run = plan_run(arguments);
+  const ModelProgram run = plan_run(arguments);
   if (options.json) {
     print_json(plan::explain_json(run.spec, run.program));
   } else {
@@ -106,7 +106,7 @@ void simulate(const PlanArguments& arguments, const GlobalOptions& options) {
   TRIREME_USER_CHECK(arguments.report.empty(), kConfig,
                      "name one: `plan calibrate` writes that of this machine",
                      "--report is of a run on a --cluster");
-  const PlannedRun run = plan_run(arguments);
+  const ModelProgram run = plan_run(arguments);
   std::vector<double> durations;
   if (!arguments.trace.empty()) {
     const plan::Trace trace = plan::parse_chrome_json(read_file(arguments.trace), arguments.trace);

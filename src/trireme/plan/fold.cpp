@@ -114,6 +114,17 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
   return world;
 }
 
+void wait_for_gathers(Program& program) {
+  int last = -1;
+  for (Instruction& instruction : program.instructions) {
+    if (instruction.kind == OpKind::kGatherParameters) last = instruction.id;
+    if (instruction.resource != Resource::kCompute) continue;
+    if (last >= 0) instruction.depends_on.push_back(last);
+    std::ranges::sort(instruction.depends_on);
+    return;
+  }
+}
+
 void postpone_reductions(Program& program) {
   int last = -1;
   for (const Instruction& instruction : program.instructions) {

@@ -31,6 +31,7 @@ FoldedWorld fold(const model::ModelSpec& spec, const Strategy& strategy, int64_t
 /// Rewrites of a program for software that does less beside computation, or more; what waits for what changes, never what is
 /// computed.
 void postpone_reductions(Program& program);  ///< gradients are reduced after the last backward
+void wait_for_gathers(Program& program);     ///< no forward begins before all new weights are there
 void sum_in_transfers(
     Program& program);  ///< the collective adds pieces up, no computation waits for them
 void gather_every_part(const model::ModelSpec& spec,

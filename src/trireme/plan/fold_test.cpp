@@ -115,6 +115,32 @@ TEST(Fold, ABatchThatDoesNotDivideIsRefused) {
   EXPECT_THROW(rank_micro_batches(strategy), Error);
 }
 
+TEST(Fold, WithoutOverlapNoForwardBeginsBeforeTheNewWeightsAreThere) {
+  const model::ModelSpec spec = tiny();
+  for (const int64_t pp : {1, 2}) {
+    FoldedWorld folded = fold(spec, strategy_of(2, pp, 4, 1), 4);
+    const double beside = step_of(spec, folded.programs);
+    for (Program& program : folded.programs) wait_for_gathers(program);
+    const WorldSimulation world =
+        simulate_world(spec, folded.programs, durations_of(folded.programs), options());
+    EXPECT_GT(world.step_s, beside);
+    for (size_t rank = 0; rank < folded.programs.size(); ++rank) {
+      double gathered = 0.0;
+      double first_forward = 1e9;
+      for (const Instruction& instruction : folded.programs[rank].instructions) {
+        const SimulatedInstruction& time =
+            world.ranks[rank].simulation.instructions[static_cast<size_t>(instruction.id)];
+        if (instruction.kind == OpKind::kGatherParameters)
+          gathered = std::max(gathered, time.end_s);
+        if (instruction.kind == OpKind::kForward)
+          first_forward = std::min(first_forward, time.start_s);
+      }
+      EXPECT_GT(gathered, 0.0);
+      EXPECT_GE(first_forward, gathered);
+    }
+  }
+}
+
 TEST(Fold, PostponedReductionsBeginAfterTheLastBackward) {
   const model::ModelSpec spec = tiny();
   const Strategy strategy = strategy_of(2, 2, 4, 1);

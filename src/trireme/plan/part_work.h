@@ -2,7 +2,7 @@
 //
 // Tensor, context and expert parallelism are not in programs yet. Here they are: a part's shapes are those of one rank, and the
 // collectives inside a part are operations of it, with the dimension they go along, so that each can become an instruction of its
-// own. docs/design/0016 says why. Notation: N tokens of a micro-batch on a rank, h hidden.
+// own. docs/design/0018 says why. Notation: N tokens of a micro-batch on a rank, h hidden.
 // Sharding of layers: Megatron-LM (arXiv 1909.08053), sequence parallelism (2205.05198), Ulysses (2309.14509), experts (2006.16668,
 // folding: 2504.14960).
 #pragma once

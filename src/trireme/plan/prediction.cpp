@@ -97,8 +97,9 @@ class Predictor {
   void rewrite(Program& program) const {
     if (run_.strategy.parallel.zero >= 3) {
       gather_every_part(run_.spec, program);
-    } else if (!run_.stack.overlap_gradients) {
-      postpone_reductions(program);
+    } else {
+      if (!run_.stack.overlap_gradients) postpone_reductions(program);
+      if (!run_.stack.overlap_parameters) wait_for_gathers(program);
     }
     if (run_.stack.sums_in_transfer) sum_in_transfers(program);
   }
@@ -106,7 +107,6 @@ class Predictor {
   WorldFigures simulate(int64_t micro_batches, Prediction* result, PredictedWorld* shown) {
     FoldedWorld world = fold(run_.spec, run_.strategy, micro_batches);
     std::vector<std::vector<double>> durations;
-    std::vector<double> hidden_gathers(world.programs.size(), 0.0);
     std::vector<MemoryByKind> resident;
     for (size_t stage = 0; stage < world.programs.size(); ++stage) {
       Program& program = world.programs[stage];
@@ -121,8 +121,6 @@ class Predictor {
         resident.push_back(use_stack_memory(run_, program));
       }
       std::vector<double>& own = durations.emplace_back();
-      double first_forward = 0.0;
-      double gathers = 0.0;
       // Computation goes on when what it sent is gone: for as long as that alone takes, the queue is not its own.
       double sending = 0.0;
       for (const Instruction& instruction : program.instructions) {
@@ -133,21 +131,11 @@ class Predictor {
           own.back() += sending;
           sending = 0.0;
         }
-        if (instruction.kind == OpKind::kForward && instruction.micro_batch == 0)
-          first_forward += own.back();
-        if (instruction.kind == OpKind::kGatherParameters)
-          gathers += transfers_.of(instruction).seconds;
       }
-      // Beside the next step's first forward, which comes to the same as beside this one's.
-      if (run_.stack.overlap_parameters && run_.strategy.parallel.zero < 3 && gathers > 0.0)
-        hidden_gathers[stage] = std::min(1.0, first_forward / gathers);
     }
     WorldOptions options;
-    options.transfer = [&](const Program& program, const Instruction& instruction) {
-      TransferCost cost = transfers_.of(instruction);
-      if (instruction.kind == OpKind::kGatherParameters)
-        cost.seconds *= 1.0 - hidden_gathers[static_cast<size_t>(program.rank)];
-      return cost;
+    options.transfer = [&](const Program&, const Instruction& instruction) {
+      return transfers_.of(instruction);
     };
     WorldSimulation simulation = simulate_world(run_.spec, world.programs, durations, options);
     WorldFigures figures;
