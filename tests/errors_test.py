@@ -213,7 +213,7 @@ for axis, number in [("tp", 2), ("cp", 2), ("ep", 2), ("etp", 2)]:
     wrong_value(f"parallel-{axis}", f"parallel.{axis}", number, f"parallel.{axis} = {number}", "in this way yet")
 wrong_value("parallel-dp", "parallel.dp", 2, "[parallel] asks for 2 ranks, and 1 is here", "trireme launch --nproc 2")
 wrong_value("parallel-pp", "parallel.pp", 2, "[parallel] asks for 2 ranks, and 1 is here", "parallel.pp = 1")
-wrong_value("no-such-zero", "parallel.zero", 3, "parallel.zero = 3")
+wrong_value("no-such-zero", "parallel.zero", 4, "parallel.zero = 4")
 wrong_value("unknown-pipeline-schedule", "parallel.schedule", "1f2b", "parallel.schedule = \"1f2b\"", "1f1b")
 wrong_value("unknown-part", "memory.recompute", ["layer.7.mlp"], "layer.7.mlp")
 wrong_value("unknown-recompute", "memory.recompute", "some", "some")

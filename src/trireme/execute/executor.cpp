@@ -340,6 +340,8 @@ class Executor::Step {
       case plan::OpKind::kGatherParameters:
         exchange_->gather_parameters(instruction);
         break;
+      case plan::OpKind::kReleaseParameters:
+        break;
       case plan::OpKind::kSumSquares:
         figures_.sum_squares([&](int of) { return gradient_slice(of); });
         break;

@@ -9,18 +9,30 @@
 
 namespace trireme::execute {
 
-StageEvaluation::StageEvaluation(nn::Model& model, const plan::Program& program, comm::World& world)
+namespace {
+
+/// Of weights that come for their use, without a pipeline: what a gather costs is spread, and what is kept of a batch is one part's
+/// output.
+constexpr int64_t kBatchesAGather = 4;
+
+}  // namespace
+
+StageEvaluation::StageEvaluation(nn::Model& model, nn::ParameterStore& store,
+                                 const plan::Program& program, comm::World& world)
     : model_(model),
       world_(world),
       device_(device::get_device(model.store().device().str())),
       stages_(program.stages),
+      weights_(store, program, world),
       has_head_(program.has(model.spec().head_part())) {
-  TRIREME_CHECK(!stages_.empty(), "a program without stages");
+  if (stages_.empty()) stages_.push_back({0, model.num_parts(), 0});
+  for (int part = 0; part < model.num_parts(); ++part)
+    gathers_ = gathers_ || weights_.gathers(part);
   const cluster::Mesh mesh(plan::mesh_shape(program.strategy.parallel));
   const auto last = static_cast<size_t>(program.pipeline_rank_of(model.spec().head_part()));
   for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kPipeline)) {
-    auto group = world.make_group(members, device_);
-    if (group != nullptr) {
+    auto group = members.size() == 1 ? nullptr : world.make_group(members, device_);
+    if (std::ranges::find(members, world.rank()) != members.end()) {
       group_ = std::move(group);
       pipeline_ = static_cast<int>(last_ranks_.size());
     }
@@ -28,44 +40,85 @@ StageEvaluation::StageEvaluation(nn::Model& model, const plan::Program& program,
   }
 }
 
+int64_t StageEvaluation::batches_at_once() const {
+  const int64_t ranks = group_ == nullptr ? 1 : group_->size();
+  return gathers_ ? std::max(ranks, kBatchesAGather) : ranks;
+}
+
 // Stage by stage for all batches, so that what two ranks send each other comes in one order, and the next rank begins with the
 // first batch while this one goes on with the second.
 std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::Batch>& batches,
                                                         int64_t loss_chunk_rows) {
-  device::Queue& queue = device_.compute_queue();
-  const int head = model_.spec().head_part();
   std::vector<EvaluationResult> results(batches.size());
   std::vector<at::Tensor> hidden(batches.size());
   std::vector<nn::BatchTensors> tensors;
   for (const data::Batch& batch : batches)
     tensors.push_back(to_tensors(batch, 0, model_.store().device()));
+  device::Queue& queue = device_.compute_queue();
+  const int mine = group_ == nullptr ? 0 : group_->rank();
   std::vector<comm::Group::Pending> sent;
   for (size_t s = 0; s < stages_.size(); ++s) {
     const plan::PipelineStage& stage = stages_[s];
-    if (stage.rank != group_->rank()) continue;
-    for (size_t i = 0; i < batches.size(); ++i) {
+    if (stage.rank != mine) continue;
+    const bool receives = s > 0 && stages_[s - 1].rank != stage.rank;
+    const bool sends = s + 1 < stages_.size() && stages_[s + 1].rank != stage.rank;
+    const auto receive = [&](size_t i) {
       world_.check();
-      if (s > 0 && stages_[s - 1].rank != stage.rank) {
-        hidden[i] = at::empty({batches[i].rows, batches[i].seq_len, model_.spec().hidden},
-                              at::TensorOptions()
-                                  .dtype(model_.store().compute_dtype())
-                                  .device(model_.store().device()));
-        group_->receive(hidden[i], stages_[s - 1].rank, queue)->wait(queue);
-      }
-      for (int part = stage.first_part; part < std::min(stage.end_part, head); ++part) {
+      if (!receives) return;
+      hidden[i] = at::empty({batches[i].rows, batches[i].seq_len, model_.spec().hidden},
+                            at::TensorOptions()
+                                .dtype(model_.store().compute_dtype())
+                                .device(model_.store().device()));
+      group_->receive(hidden[i], stages_[s - 1].rank, queue)->wait(queue);
+    };
+    const auto send = [&](size_t i) {
+      if (sends) sent.push_back(group_->send(hidden[i], stages_[s + 1].rank, queue));
+    };
+    std::vector<int> parts;
+    for (int part = stage.first_part;
+         part < std::min(stage.end_part, model_.spec().head_part() + 1); ++part)
+      parts.push_back(part);
+    const auto run = [&](int part, size_t i) {
+      if (part == model_.spec().head_part()) {
+        results[i] = evaluate_head(model_, batches[i], tensors[i], hidden[i], loss_chunk_rows);
+      } else {
         hidden[i] = model_.part(part)
                         .forward(hidden[i], tensors[i], false, nn::SaveMode::kInputOnly)
                         .output;
       }
-      if (stage.end_part > head) {
-        results[i] = evaluate_head(model_, batches[i], tensors[i], hidden[i], loss_chunk_rows);
-      } else if (stages_[s + 1].rank != stage.rank) {
-        sent.push_back(group_->send(hidden[i], stages_[s + 1].rank, queue));
+    };
+    if (gathers_) {
+      for (size_t i = 0; i < batches.size(); ++i) receive(i);
+      with_weights(parts, [&](int part) {
+        for (size_t i = 0; i < batches.size(); ++i) run(part, i);
+      });
+      for (size_t i = 0; i < batches.size(); ++i) send(i);
+    } else {
+      for (size_t i = 0; i < batches.size(); ++i) {
+        receive(i);
+        for (const int part : parts) run(part, i);
+        send(i);
       }
     }
   }
   for (const comm::Group::Pending& work : sent) work->wait(queue);
   return results;
+}
+
+// A part's weights come while the one before it is computed.
+void StageEvaluation::with_weights(const std::vector<int>& parts,
+                                   const std::function<void(int)>& work) {
+  const auto each_read = [&](size_t at, const std::function<void(int)>& call) {
+    call(parts[at]);
+    if (parts[at] == model_.spec().head_part() && model_.spec().tied_embeddings) call(0);
+  };
+  if (!parts.empty()) each_read(0, [&](int part) { weights_.begin(part); });
+  for (size_t at = 0; at < parts.size(); ++at) {
+    if (at + 1 < parts.size()) each_read(at + 1, [&](int part) { weights_.begin(part); });
+    each_read(at, [&](int part) { weights_.wait(part); });
+    work(parts[at]);
+    each_read(at, [&](int part) { weights_.drop(part); });
+  }
 }
 
 }  // namespace trireme::execute

@@ -6,6 +6,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
+#include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/shards.h"
 
@@ -41,8 +42,7 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
       writer_(writer),
       strategy_(writer.program().strategy),
       num_parts_(static_cast<int>(spec.parts.size())),
-      accumulators_(spec.parts.size(),
-                    std::vector<int>(static_cast<size_t>(strategy_.lanes), kNone)),
+      accumulators_(spec.parts.size()),
       slices_(spec.parts.size()),
       held_(spec.parts.size()) {
   has_parameters_.assign(spec.parts.size(), 0);
@@ -54,7 +54,9 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
   owners_ = mesh.group_size(cluster::Dimension::kData);
   program.slice = mesh.index_in_group(cluster::Dimension::kData, rank);
-  program.lanes = lanes_of(strategy_, program.slice, owners_);
+  program.lanes = lanes_with_absent(strategy_, program.slice, owners_);
+  for (std::vector<int>& of_part : accumulators_)
+    of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
   for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
     program.squares.push_back(squares_ranges(spec, part));
@@ -117,7 +119,9 @@ void GradientSums::lane_done(int part, int64_t lane) {
   if (lane == lanes.front()) order_.push_back(part);
   if (strategy_.parallel.zero >= 2 && owners_ > 1) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
-    reduce(part, round_of_lane(round), {buffers[static_cast<size_t>(lane)]},
+    std::vector<int> sources;
+    if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
+    reduce(part, round_of_lane(round), std::move(sources),
            (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes);
     return;
   }

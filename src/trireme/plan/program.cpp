@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/micro_batch_writer.h"
@@ -49,6 +50,8 @@ const char* to_string(OpKind kind) {
       return "optimizer-step";
     case OpKind::kGatherParameters:
       return "gather-parameters";
+    case OpKind::kReleaseParameters:
+      return "release-parameters";
     case OpKind::kSend:
       return "send";
     case OpKind::kReceive:
@@ -114,7 +117,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   program.strategy = strategy;
   const cluster::Mesh mesh(mesh_shape(strategy.parallel));
   const cluster::Coordinates where = mesh.coordinates(rank);
-  const auto lanes = lanes_of(strategy, where.dp, strategy.parallel.dp);
+  const auto lanes = lanes_with_absent(strategy, where.dp, strategy.parallel.dp);
   PipelineLayout layout = pipeline_layout(
       spec, strategy, static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane());
   program.has_part = layout.parts_of(where.pp);
@@ -134,6 +137,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   sums.finish_step();
   writer.free_after_last_use();
   insert_weight_gathers(spec, program, sums.owner_group());
+  remove_absent_lanes(program);
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);

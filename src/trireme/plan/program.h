@@ -37,7 +37,7 @@ struct Strategy {
   bool delay_weight_gradients = false;
   /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
   bool record = false;
-  /// Under ZeRO 3: parts whose weights come, or are there already, beside those that are computed with.
+  /// Under ZeRO 3: layers whose weights come, or are there already, beside the part that is computed with.
   int64_t weights_ahead = 1;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).
@@ -78,6 +78,8 @@ enum class OpKind {
   /// Owners' weights of a part become whole everywhere. Of one that is held whole: the new ones of the step before, beside this
   /// one's forward pass. Under ZeRO 3 all others, for some uses, in a buffer of their own (weight_gathers.h).
   kGatherParameters,
+  /// ZeRO 3: weights that came because other ranks use them are given up; computes nothing.
+  kReleaseParameters,
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them

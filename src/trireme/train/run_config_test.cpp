@@ -147,7 +147,7 @@ TEST(RunConfig, DataParallelRanksAreTaken) {
   const RunFile run = parse_run_file(kSmall, "run.toml", {"parallel.dp=3", "parallel.zero=2"});
   EXPECT_EQ(run.config.parallel.dp, 3);
   EXPECT_EQ(run.config.parallel.zero, 2);
-  EXPECT_THAT(error_of(kSmall, {"parallel.zero=3"}).what(), HasSubstr("parallel.zero"));
+  EXPECT_THAT(error_of(kSmall, {"parallel.zero=4"}).what(), HasSubstr("parallel.zero"));
   EXPECT_THAT(error_of(kSmall, {"parallel.dp=0"}).what(), HasSubstr("parallel.dp"));
 }
 

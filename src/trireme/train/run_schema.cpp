@@ -314,9 +314,10 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("parallel.dp", REF(parallel.dp), at_least(1),
                   "Data parallel ranks, at most `batch.lanes`. Any number gives the same result.",
                   kNoEffect));
-  s.push_back(key("parallel.zero", REF(parallel.zero), integer_between(0, 2),
+  s.push_back(key("parallel.zero", REF(parallel.zero), integer_between(0, 3),
                   "ZeRO stage: what data parallel ranks share. 1: optimizer states (and, in bf16, "
-                  "float32 weights); 2: gradients too. The result is the same.",
+                  "float32 weights); 2: gradients too; 3: all weights, which come for their use. "
+                  "The result is the same.",
                   kNoEffect));
   s.push_back(key("parallel.shard", REF(parallel.shard), only_yet(0), "Size of the sharding group.",
                   kNoEffect));

@@ -69,7 +69,8 @@ class Run {
         store_(p_.model.spec,
                p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
                at::kFloat, device::get_device(c_.device.name).torch_device(),
-               execute::master_shares(p_.model.spec, p_.program), p_.program.has_part),
+               execute::master_shares(p_.model.spec, p_.program), p_.program.has_part,
+               execute::gathered_parts(p_.model.spec, p_.program)),
         model_(store_),
         optimizer_(optim::make_optimizer(
             optimizer_of(c_), p_.model.spec, store_.device(),
@@ -116,10 +117,14 @@ class Run {
   void write_report(std::vector<ReportSample> samples);
   std::vector<ReportSample> sample_from(const WholeState& whole);
   TrainResult finish();
-  bool has_stages() const { return !p_.program.stages.empty(); }
+  /// No rank has the whole model: it has stages, or gathers weights for their use.
+  bool is_spread() const {
+    return !p_.program.stages.empty() ||
+           !execute::gathered_parts(p_.model.spec, p_.program).empty();
+  }
   /// The same on all ranks, who give their parts for it.
-  bool samples_from_stages() const {
-    return has_stages() && options_.sample && !c_.sample.prompts.empty();
+  bool samples_from_all() const {
+    return is_spread() && options_.sample && !c_.sample.prompts.empty();
   }
 
   Preflight p_;
@@ -133,7 +138,7 @@ class Run {
   std::unique_ptr<optim::Optimizer> optimizer_;
   execute::Executor executor_;
   StateGather gather_;
-  std::unique_ptr<execute::StageEvaluation> stages_;  ///< of a pipeline; from its first use on
+  std::unique_ptr<execute::StageEvaluation> stages_;  ///< if it is_spread(); from its first use on
   const optim::BatchRampSpec ramp_;
   const optim::ScheduleSpec schedule_;
   Progress progress_;
@@ -331,8 +336,8 @@ void Run::keep_what_is_good() {
 std::optional<Validation> Run::validate(int64_t sequences) {
   if (p_.data.valid == nullptr) return std::nullopt;
   executor_.settle();  // what is under way takes memory that a step would not need yet
-  if (has_stages() && stages_ == nullptr)
-    stages_ = std::make_unique<execute::StageEvaluation>(model_, p_.program, world_);
+  if (is_spread() && stages_ == nullptr)
+    stages_ = std::make_unique<execute::StageEvaluation>(model_, store_, p_.program, world_);
   return evaluate_dataset(model_, *p_.data.valid,
                           {c_.batch.micro, sequences, c_.memory.loss_chunk_rows}, world_,
                           stages_.get());
@@ -428,7 +433,7 @@ TrainResult Run::finish() {
   result.baselines = p_.baselines;
   executor_.settle();
   WholeState whole;
-  if (c_.hf_export.enabled || samples_from_stages()) whole = gather_.masters();
+  if (c_.hf_export.enabled || samples_from_all()) whole = gather_.masters();
   if (folder_ == nullptr) return result;
   writer_->wait();
   if (c_.hf_export.enabled) {
@@ -440,9 +445,9 @@ TrainResult Run::finish() {
     log::info("exported {} tensors to {}", exported.num_tensors, exported.path.string());
   }
   try {
-    if (samples_from_stages()) {
+    if (samples_from_all()) {
       result.samples = sample_from(whole);
-    } else if (options_.sample && !has_stages()) {
+    } else if (options_.sample && !is_spread()) {
       result.samples = options_.sample(model_, *p_.model.tokenizer, c_);
     }
   } catch (const Error& error) {

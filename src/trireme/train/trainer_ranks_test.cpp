@@ -52,8 +52,9 @@ TEST_P(TrainerRanksTest, RanksLeaveWhatOneRankLeaves) {
     const std::string one = fmt::format("one-{}", recipe);
     train(run(one, sets), options());
     const bool fp32 = recipe == std::string("fp32");
-    for (const auto& [dp, zero] : fp32 ? std::vector<std::pair<int, int>>{{2, 0}, {3, 1}, {2, 2}}
-                                       : std::vector<std::pair<int, int>>{{3, 0}, {2, 1}, {3, 2}}) {
+    for (const auto& [dp, zero] :
+         fp32 ? std::vector<std::pair<int, int>>{{2, 0}, {3, 1}, {2, 2}, {3, 3}}
+              : std::vector<std::pair<int, int>>{{3, 0}, {2, 1}, {3, 2}, {2, 3}}) {
       const std::string out = fmt::format("{}-{}-{}", recipe, dp, zero);
       std::vector<std::string> over = sets;
       over.push_back(fmt::format("parallel.dp={}", dp));
@@ -77,7 +78,7 @@ TEST_P(TrainerRanksTest, ARunGoesOnWithAnotherNumberOfRanks) {
     return run("pieces", over);
   };
   int pieces = 0;
-  for (const auto& [dp, zero] : {std::pair{3, 1}, {1, 0}, {2, 2}, {4, 1}, {2, 0}, {3, 2}}) {
+  for (const auto& [dp, zero] : {std::pair{3, 1}, {2, 3}, {1, 0}, {3, 3}, {2, 2}, {3, 2}}) {
     set_interrupted(true);
     try {
       train_on_ranks(with(dp, zero));
@@ -98,6 +99,8 @@ TEST_P(TrainerRanksTest, PipelinesLeaveWhatOneRankLeaves) {
                                        {"pp=2", "dp=2", "zero=0", "schedule=zb-h1"},
                                        {"pp=2", "dp=2", "zero=1", "schedule=zbv", "chunks=2"},
                                        {"pp=2", "dp=2", "zero=2"},
+                                       {"pp=2", "dp=2", "zero=3", "schedule=zbv", "chunks=2"},
+                                       {"pp=2", "dp=2", "zero=3"},
                                        {"pp=2", "schedule=interleaved", "chunks=3"}};
   for (const bool experts : {false, true}) {
     use_deep_model(experts ? "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, " : "");
@@ -133,7 +136,7 @@ TEST_P(TrainerRanksTest, ARunGoesOnUnderAnotherPipeline) {
                                                   {"dp=3", "zero=1"},
                                                   {"pp=3", "schedule=v-half", "chunks=2"},
                                                   {},
-                                                  {"pp=2", "dp=2", "zero=2"},
+                                                  {"pp=2", "dp=2", "zero=3"},
                                                   {"pp=4"}}) {
     set_interrupted(true);
     try {
@@ -187,16 +190,20 @@ TEST_P(TrainerRanksTest, TextIsContinuedByTheWholeModel) {
   const std::vector<std::string> sets = {"sample.prompts=[\"line\"]"};
   std::vector<ReportSample> want;
   train(run("one", sets), options_with(want));
-  std::vector<ReportSample> got;
-  const RunFile two = run("two", with(sets, {"pp=2"}));
-  comm::run_ranks(2, [&](comm::World& world) {
-    TrainOptions options = options_with(got);
-    options.world = &world;
-    train(two, options);
-  });
   ASSERT_EQ(want.size(), 1U);
-  ASSERT_EQ(got.size(), 1U);
-  EXPECT_EQ(got[0].text, want[0].text);
+  using Layout = std::vector<std::string>;
+  for (const auto& [out, layout] :
+       {std::pair<const char*, Layout>{"stages", {"pp=2"}}, {"shares", {"dp=2", "zero=3"}}}) {
+    std::vector<ReportSample> got;
+    const RunFile two = run(out, with(sets, layout));
+    comm::run_ranks(2, [&](comm::World& world) {
+      TrainOptions options = options_with(got);
+      options.world = &world;
+      train(two, options);
+    });
+    ASSERT_EQ(got.size(), 1U);
+    EXPECT_EQ(got[0].text, want[0].text);
+  }
 }
 
 TEST_P(TrainerRanksTest, RanksThatAreNotThereAreAnError) {

@@ -84,7 +84,10 @@ std::optional<Validation> evaluate_dataset(nn::Model& model, const data::Dataset
   const auto shares = static_cast<int64_t>(evaluators.ranks.size());
   const int64_t at_once = stages == nullptr ? 1 : stages->batches_at_once();
   std::vector<BlockFigures> mine;
-  for (int64_t i = evaluators.mine; i < wanted;) {
+  // As many rounds for all: whoever has no block left still gives others its share of the weights (ZeRO 3).
+  const int64_t rounds = ((wanted + shares - 1) / shares + at_once - 1) / at_once;
+  int64_t i = evaluators.mine;
+  for (int64_t round = 0; round < rounds; ++round) {
     world.check();
     std::vector<data::Batch> batches;
     std::vector<size_t> places;
