@@ -75,7 +75,8 @@ def children(process):
 def threads_and_processes_end_as_one_rank_does(folder):
     train(folder, out="one", dp=1)
     for name, ranks, dp, zero in (("threads", ("--threads", 3), 3, 1), ("processes", ("--nproc", 2), 2, 2),
-                                  ("more", ("--nproc", 4), 4, 0)):
+                                  ("more", ("--nproc", 4), 4, 0), ("gathered", ("--nproc", 3), 3, 3),
+                                  ("gathered-threads", ("--threads", 4), 4, 3)):
         text = train(folder, *ranks, out=name, dp=dp, zero=zero)
         assert "done: " in text, text
         assert digest(folder, name) == digest(folder, "one"), name
@@ -100,7 +101,8 @@ def pipelines_of_threads_and_processes_end_as_one_rank_does(folder):
     train(folder, out="deep", dp=1, sets=deep)
     for name, ranks, dp, zero, layout in (("grid", ("--threads", 4), 2, 1, ("pp=2",)),
                                           ("stages", ("--nproc", 2), 1, 0, ("pp=2", "schedule=zbv", "chunks=2")),
-                                          ("more-stages", ("--nproc", 4), 2, 2, ("pp=2", "schedule=zb-h1"))):
+                                          ("more-stages", ("--nproc", 4), 2, 2, ("pp=2", "schedule=zb-h1")),
+                                          ("gathered-stages", ("--nproc", 4), 2, 3, ("pp=2", "schedule=dualpipev", "chunks=2"))):
         text = train(folder, *ranks, out=name, dp=dp, zero=zero, sets=(*deep, *staged(*layout)))
         assert "done: " in text, text
         assert digest(folder, name) == digest(folder, "deep"), name

@@ -50,6 +50,15 @@ class GatheredWeightsTest : public ExecutorTest {
     return alike;
   }
 
+  std::string error_of(const std::function<void(plan::Program&)>& change) {
+    try {
+      ends_alike(change);
+    } catch (const std::exception& error) {
+      return error.what();
+    }
+    return "";
+  }
+
   TrainingCase one_{"deep", deep(4), strategy_for(8, 8, 2, 12), {}};
   Trained want_;
 };
@@ -90,7 +99,7 @@ constexpr int kSecondAttention = 3;  // embedding, attention, MLP, attention ...
 TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
   EXPECT_TRUE(ends_alike({}));
   for (const int use : {0, 1}) {
-    EXPECT_FALSE(ends_alike([&](plan::Program& program) {  // the forward, then the backward
+    EXPECT_FALSE(ends_alike([&](plan::Program& program) {  // for the forward, then the backward
       forget_wait(program, nth_gather(program, kSecondAttention, use).id);
     })) << use;
     // There is room and nobody fills it: what is in it is what was there before.
@@ -98,8 +107,9 @@ TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
       nth_gather(program, kSecondAttention, use).kind = plan::OpKind::kReleaseParameters;
     })) << use;
   }
-  // Owners take two ranks' lanes for one another's: a swapped node of the tree.
+  // An owner takes two ranks' lanes for one another's: a swapped node of the tree.
   EXPECT_FALSE(ends_alike([](plan::Program& program) {
+    if (program.rank != 0) return;
     for (plan::Instruction& instruction : program.instructions) {
       if (instruction.kind != plan::OpKind::kReduceGradients &&
           instruction.kind != plan::OpKind::kCombinePieces)
@@ -108,8 +118,8 @@ TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
         std::swap(instruction.pieces[1].node, instruction.pieces[2].node);
     }
   }));
-  // A rank's slices of one layer go to where those of another belong.
-  EXPECT_FALSE(ends_alike([](plan::Program& program) {
+  // A rank's slices of one layer would go to where those of another belong: the ranks' transfers differ.
+  const std::string what = error_of([](plan::Program& program) {
     if (program.rank != 1) return;
     std::vector<int> reductions;
     for (const plan::Instruction& instruction : program.instructions) {
@@ -117,20 +127,22 @@ TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
           program.slices[static_cast<size_t>(instruction.part)] == program.slices[kSecondAttention])
         reductions.push_back(instruction.id);
     }
-    ASSERT_GE(reductions.size(), 2U);
-    // Two parts further on, where attention of the layer before is done: they are of one size, and pass one another.
-    move_behind(program, reductions[0], reductions[1]);
-  }));
+    move_behind(program, reductions.at(0), reductions.at(1));
+  });
+  EXPECT_NE(what.find("rank 1"), std::string::npos) << what;
+  EXPECT_NE(what.find("differ"), std::string::npos) << what;
 }
 
+// Of a part that nobody has made room for.
 TEST_F(GatheredWeightsTest, WeightsThatAreGoneAreAnErrorAndNoResult) {
-  EXPECT_ANY_THROW(ends_alike([](plan::Program& program) {
+  const std::string what = error_of([](plan::Program& program) {
     plan::Instruction& gather = nth_gather(program, kSecondAttention, 1);
     const int buffer = gather.makes.front();
     gather.makes.clear();
     for (plan::Instruction& instruction : program.instructions)
       std::erase(instruction.frees, buffer);
-  }));
+  });
+  EXPECT_NE(what.find("not allocated"), std::string::npos) << what;
 }
 
 // ---- memory ----------------------------------------------------------------------------------------
@@ -186,7 +198,7 @@ Held held_by(const model::ModelSpec& spec, const plan::Strategy& strategy) {
   return *std::ranges::max_element(all, {}, &Held::between);
 }
 
-TEST(GatheredWeightsMemory, IsAShareOfTheModelAndTwoParts) {
+TEST(GatheredWeightsMemory, IsAShareOfTheModel) {
   const model::ModelSpec spec = wide();
   plan::Strategy strategy = strategy_for(8, 8, 2, 64);
   strategy.kernels = kernel_workspace(device::get_device("sim:0").torch_device());

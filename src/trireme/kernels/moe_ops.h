@@ -130,7 +130,7 @@ int64_t grouped_weight_workspace_bytes(int64_t rows, int64_t groups, int64_t in,
 void grouped_bias(const at::Tensor& bias, const at::Tensor& weights, const GroupOffsets& offsets,
                   at::Tensor& y);
 /// dbias[g] = sum over its rows of w[m] dy[m], or added to it; dbias float32 [G, n]. d_weights[m] += dy[m] . bias_g
-/// where defined (float32 [M]).
+/// where defined (float32 [M]); else only the bias's shape counts, and it may have no data.
 void grouped_bias_backward(const at::Tensor& dy, const at::Tensor& bias, const at::Tensor& weights,
                            const GroupOffsets& offsets, at::Tensor& dbias, bool accumulate,
                            at::Tensor d_weights);

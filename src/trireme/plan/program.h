@@ -37,7 +37,7 @@ struct Strategy {
   bool delay_weight_gradients = false;
   /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
   bool record = false;
-  /// Under ZeRO 3: parts whose weights come, or are there already, beside those that are computed with.
+  /// Under ZeRO 3: layers whose weights come, or are there already, beside the part that is computed with.
   int64_t weights_ahead = 1;
   int64_t loss_chunk_rows = 0;  ///< rows of logits that exist at once; 0: chosen by the builder
   /// Bytes of optimizer state per part; empty: two float32 states a parameter (AdamW).

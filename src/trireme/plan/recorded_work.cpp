@@ -174,6 +174,12 @@ std::vector<std::string> validate_recording(const model::ModelSpec& /*spec*/,
         "once, and recorded work is done for one at a time; use parallel.pp = 1 or no graphs",
         strategy.parallel.pp));
   }
+  if (strategy.parallel.zero >= 3) {
+    reasons.push_back(fmt::format(
+        "device.graphs is on and parallel.zero = {}: weights come to another place each time, and "
+        "recorded work reads them where they were; use parallel.zero = 2 or no graphs",
+        strategy.parallel.zero));
+  }
   return reasons;
 }
 

@@ -47,8 +47,7 @@ std::vector<int> parts_read(const model::ModelSpec& spec, const Instruction& ins
 
 class Gathers {
  public:
-  Gathers(const model::ModelSpec& spec, Program& program)
-      : program_(program), ahead_(static_cast<int>(program.strategy.weights_ahead)) {
+  Gathers(const model::ModelSpec& spec, Program& program) : program_(program) {
     std::vector<char> gathered(spec.parts.size(), 0);
     bytes_.assign(spec.parts.size(), 0);
     for (const model::ParameterSpec& parameter : spec.parameters) {
@@ -56,6 +55,12 @@ class Gathers {
       gathered[part] = gathers_for_use(spec, program.strategy, parameter.part) ? 1 : 0;
       bytes_[part] += parameter.numel() * element_bytes(program.strategy.precision);
     }
+    std::map<int, int> in_layer;
+    for (size_t part = 0; part < gathered.size(); ++part) {
+      if (gathered[part] == 0 || spec.parts[part].layer < 0) continue;
+      ahead_ = std::max(ahead_, ++in_layer[spec.parts[part].layer]);
+    }
+    ahead_ *= static_cast<int>(program.strategy.weights_ahead);
     for (const Instruction& instruction : program.instructions) {
       std::vector<int> parts = parts_read(spec, instruction);
       std::erase_if(parts, [&](int part) { return gathered[static_cast<size_t>(part)] == 0; });
@@ -128,7 +133,7 @@ class Gathers {
   }
 
   Program& program_;
-  const int ahead_;
+  int ahead_ = 0;               ///< uses
   std::vector<int64_t> bytes_;  ///< by part: of what products read
   std::vector<Use> uses_;
 };

@@ -402,7 +402,8 @@ void grouped_bias_backward(const at::Tensor& dy, const at::Tensor& bias, const a
     const auto add = add_scaled_row_for(type);
     const auto dot = dot_row_for(type);
     const T* grad = dy.const_data_ptr<T>();
-    const T* b = bias.const_data_ptr<T>();
+    // The bias itself counts for the gradients of the weights alone, and may have no data else.
+    const T* b = dw == nullptr ? nullptr : bias.const_data_ptr<T>();
     float* sums = dbias.data_ptr<float>();
     const int64_t stride = dy.stride(0);
     const auto width = static_cast<size_t>(n);

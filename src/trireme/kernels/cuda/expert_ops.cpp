@@ -157,8 +157,9 @@ void grouped_bias_backward(const at::Tensor& dy, const at::Tensor& bias, const a
                               .width = dy.size(1),
                               .offsets = data_of<int64_t>(begins),
                               .weights = data_of<float>(weights)},
-                             rows_of(dy), data_of(bias), data_of<float>(dbias), accumulate,
-                             data_of<float>(d_weights), place.stream());
+                             rows_of(dy), d_weights.defined() ? data_of(bias) : nullptr,
+                             data_of<float>(dbias), accumulate, data_of<float>(d_weights),
+                             place.stream());
 }
 
 }  // namespace ops
