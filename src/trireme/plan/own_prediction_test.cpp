@@ -173,6 +173,18 @@ TEST(OwnPrediction, ModesThatWereNotMeasuredCountAsTheirKind) {
   }
 }
 
+// What is calibrated for devices at large is in the measured instructions already.
+TEST(OwnPrediction, CalibrationsOfOtherDevicesDoNotCount) {
+  PlannedRun run = small_run();
+  draw_rates(run, 6);
+  const double alone = predict(run).step_s;
+  ProfileLibrary library = shipped_profiles();
+  for (const char* key : {"sustained", "memory", "host", "network"})
+    library.calibrations.push_back({"", "trireme", key, {{0.5, "elsewhere"}}});
+  use_profiles(library, "", run);
+  EXPECT_DOUBLE_EQ(predict(run).step_s, alone);
+}
+
 TEST(OwnPrediction, OtherSoftwareAndLargeWorldsArePredictedAsBefore) {
   PlannedRun run = small_run();
   EXPECT_FALSE(has_own_rates(run));
