@@ -240,6 +240,29 @@ TEST(MeasuredSpans, WhatIsUsualIsTheMeanOfSymmetricNoise) {
   EXPECT_NEAR(sum, 1.0, 0.003);
 }
 
+// Steps that are a tenth longer than what their instructions usually take are predicted so.
+TEST(MeasuredSpans, StepsAreAsMuchSlowerAsTheyWereMeasured) {
+  PlannedRun run = small_run();
+  const Program program = build_program(run.spec, run.strategy);
+  const auto count = static_cast<double>(program.instructions.size());
+  std::vector<std::vector<double>> durations;
+  std::vector<double> steps;
+  for (int step = 0; step < 20; ++step) {
+    // Every instruction of every other step is disturbed, each in its turn: usual is 1e-4, a step's median is more.
+    std::vector<double>& own = durations.emplace_back(program.instructions.size(), 1e-4);
+    for (size_t i = static_cast<size_t>(step); i < own.size(); i += 10) own[i] = 2e-4;
+    double sum = 0.0;
+    for (const double seconds : own) sum += seconds;
+    steps.push_back(sum);
+  }
+  MeasuredSpans spans;
+  spans.add(run, program, durations, steps);
+  EXPECT_NEAR(spans.host_times().slowdown, 1.1, 0.02);
+  run.cluster.device.instructions = spans.rates();
+  run.cluster.device.step_slowdown = spans.host_times().slowdown;
+  EXPECT_NEAR(predict(run).step_s, 1.1e-4 * count, 0.02e-4 * count);
+}
+
 TEST(MeasuredSpans, KindsThatTakeNoTimeCostNothing) {
   PlannedRun run = small_run();
   const Program program = build_program(run.spec, run.strategy);
