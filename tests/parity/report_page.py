@@ -89,16 +89,38 @@ check("charts are there", len(charts) >= 4, str(charts))
 check("and drawn", len(drawn) > 20, f"{len(drawn)} shapes")
 check("a sample's mark-up stays text", "<b>quick</b>" not in shown.stdout and "&lt;b&gt;quick" in shown.stdout)
 
-brightness = {}
-for scheme in ("light", "dark"):
-    with tempfile.TemporaryDirectory() as profile:
-        path = os.path.abspath(f"{scheme}.png")
-        flags = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-        browse(f"--user-data-dir={profile}", f"--screenshot={path}", "--window-size=1000,1400", *flags, page)
-        check(f"a picture in {scheme}", os.path.exists(path))
-        width, brightness[scheme], shades = picture(path)
-        check(f"{scheme}: not blank", width == 1000 and shades > 16, f"{width} wide, {shades} shades")
-check("light is light and dark is dark", brightness["light"] > 150 > brightness["dark"] + 30, str(brightness))
+
+
+def light_and_dark(what, page):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        with tempfile.TemporaryDirectory() as profile:
+            path = os.path.abspath(f"{what}{scheme}.png")
+            flags = ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+            browse(f"--user-data-dir={profile}", f"--screenshot={path}", "--window-size=1000,1400", *flags, page)
+            check(f"{what}a picture in {scheme}", os.path.exists(path))
+            width, brightness[scheme], shades = picture(path)
+            check(f"{what}{scheme}: not blank", width == 1000 and shades > 16, f"{width} wide, {shades} shades")
+    check(f"{what}light is light and dark is dark", brightness["light"] > 150 > brightness["dark"] + 30, str(brightness))
+
+
+light_and_dark("", page)
+# The page of a run that has not begun.
+done = subprocess.run([TRIREME, "plan", "simulate", "run.toml", "--cluster", "dgx-h100", "--parallel", "dp=2", "--report", "plan.html"],
+                      capture_output=True, text=True)
+check("plan: a page", done.returncode == 0, done.stderr[-500:])
+source = open("plan.html").read()
+check("plan: self-contained", not re.search(r"""(src|href)=["']?(https?:)?//""", source))
+page = "file://" + os.path.abspath("plan.html")
+shown = browse("--dump-dom", page)
+check("plan: the script runs without an error", not re.search(r"Uncaught|SyntaxError|TypeError|ReferenceError", shown.stderr),
+      shown.stderr[-800:])
+# The script gives the canvas its height, and the legend its kinds with their shares.
+canvas = re.search(r'<canvas id="timeline"[^>]*style="height: (\d+)px', shown.stdout)
+check("plan: the timeline is drawn", canvas is not None and int(canvas.group(1)) > 100)
+legend = re.search(r'<div id="legend"[^>]*>(.*?)</div>', shown.stdout, re.DOTALL)
+check("plan: with its legend", legend is not None and "backward-input" in legend.group(1) and "%" in legend.group(1))
+light_and_dark("plan: ", page)
 if os.environ.get("REPORT_SCREENSHOT"):
     shutil.copy("light.png", os.environ["REPORT_SCREENSHOT"])
 print(f"{passed} passed, {failed} failed")

@@ -141,11 +141,12 @@ class Calibrator {
     const plan::HostTimes host = spans.host_times();
     device.instruction_gap_s = host.gap_s;
     device.step_overhead_s = host.step_s;
+    device.step_slowdown = host.slowdown;
     device.instructions = spans.rates();
     result_.spans = spans.num_spans();
   }
 
-  // Of ranks that compute at the same time: what their instructions take beyond those of one alone.
+  // Of ranks that compute at the same time: what their steps take beyond those that would not disturb each other.
   void slowdown() {
     std::vector<StepCase> cases = calibration_cases(options_.precisions.front(), scale());
     cases.resize(std::min<size_t>(cases.size(), 4));
@@ -157,46 +158,38 @@ class Calibrator {
     }
     std::erase_if(
         cases, [](const StepCase& one) { return !plan::validate(one.spec, one.strategy).empty(); });
-    std::vector<double> ratios;
     const std::vector<Sampled> all = sample(cases, "ranks beside each other");
-    for (const Sampled& one : all) {
-      const plan::PlannedRun run = planned_run(*one.of, result_.machine);
-      for (size_t rank = 0; rank < one.samples.programs.size(); ++rank) {
-        const plan::Program& program = one.samples.programs[rank];
-        const std::vector<double> measured = plan::usual_durations(durations_of(one.samples, rank));
-        plan::InstructionPrices prices(run, program);
-        double expected = 0.0;
-        double taken = 0.0;
-        for (const plan::Instruction& instruction : program.instructions) {
-          if (instruction.resource != plan::Resource::kCompute || instruction.part < 0 ||
-              instruction.kind == plan::OpKind::kCombinePieces)
-            continue;
-          expected += prices.seconds(instruction);
-          taken += measured[static_cast<size_t>(instruction.id)];
-        }
-        if (expected > 0.0) ratios.push_back(taken / expected);
-      }
-    }
-    if (ratios.empty()) return;
-    result_.machine.node.busy_slowdown = std::max(1.0, median(std::move(ratios)));
+    if (all.empty()) return;
     what_ranks_do(all);
+    std::vector<double> ratios;
+    for (const Sampled& one : all) {
+      const double alone = plan::predict(planned_run(*one.of, result_.machine)).step_s;
+      ratios.push_back(median(step_seconds(one.samples)) / alone);
+    }
+    const double busy = std::max(1.0, median(std::move(ratios)));
+    // What was measured of them beside each other is taken to be as much slower.
+    for (size_t i = alone_; i < result_.machine.device.instructions.size(); ++i)
+      slow_down(result_.machine.device.instructions[i], 1.0 / busy);
+    result_.machine.node.busy_slowdown = busy;
+  }
+
+  static void slow_down(plan::InstructionRate& rate, double factor) {
+    for (double* number : {&rate.fixed_s, &rate.products, &rate.attention, &rate.memory})
+      *number *= factor;
+    for (plan::MeasuredInstruction& one : rate.measured) one.seconds *= factor;
   }
 
   // What ranks do for each other's gradients is in no program of one rank.
   void what_ranks_do(const std::vector<Sampled>& all) {
     plan::MeasuredSpans spans;
-    for (const Sampled& one : all) {
-      std::vector<std::vector<double>> durations = durations_of(one.samples, 0);
-      for (std::vector<double>& step : durations) {
-        for (double& seconds : step) seconds /= result_.machine.node.busy_slowdown;
-      }
-      spans.add(planned_run(*one.of, result_.machine), one.samples.programs.front(), durations, {});
-    }
+    for (const Sampled& one : all)
+      spans.add(planned_run(*one.of, result_.machine), one.samples.programs.front(),
+                durations_of(one.samples, 0), {});
     std::vector<plan::InstructionRate>& known = result_.machine.device.instructions;
-    const size_t alone = known.size();
+    alone_ = known.size();
     for (plan::InstructionRate& rate : spans.rates()) {
       const bool is_new =
-          std::none_of(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(alone),
+          std::none_of(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(alone_),
                        [&](const plan::InstructionRate& other) { return other.of == rate.of; });
       if (is_new) known.push_back(std::move(rate));
     }
@@ -204,6 +197,7 @@ class Calibrator {
   }
 
   const CalibrationOptions& options_;
+  size_t alone_ = 0;  ///< so many rates are of one rank's instructions
   Calibration result_;
 };
 

@@ -144,6 +144,7 @@ void calibrate_machine(const CalibrateArguments& arguments, const GlobalOptions&
                 {"kernel_gap_s", device.kernel_gap_s},
                 {"instruction_gap_s", device.instruction_gap_s},
                 {"step_overhead_s", device.step_overhead_s},
+                {"step_slowdown", device.step_slowdown},
                 {"link_bytes_per_s", done.machine.network.link.bytes_per_s},
                 {"link_fixed_s", done.machine.network.link.fixed_s},
                 {"busy_slowdown", done.machine.node.busy_slowdown},
@@ -153,6 +154,9 @@ void calibrate_machine(const CalibrateArguments& arguments, const GlobalOptions&
   print_rates(device);
   for (const auto& [type, peak] : device.peak_flops)
     fmt::print("products in {}: up to {:.0f} GFLOP/s\n", plan::to_string(type), peak / 1e9);
+  if (!device.asynchronous)
+    fmt::print("whole steps take {:.3f} times what their instructions usually do\n",
+               device.step_slowdown);
   fmt::print("memory: {:.1f} GB/s; a kernel's launch {:.1f} us; between instructions {:.1f} us\n",
              device.memory_bytes_per_s / 1e9, device.kernel_gap_s * 1e6,
              device.instruction_gap_s * 1e6);
@@ -194,6 +198,7 @@ void calibrate_from_traces(const CalibrateArguments& arguments, const GlobalOpti
   // Of another device's instructions nothing is known here.
   machine.device.instructions.clear();
   machine.device.instruction_gap_s = machine.device.step_overhead_s = 0.0;
+  machine.device.step_slowdown = 1.0;
   plan::MeasuredSpans spans;
   bool in_order = true;
   std::string models;

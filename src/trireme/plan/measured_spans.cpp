@@ -7,6 +7,16 @@
 
 namespace trireme::plan {
 
+namespace {
+
+double middle_of(std::vector<double> values) {
+  std::ranges::sort(values);
+  const size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
+}
+
+}  // namespace
+
 void MeasuredSpans::add(const PlannedRun& run, const Program& program,
                         const std::vector<std::vector<double>>& durations_s,
                         const std::vector<double>& steps_s) {
@@ -17,11 +27,13 @@ void MeasuredSpans::add(const PlannedRun& run, const Program& program,
                 usual.size(), program.instructions.size());
   InstructionPrices prices(run, program);
   double count = 0.0;
+  double sum = 0.0;
   std::vector<double> beyond = steps_s;
   for (const Instruction& instruction : program.instructions) {
     if (instruction.resource == Resource::kCommunication) continue;
     const auto id = static_cast<size_t>(instruction.id);
     count += 1.0;
+    sum += usual[id];
     for (size_t step = 0; step < beyond.size(); ++step) beyond[step] -= durations_s[step][id];
     spans_ += static_cast<int64_t>(durations_s.size());
     const InstructionClass of = prices.class_of(instruction);
@@ -32,7 +44,8 @@ void MeasuredSpans::add(const PlannedRun& run, const Program& program,
     measured_[of].push_back(
         {prices.tables_of(instruction), usual[id], static_cast<double>(durations_s.size())});
   }
-  if (!beyond.empty()) steps_.push_back({count, most_common(std::move(beyond))});
+  if (!beyond.empty())
+    steps_.push_back({count, most_common(std::move(beyond)), sum, middle_of(steps_s)});
 }
 
 std::vector<InstructionRate> MeasuredSpans::rates() const {
@@ -56,6 +69,17 @@ std::vector<InstructionRate> MeasuredSpans::rates() const {
 }
 
 HostTimes MeasuredSpans::host_times() const {
+  HostTimes times = beside_instructions();
+  std::vector<double> ratios;
+  for (const Step& step : steps_) {
+    const double expected = step.usual_s + times.gap_s * step.instructions + times.step_s;
+    if (expected > 0.0) ratios.push_back(step.median_s / expected);
+  }
+  if (!ratios.empty()) times.slowdown = std::max(1.0, middle_of(std::move(ratios)));
+  return times;
+}
+
+HostTimes MeasuredSpans::beside_instructions() const {
   HostTimes times;
   if (steps_.empty()) return times;
   // beyond = gap x instructions + step.
@@ -76,9 +100,9 @@ HostTimes MeasuredSpans::host_times() const {
     times.gap_s = (n * xy - x * y) / spread;
     times.step_s = (y - times.gap_s * x) / n;
     if (times.gap_s >= 0.0 && times.step_s >= 0.0) return times;
-    if (times.gap_s < 0.0) return {0.0, std::max(0.0, y / n)};
+    if (times.gap_s < 0.0) return {0.0, std::max(0.0, y / n), 1.0};
   }
-  return {std::max(0.0, xx > 0.0 ? xy / xx : 0.0), 0.0};
+  return {std::max(0.0, xx > 0.0 ? xy / xx : 0.0), 0.0, 1.0};
 }
 
 double most_common(std::vector<double> values) {

@@ -14,6 +14,9 @@ namespace trireme::plan {
 struct HostTimes {
   double gap_s = 0.0;   ///< of an instruction
   double step_s = 0.0;  ///< of a step
+  /// So many times longer whole steps take, in the median, than their instructions usually do and what is between them: skewed times
+  /// do not add up to usual ones, and others want the processors too.
+  double slowdown = 1.0;
 };
 
 class MeasuredSpans {
@@ -37,7 +40,10 @@ class MeasuredSpans {
   struct Step {
     double instructions = 0.0;
     double beyond_s = 0.0;
+    double usual_s = 0.0;   ///< of its instructions
+    double median_s = 0.0;  ///< of the whole
   };
+  HostTimes beside_instructions() const;
   std::map<InstructionClass, std::vector<MeasuredInstruction>> measured_;
   std::map<InstructionClass, int64_t> without_time_;
   std::vector<Step> steps_;

@@ -112,8 +112,9 @@ class OwnPredictor {
     InstructionPrices prices(run_, program);
     const DeviceProfile& device = run_.cluster.device;
     // Ranks of one node share what it has.
-    const double slowdown = programs_.size() > 1 ? run_.cluster.node.busy_slowdown : 1.0;
-    const double gap = device.asynchronous ? 0.0 : device.instruction_gap_s;
+    const double slowdown =
+        device.step_slowdown * (programs_.size() > 1 ? run_.cluster.node.busy_slowdown : 1.0);
+    const double gap = device.asynchronous ? 0.0 : slowdown * device.instruction_gap_s;
     std::vector<double>& durations = durations_.emplace_back();
     Shares& shares = shares_.emplace_back();
     for (const Instruction& instruction : program.instructions) {

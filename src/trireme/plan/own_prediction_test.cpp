@@ -173,6 +173,18 @@ TEST(OwnPrediction, ModesThatWereNotMeasuredCountAsTheirKind) {
   }
 }
 
+// What is calibrated for devices at large is in the measured instructions already.
+TEST(OwnPrediction, CalibrationsOfOtherDevicesDoNotCount) {
+  PlannedRun run = small_run();
+  draw_rates(run, 6);
+  const double alone = predict(run).step_s;
+  ProfileLibrary library = shipped_profiles();
+  for (const char* key : {"sustained", "memory", "host", "network"})
+    library.calibrations.push_back({"", "trireme", key, {{0.5, "elsewhere"}}});
+  use_profiles(library, "", run);
+  EXPECT_DOUBLE_EQ(predict(run).step_s, alone);
+}
+
 TEST(OwnPrediction, OtherSoftwareAndLargeWorldsArePredictedAsBefore) {
   PlannedRun run = small_run();
   EXPECT_FALSE(has_own_rates(run));
@@ -226,6 +238,29 @@ TEST(MeasuredSpans, WhatIsUsualIsTheMeanOfSymmetricNoise) {
     sum += most_common(values) / kTrials;
   }
   EXPECT_NEAR(sum, 1.0, 0.003);
+}
+
+// Steps that are a tenth longer than what their instructions usually take are predicted so.
+TEST(MeasuredSpans, StepsAreAsMuchSlowerAsTheyWereMeasured) {
+  PlannedRun run = small_run();
+  const Program program = build_program(run.spec, run.strategy);
+  const auto count = static_cast<double>(program.instructions.size());
+  std::vector<std::vector<double>> durations;
+  std::vector<double> steps;
+  for (int step = 0; step < 20; ++step) {
+    // Every instruction of every other step is disturbed, each in its turn: usual is 1e-4, a step's median is more.
+    std::vector<double>& own = durations.emplace_back(program.instructions.size(), 1e-4);
+    for (size_t i = static_cast<size_t>(step); i < own.size(); i += 10) own[i] = 2e-4;
+    double sum = 0.0;
+    for (const double seconds : own) sum += seconds;
+    steps.push_back(sum);
+  }
+  MeasuredSpans spans;
+  spans.add(run, program, durations, steps);
+  EXPECT_NEAR(spans.host_times().slowdown, 1.1, 0.02);
+  run.cluster.device.instructions = spans.rates();
+  run.cluster.device.step_slowdown = spans.host_times().slowdown;
+  EXPECT_NEAR(predict(run).step_s, 1.1e-4 * count, 0.02e-4 * count);
 }
 
 TEST(MeasuredSpans, KindsThatTakeNoTimeCostNothing) {

@@ -282,11 +282,16 @@ void use_profiles(const ProfileLibrary& library, const std::string& without, Pla
   const auto calibrated = [&](const char* key, double fallback) {
     return library.calibrated(key, device, stack, without, fallback);
   };
+  run.interval = calibrated("interval", run.interval);
+  // Instructions that were measured there are as slow as a long run makes them.
+  if (has_own_rates(run)) {
+    run.factors = {};
+    return;
+  }
   run.factors.sustained = calibrated("sustained", 1.0);
   run.factors.memory = calibrated("memory", 1.0);
   run.factors.host = calibrated("host", 1.0);
   run.factors.network = calibrated("network", 1.0);
-  run.interval = calibrated("interval", run.interval);
 }
 
 bool programs_say(const Parallel& parallel) {

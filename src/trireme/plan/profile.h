@@ -61,6 +61,7 @@ struct DeviceProfile {
   double host_link_bytes_per_s = 0.0;  ///< to the host, and as many from it; 0: unknown
   double instruction_gap_s = 0.0;      ///< between two instructions that the host's thread does
   double step_overhead_s = 0.0;        ///< of a step, beside its instructions
+  double step_slowdown = 1.0;          ///< HostTimes::slowdown
   /// What instructions of Trireme's programs take there; with any, its own runs are predicted program by program
   /// (own_prediction.h).
   std::vector<InstructionRate> instructions;

@@ -36,6 +36,7 @@ constexpr std::array kDeviceNumbers = {
     NumberKey<DeviceProfile>{"host_link_bytes_per_s", &DeviceProfile::host_link_bytes_per_s},
     NumberKey<DeviceProfile>{"instruction_gap_s", &DeviceProfile::instruction_gap_s},
     NumberKey<DeviceProfile>{"step_overhead_s", &DeviceProfile::step_overhead_s},
+    NumberKey<DeviceProfile>{"step_slowdown", &DeviceProfile::step_slowdown},
 };
 constexpr std::array kRateNumbers = {
     NumberKey<InstructionRate>{"fixed_s", &InstructionRate::fixed_s},

@@ -99,6 +99,7 @@ class Writer {
     key("host_link_bytes_per_s", device.host_link_bytes_per_s);
     key("instruction_gap_s", device.instruction_gap_s);
     key("step_overhead_s", device.step_overhead_s);
+    key("step_slowdown", device.step_slowdown);
   }
 
   void measured() {

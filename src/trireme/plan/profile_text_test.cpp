@@ -26,7 +26,7 @@ ClusterSpec drawn_machine(uint64_t seed) {
        {&device.memory_bytes_per_s, &device.memory_efficiency, &device.units, &device.tile_m,
         &device.tile_n, &device.half_k, &device.attention_forward, &device.attention_backward,
         &device.attention_half_rows, &device.kernel_gap_s, &device.host_link_bytes_per_s,
-        &device.instruction_gap_s, &device.step_overhead_s})
+        &device.instruction_gap_s, &device.step_overhead_s, &device.step_slowdown})
     *number = next();
   device.memory_bytes = 12345678901.0;
   device.usable_bytes = 11345678901.0;
@@ -84,7 +84,8 @@ TEST(ProfileText, IsReadBackAsItWasWritten) {
           &DeviceProfile::half_k, &DeviceProfile::attention_forward,
           &DeviceProfile::attention_backward, &DeviceProfile::attention_half_rows,
           &DeviceProfile::kernel_gap_s, &DeviceProfile::host_link_bytes_per_s,
-          &DeviceProfile::instruction_gap_s, &DeviceProfile::step_overhead_s})
+          &DeviceProfile::instruction_gap_s, &DeviceProfile::step_overhead_s,
+          &DeviceProfile::step_slowdown})
       expect_near(got.device.*number, want.device.*number);
     for (const MeasuredProduct& one : want.device.measured.products)
       expect_near(got.device.measured.exact(one.shape, one.type).value(), one.efficiency);
