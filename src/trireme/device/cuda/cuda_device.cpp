@@ -136,7 +136,7 @@ class CudaDevice final : public AcceleratorDevice {
     // What earlier steps left in the allocator would be held twice.
     if (!std::exchange(pool->used, true)) allocator::emptyCache();
     auto graph = std::make_unique<CudaGraph>(pool);
-    const int64_t before = memory().peak_allocated_bytes;
+    const int64_t before = this->memory().peak_allocated_bytes;
     const c10::cuda::CUDAStreamGuard guard(recording_);
     try {
       try {
