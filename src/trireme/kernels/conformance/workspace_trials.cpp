@@ -290,7 +290,7 @@ std::vector<Outcome> check_workspace(const std::string& op, const std::string& k
                 "nobody counts the processor's memory");
   constexpr int kDraws = 12;
   // What an allocator rounds up, a tensor of each.
-  constexpr int64_t kRounding = 4 * 512;
+  constexpr int64_t kRounding = 8 * 512;
   std::vector<Outcome> outcomes;
   std::mt19937 random(5);
   for (const at::ScalarType dtype : registry().dtypes_of_kernel(op, kernel)) {
