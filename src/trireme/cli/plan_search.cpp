@@ -221,7 +221,9 @@ void write_run_file(const SearchArguments& arguments, const train::RunFile& file
   // As `train` will check it.
   const std::vector<std::string> reasons =
       plan::validate(spec, train::strategy_of(chosen.config, spec));
-  TRIREME_CHECK(reasons.empty(), "the search's choice is refused: {}", reasons.front());
+  TRIREME_USER_CHECK(reasons.empty(), kConfig, "change what the run file says beside its layout",
+                     "--out {}: train refuses the best one with this run file: {}", arguments.out,
+                     reasons.front());
   write_file_atomically(arguments.out, train::effective_toml(chosen));
 }
 
