@@ -59,6 +59,7 @@ void run_bench_plan(const BenchPlanArguments& arguments, const GlobalOptions& op
     // Of several ranks or threads, and of other devices, the process's processors say nothing of a step.
     if (one.ranks == 1 && arguments.threads == 1 && in_order)
       result["processor_median"] = middle(one.processor_s);
+    result["predicted_undisturbed"] = one.undisturbed_s;
     result["measured_share"] = one.measured_share;
     results.push_back(std::move(result));
     errors.push_back(std::abs(one.error()));
