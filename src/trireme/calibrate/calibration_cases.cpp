@@ -98,10 +98,15 @@ std::vector<StepCase> calibration_cases(plan::Precision precision, int64_t scale
   const Size m{128, 4, 128, 1024, 128, 2};
   const Size n{256, 4, 256, 1024, 128, 4};
   const Size o{192, 4, 384, 512, 256, 1};
+  const Size p{192, 4, 256, 1024, 128, 2};
+  const Size q{128, 4, 256, 1024, 64, 2};
   experts(m, 8, 2, Recompute::kNone);
   experts(n, 4, 2, Recompute::kNone);
   experts(o, 8, 1, Recompute::kNone);
   experts(o, 4, 2, Recompute::kNone);
+  experts(p, 6, 2, Recompute::kNone);
+  experts(q, 4, 2, Recompute::kNone);
+  experts(p, 6, 2, Recompute::kFull);
   experts(m, 8, 2, Recompute::kFull);
   experts(n, 4, 2, Recompute::kSelective);
   // Sums of lanes.

@@ -161,6 +161,9 @@ std::vector<ComparedStep> compare_steps(const std::vector<StepCase>& cases, cons
     compared.name = one.name;
     compared.ranks = static_cast<int>(one.strategy.parallel.world());
     compared.predicted_s = prediction.step_s;
+    plan::ClusterSpec alone = machine;
+    alone.device.step_slowdown = 1.0;
+    compared.undisturbed_s = plan::predict(planned_run(one, alone)).step_s;
     compared.measured_share = prediction.measured_share.value_or(0.0);
   }
   for (int round = 0; round < rounds; ++round) {

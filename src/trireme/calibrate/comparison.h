@@ -18,7 +18,8 @@ struct ComparedStep {
   std::string name;
   int ranks = 1;
   double predicted_s = 0.0;
-  std::vector<double> measured_s;   ///< by step, in the order of the rounds
+  double undisturbed_s = 0.0;      ///< predicted without what others did to the calibration's steps
+  std::vector<double> measured_s;  ///< by step, in the order of the rounds
   std::vector<double> processor_s;  ///< of the same steps: SampledStep::processor_s
   double measured_share =
       0.0;  ///< of the computed time, that is of kinds of instructions that were measured

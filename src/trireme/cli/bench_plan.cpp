@@ -34,7 +34,7 @@ double middle(std::vector<double> values) {
 void run_bench_plan(const BenchPlanArguments& arguments, const GlobalOptions& options) {
   const plan::ClusterSpec machine = load_profiles(arguments.profiles).cluster(arguments.cluster);
   device::get_device("cpu");  // before the first tensor: memory is held and counted
-  open_device(arguments.device);
+  const bool in_order = !open_device(arguments.device).capabilities().asynchronous;
   kernels::load_and_choose({}, {});
   calibrate::MachineUse use;
   use.device = arguments.device.name;
@@ -56,9 +56,10 @@ void run_bench_plan(const BenchPlanArguments& arguments, const GlobalOptions& op
     result["predicted"] = one.predicted_s;
     result["error"] = one.error();
     result["spread"] = one.spread();
-    // Of several ranks or threads the process's processors say nothing of one step.
-    if (one.ranks == 1 && arguments.threads == 1)
+    // Of several ranks or threads, and of other devices, the process's processors say nothing of a step.
+    if (one.ranks == 1 && arguments.threads == 1 && in_order)
       result["processor_median"] = middle(one.processor_s);
+    result["predicted_undisturbed"] = one.undisturbed_s;
     result["measured_share"] = one.measured_share;
     results.push_back(std::move(result));
     errors.push_back(std::abs(one.error()));

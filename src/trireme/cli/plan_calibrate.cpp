@@ -41,6 +41,8 @@ struct CalibrateArguments {
   std::vector<std::string> profiles;
 };
 
+constexpr double kBusy = 1.15;  ///< DeviceProfile::step_slowdown of a machine that others use
+
 std::string today() {
   const std::time_t now = std::time(nullptr);
   std::tm date{};
@@ -154,6 +156,12 @@ void calibrate_machine(const CalibrateArguments& arguments, const GlobalOptions&
   print_rates(device);
   for (const auto& [type, peak] : device.peak_flops)
     fmt::print("products in {}: up to {:.0f} GFLOP/s\n", plan::to_string(type), peak / 1e9);
+  if (device.step_slowdown > kBusy)
+    log::warning(
+        "whole steps took {:.2f} times what their instructions usually do: others used this "
+        "machine. The profile says what steps take on a machine as busy; calibrate again "
+        "when it is idle",
+        device.step_slowdown);
   if (!device.asynchronous)
     fmt::print("whole steps take {:.3f} times what their instructions usually do\n",
                device.step_slowdown);

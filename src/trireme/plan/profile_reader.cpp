@@ -210,7 +210,8 @@ class Section {
         } else {
           values.push_back(cell.value<double>().value_or(-1.0));
         }
-        if (!(values.back() >= 0.0)) fail(key, "has a value that is not understood");
+        if (!(values.back() >= 0.0) || !std::isfinite(values.back()))
+          fail(key, "has a value that is not understood");
       }
       result.push_back(std::move(values));
     }
