@@ -210,6 +210,7 @@ class Draws {
       if (parallel.pp == 1) parallel.chunks = 1;
       parallel.dp = pick<int64_t>({1, 1, 2, 3, 4});
       parallel.zero = pick<int64_t>({0, 1, 2, 3, 3});
+      if (parallel.zero > 0 && parallel.dp == 4) parallel.shard = pick<int64_t>({0, 2});
       strategy.weights_ahead = pick<int64_t>({0, 1, 1, 3});
       if (parallel.world() > 8 || !plan::validate(one.spec, strategy).empty()) continue;
       one.name = fmt::format("{}, {}, {} sequences by {} in {} lanes, {}", one.spec.family,
