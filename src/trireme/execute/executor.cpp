@@ -252,7 +252,11 @@ class Executor::Step {
         lane(buffer.lane).gradients.at(part).reset();
         break;
       case plan::BufferKind::kGradientSlice:
-        if (buffer.lane == 0) exchange_->drop_slice(buffer.part);  // others end in an addition
+        // Others end in an addition.
+        if (buffer.lane == program_.block_lanes().first) exchange_->drop_slice(buffer.part);
+        break;
+      case plan::BufferKind::kReplicaSlice:
+        exchange_->drop_replica_slice(buffer.part);
         break;
       case plan::BufferKind::kGatheredWeights:
         store_.drop(buffer.part);
@@ -340,7 +344,8 @@ class Executor::Step {
         exchange_->combine_pieces(instruction);
         break;
       case plan::OpKind::kGatherGradients:
-        exchange_->gather_gradients(instruction, finished_gradient(part));
+        exchange_->gather_gradients(instruction, instruction.of_replicas ? exchange_->slice(part)
+                                                                         : finished_gradient(part));
         break;
       case plan::OpKind::kGatherParameters:
         exchange_->gather_parameters(instruction);

@@ -133,6 +133,24 @@ TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
   EXPECT_NE(what.find("differ"), std::string::npos) << what;
 }
 
+// A block of ranks that does not wait for what the others have summed up goes on with its own lanes' gradient.
+TEST_F(GatheredWeightsTest, AFaultAmongBlocksChangesTheResult) {
+  for (const int64_t zero : {1, 3}) {
+    one_.strategy.parallel.zero = zero;
+    one_.strategy.parallel.shard = 2;
+    EXPECT_TRUE(ends_alike({})) << zero;
+    EXPECT_FALSE(ends_alike([](plan::Program& program) {
+      for (const plan::Instruction& instruction : program.instructions) {
+        if (instruction.kind != plan::OpKind::kGatherGradients ||
+            instruction.part != kSecondAttention)
+          continue;
+        forget_wait(program, instruction.id);
+        return;
+      }
+    })) << zero;
+  }
+}
+
 // Of a part that nobody has made room for.
 TEST_F(GatheredWeightsTest, WeightsThatAreGoneAreAnErrorAndNoResult) {
   const std::string what = error_of([](plan::Program& program) {
@@ -221,6 +239,20 @@ TEST(GatheredWeightsMemory, IsAShareOfTheModel) {
       EXPECT_LE(static_cast<double>(held.while_made),
                 4.0 * 1.15 * share + static_cast<double>(element * largest));
     }
+  }
+}
+
+TEST(GatheredWeightsMemory, OfBlocksOfRanksIsAShareOfABlock) {
+  const model::ModelSpec spec = wide();
+  plan::Strategy strategy = strategy_for(8, 8, 2, 64);
+  strategy.kernels = kernel_workspace(device::get_device("sim:0").torch_device());
+  strategy.parallel.dp = 8;
+  strategy.parallel.zero = 3;
+  for (const int64_t shard : {2, 4}) {
+    strategy.parallel.shard = shard;
+    const Held held = held_by(spec, strategy);
+    const auto share = static_cast<double>(spec.num_parameters()) / static_cast<double>(shard);
+    EXPECT_NEAR(static_cast<double>(held.between) / (12.0 * share), 1.0, 0.15) << shard;
   }
 }
 

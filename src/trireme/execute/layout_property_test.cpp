@@ -81,6 +81,7 @@ class Draws {
       }
       parallel.dp = pick<int64_t>({1, 2, 3, 4, 5, 6, 8, 16});
       parallel.zero = pick<int64_t>({0, 1, 2, 3, 3});
+      if (parallel.zero > 0 && parallel.dp % 4 == 0) parallel.shard = pick<int64_t>({0, 2, 4});
       strategy.weights_ahead = pick<int64_t>({0, 1, 1, 3});
       if (parallel.world() < 2 || parallel.world() > 16 ||
           !plan::validate(one.spec, strategy).empty())
@@ -176,6 +177,7 @@ std::vector<TrainingCase> simpler_than(const TrainingCase& one) {
     c.strategy.offload_activations.clear();
     c.strategy.offload_optimizer = false;
   });
+  propose([](TrainingCase& c) { c.strategy.parallel.shard = 0; });
   propose([](TrainingCase& c) { c.strategy.recompute.clear(); });
   propose([](TrainingCase& c) { c.strategy.delay_weight_gradients = false; });
   propose([](TrainingCase& c) { c.strategy.precision = plan::Precision::kFp32; });

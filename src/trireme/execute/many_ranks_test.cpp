@@ -45,6 +45,25 @@ TEST(ManyRanksTest, DataParallelRanksEndWithTheBitsOfOne) {
   }
 }
 
+TEST(ManyRanksTest, BlocksOfRanksThatShareEndWithTheBitsOfOne) {
+  for (TrainingCase one : cases()) {
+    one.strategy.sequences *= 2;
+    one.strategy.lanes = 8;
+    one.strategy.parallel = {};
+    one.strategy.precision = one.name == "dense" ? plan::Precision::kFp32 : plan::Precision::kBf16;
+    const Trained want = train(one, at::kCPU);
+    for (const auto& [dp, shard] : {std::pair{4, 2}, {8, 2}, {8, 4}}) {
+      for (const int64_t zero : {1, 2, 3}) {
+        one.strategy.parallel.dp = dp;
+        one.strategy.parallel.shard = shard;
+        one.strategy.parallel.zero = zero;
+        SCOPED_TRACE(fmt::format("{} {}", one.name, plan::describe(one.strategy.parallel)));
+        expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
+      }
+    }
+  }
+}
+
 TEST(ManyRanksTest, RecomputeDelayAndSeveralMicroBatchesALaneChangeNothing) {
   TrainingCase one{"experts", tiny_moe("balanced"), strategy_for(4, 2, 2, 12), {}};
   const Trained want = train(one, at::kCPU);

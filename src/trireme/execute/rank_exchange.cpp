@@ -52,6 +52,7 @@ void RankExchange::begin_step(const plan::Program& program) {
   times_.clear();
   pieces_.clear();
   sums_.assign(program.slices.size(), {});
+  replica_sums_.assign(program.slices.size(), {});
   if (members_ == program.groups) return;
   groups_.clear();
   for (const std::vector<int>& members : program.groups)
@@ -120,13 +121,19 @@ std::vector<int64_t> RankExchange::counted() const {
   return sums;
 }
 
+RankExchange::Owners RankExchange::owners(const plan::Instruction& instruction) const {
+  const auto part = static_cast<size_t>(instruction.part);
+  if (instruction.of_replicas)
+    return {slice_sizes(program_->replica_slices[part]), static_cast<size_t>(program_->replica)};
+  return {slice_sizes(program_->slices[part]), static_cast<size_t>(program_->slice)};
+}
+
 // A rank's j-th piece is sent in the j-th exchange: its slices lie one after the other in the accumulator as they are.
 void RankExchange::reduce_gradients(const plan::Instruction& instruction,
                                     const std::function<at::Tensor(int64_t lane)>& accumulator) {
   comm::Group& ranks = group(instruction);
-  const std::vector<int64_t> sizes =
-      slice_sizes(program_->slices[static_cast<size_t>(instruction.part)]);
-  const int64_t mine = sizes[static_cast<size_t>(program_->slice)];
+  const auto [sizes, place] = owners(instruction);
+  const int64_t mine = sizes[place];
   std::vector<std::vector<cluster::LaneNode>> by_rank(sizes.size());
   for (const plan::Piece& piece : instruction.pieces)
     by_rank[static_cast<size_t>(piece.from)].push_back(piece.node);
@@ -141,9 +148,11 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
       ++senders;
     }
     if (senders == 0) break;
-    const auto& own = by_rank[static_cast<size_t>(program_->slice)];
+    const auto& own = by_rank[place];
     const bool sends = own.size() > round;
-    const at::Tensor in = sends ? accumulator(own[round].first) : at::empty({0}, options);
+    const at::Tensor in = !sends                    ? at::empty({0}, options)
+                          : instruction.of_replicas ? slice(instruction.part)
+                                                    : accumulator(own[round].first);
     const std::vector<int64_t> in_counts = sends ? sizes : std::vector<int64_t>(sizes.size(), 0);
     const at::Tensor out = at::empty({senders * mine}, options);
     issued(instruction, ranks.all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
@@ -157,7 +166,8 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
 }
 
 void RankExchange::combine_pieces(const plan::Instruction& instruction) {
-  std::vector<Sum>& sums = sums_[static_cast<size_t>(instruction.part)];
+  std::vector<Sum>& sums =
+      (instruction.of_replicas ? replica_sums_ : sums_)[static_cast<size_t>(instruction.part)];
   const size_t held = sums.size();
   auto received = pieces_.extract({instruction.part, instruction.lane});
   TRIREME_CHECK(!received.empty(), "no pieces of part {}", instruction.part);
@@ -180,17 +190,19 @@ void RankExchange::combine_pieces(const plan::Instruction& instruction) {
 
 at::Tensor RankExchange::slice(int part) const {
   const std::vector<Sum>& sums = sums_.at(static_cast<size_t>(part));
-  TRIREME_CHECK(sums.size() == 1 && sums.front().first.size == program_->strategy.lanes,
+  const cluster::LaneRange lanes = program_->block_lanes();
+  TRIREME_CHECK(sums.size() == 1 && sums.front().first.size == lanes.last - lanes.first,
                 "part {}: {} sums instead of one over all lanes", part, sums.size());
   return sums.front().second;
 }
 
 void RankExchange::gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole) {
-  issued(
-      instruction,
-      group(instruction)
-          .all_gather(whole, slice_sizes(program_->slices[static_cast<size_t>(instruction.part)]),
-                      slice(instruction.part), device_.compute_queue()));
+  const at::Tensor mine = instruction.of_replicas
+                              ? replica_sums_.at(static_cast<size_t>(instruction.part)).at(0).second
+                              : slice(instruction.part);
+  issued(instruction,
+         group(instruction)
+             .all_gather(whole, owners(instruction).sizes, mine, device_.compute_queue()));
 }
 
 void RankExchange::owe_weights() {

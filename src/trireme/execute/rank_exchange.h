@@ -36,9 +36,10 @@ class RankExchange {
                         const std::function<at::Tensor(int64_t lane)>& accumulator);
   /// After wait() for the pieces.
   void combine_pieces(const plan::Instruction& instruction);
-  /// This rank's slice of a part's gradient: over all lanes once every piece is combined.
+  /// This rank's slice of a part's gradient: over its block's lanes once every piece is combined, over all once replicas are.
   at::Tensor slice(int part) const;
   void drop_slice(int part) { sums_.at(static_cast<size_t>(part)).clear(); }
+  void drop_replica_slice(int part) { replica_sums_.at(static_cast<size_t>(part)).clear(); }
   void gather_gradients(const plan::Instruction& instruction, const at::Tensor& whole);
   /// Owners have new weights: the next step gathers them, or gather_now().
   void owe_weights();
@@ -72,6 +73,12 @@ class RankExchange {
     bool masters_are_shared;  ///< what everybody has whole is the compute copy
   };
 
+  /// What the members of the instruction's group own of what it sends, in elements, and which of them is this rank's.
+  struct Owners {
+    std::vector<int64_t> sizes;
+    size_t mine;
+  };
+  Owners owners(const plan::Instruction& instruction) const;
   comm::Group& group(const plan::Instruction& instruction);
   comm::Group::Pending gather(int part, const Owed& owed);
   void issued(const plan::Instruction& instruction, comm::Group::Pending work);
@@ -87,7 +94,9 @@ class RankExchange {
   std::map<int, std::pair<double, double>> times_;
   std::map<std::pair<int, int64_t>, std::vector<Sum>> pieces_;  ///< by part and first lane
   std::vector<std::vector<Sum>> sums_;                          ///< by part: of this rank's slice
-  std::map<int, Owed> owed_;                                    ///< by part
+  std::vector<std::vector<Sum>>
+      replica_sums_;          ///< by part: of what it adds up of its slice for its replicas
+  std::map<int, Owed> owed_;  ///< by part
   std::map<int, bool>
       refreshes_;  ///< by gather under way: whether the compute copy follows from it
   at::Tensor counts_;

@@ -47,7 +47,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     }
   };
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
-    if (!program_.has(part)) continue;
+    if (!program_.has(part) || program_.replica > 0) continue;
     int64_t blocks = 0;
     const auto blocks_in = [](int64_t elements) {
       return (elements + plan::kSquaresBlock - 1) / plan::kSquaresBlock;
@@ -101,7 +101,7 @@ std::vector<double> StepFigures::mine() const {
 }
 
 void StepFigures::take(const std::vector<double>& all) {
-  const auto owners = static_cast<int>(program_.slices.front().size()) - 1;
+  const plan::Parallel& parallel = program_.strategy.parallel;
   for (std::vector<double>& squares : squares_) squares.clear();
   auto next = all.begin();
   const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
@@ -110,12 +110,14 @@ void StepFigures::take(const std::vector<double>& all) {
     const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
     const int place = mesh.coordinates(rank).pp;
     const auto has = [&](int part) { return program_.pipeline_rank_of(part) == place; };
-    const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, owners);
+    const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, parallel.dp);
     for (const int64_t lane : lanes) {
       if (!has(spec_.head_part())) break;
       for (double& loss : lane_at(lane).losses) loss = *next++;
     }
-    for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
+    // Replicas of a slice have the same ones.
+    for (int part = 0; index < parallel.sharing() && part < static_cast<int>(spec_.parts.size());
+         ++part) {
       if (!has(part)) continue;
       const auto at = static_cast<size_t>(part);
       const std::vector<plan::SquaresRange>& ranges = program_.squares[at];

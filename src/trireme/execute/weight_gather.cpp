@@ -23,7 +23,7 @@ WeightGather::WeightGather(nn::ParameterStore& store, const plan::Program& progr
   }
   if (program.strategy.parallel.zero < 3) return;
   const cluster::Mesh mesh(plan::mesh_shape(program.strategy.parallel));
-  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kData)) {
+  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kShard)) {
     if (members.size() == 1) continue;
     if (auto group = world.make_group(members, device_)) ranks_ = std::move(group);
   }

@@ -10,13 +10,14 @@ FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program,
   const cluster::Mesh mesh(mesh_shape(program.strategy.parallel));
   const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
   const int place = mesh.coordinates(rank).pp;
-  const auto owners = static_cast<int64_t>(program.slices.front().size()) - 1;
-  const auto lanes = static_cast<int64_t>(lanes_of(program.strategy, index, owners).size());
+  const Parallel& parallel = program.strategy.parallel;
+  const auto lanes = static_cast<int64_t>(lanes_of(program.strategy, index, parallel.dp).size());
   if (program.pipeline_rank_of(spec.head_part()) == place)
     layout.losses = lanes * (1 + spec.num_mtp_layers);
-  const auto slice = static_cast<size_t>(index);
+  const auto slice = static_cast<size_t>(index % parallel.sharing());
+  const bool has_squares = index < parallel.sharing();
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
-    if (program.pipeline_rank_of(part) != place) continue;
+    if (!has_squares || program.pipeline_rank_of(part) != place) continue;
     const std::vector<SquaresRange>& ranges = program.squares[static_cast<size_t>(part)];
     const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
     layout.squares += static_cast<int64_t>(

@@ -6,6 +6,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
+#include "trireme/cluster/slices.h"
 #include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/shards.h"
@@ -29,7 +30,12 @@ int group_index(const Program& program, const std::vector<int>& members) {
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks) {
   std::vector<int64_t> lanes;
   if (strategy.parallel.zero >= 2) {
-    for (int64_t lane = index; lane < strategy.lanes; lane += ranks) lanes.push_back(lane);
+    // Blocks of ranks that share states have contiguous lanes.
+    const int64_t block = strategy.parallel.shard > 0 ? strategy.parallel.shard : ranks;
+    const cluster::LaneRange range =
+        cluster::lane_range(index / block, ranks / block, strategy.lanes);
+    for (int64_t lane = range.first + index % block; lane < range.last; lane += block)
+      lanes.push_back(lane);
     return lanes;
   }
   const cluster::LaneRange range = cluster::lane_range(index, ranks, strategy.lanes);
@@ -52,28 +58,42 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   }
   program.rank = rank;
   const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
-  owners_ = mesh.group_size(cluster::Dimension::kData);
-  program.slice = mesh.index_in_group(cluster::Dimension::kData, rank);
-  program.lanes = lanes_with_absent(strategy_, program.slice, owners_);
+  owners_ = mesh.group_size(cluster::Dimension::kShard);
+  replicas_ = mesh.group_size(cluster::Dimension::kReplicate);
+  program.slice = mesh.index_in_group(cluster::Dimension::kShard, rank);
+  program.replica = mesh.index_in_group(cluster::Dimension::kReplicate, rank);
+  block_ = program.block_lanes();
+  replica_sums_.assign(spec.parts.size(), kNone);
+  program.lanes = lanes_with_absent(strategy_, mesh.index_in_group(cluster::Dimension::kData, rank),
+                                    mesh.group_size(cluster::Dimension::kData));
   for (std::vector<int>& of_part : accumulators_)
     of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
   for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
     program.squares.push_back(squares_ranges(spec, part));
+    if (replicas_ == 1) continue;
+    const std::vector<int64_t>& bounds = program.slices.back();
+    const auto mine = static_cast<size_t>(program.slice);
+    program.replica_slices.push_back(
+        cluster::slice_bounds(bounds[mine + 1] - bounds[mine], replicas_, kSquaresBlock));
   }
   if (mesh.size() == 1) return;
   std::vector<int> world(static_cast<size_t>(mesh.size()));
   std::iota(world.begin(), world.end(), 0);
   program.groups.push_back(world);
   for (const cluster::Dimension dimension :
-       {cluster::Dimension::kData, cluster::Dimension::kPipeline}) {
+       {cluster::Dimension::kShard, cluster::Dimension::kReplicate,
+        cluster::Dimension::kPipeline}) {
     for (const std::vector<int>& group : mesh.groups(dimension)) {
       if (group.size() > 1 && std::ranges::find(program.groups, group) == program.groups.end())
         program.groups.push_back(group);
     }
   }
   world_group_ = group_index(program, world);
-  if (owners_ > 1) owner_group_ = group_index(program, mesh.group(cluster::Dimension::kData, rank));
+  if (owners_ > 1)
+    owner_group_ = group_index(program, mesh.group(cluster::Dimension::kShard, rank));
+  if (replicas_ > 1)
+    replica_group_ = group_index(program, mesh.group(cluster::Dimension::kReplicate, rank));
   if (mesh.shape().pp > 1)
     pipeline_group_ = group_index(program, mesh.group(cluster::Dimension::kPipeline, rank));
 }
@@ -121,8 +141,9 @@ void GradientSums::lane_done(int part, int64_t lane) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
     std::vector<int> sources;
     if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
-    reduce_in_turn(round, {part, std::move(sources), kNone, round_of_lane(round),
-                           (static_cast<int64_t>(round) + 1) * owners_ >= strategy_.lanes});
+    reduce_in_turn(round,
+                   {part, std::move(sources), kNone, round_of_lane(round),
+                    (static_cast<int64_t>(round) + 1) * owners_ >= block_.last - block_.first});
     return;
   }
   combine_lanes(part, lane);
@@ -130,7 +151,8 @@ void GradientSums::lane_done(int part, int64_t lane) {
   std::vector<Piece> pieces;
   std::vector<int> sources;
   for (int from = 0; from < owners_; ++from) {
-    const cluster::LaneRange range = cluster::lane_range(from, owners_, strategy_.lanes);
+    const cluster::LaneRange range = cluster::lane_range(writer_.program().replica * owners_ + from,
+                                                         strategy_.parallel.dp, strategy_.lanes);
     for (const cluster::LaneNode& node : cluster::cover(range.first, range.last)) {
       pieces.push_back({node, from});
       if (from == writer_.program().slice)
@@ -143,7 +165,8 @@ void GradientSums::lane_done(int part, int64_t lane) {
 // Stages whose ranks have unequal numbers of lanes complete their parts in other orders, and a group's transfers have one. (Under
 // ZeRO 3 they pass through absent lanes, too.)
 void GradientSums::reduce_in_turn(size_t round, Sent request) {
-  if (pipeline_group_ < 0 || strategy_.parallel.zero == 3 || strategy_.lanes % owners_ == 0) {
+  if (pipeline_group_ < 0 || strategy_.parallel.zero == 3 ||
+      (block_.last - block_.first) % owners_ == 0) {
     reduce(request.part, std::move(request.nodes), std::move(request.sources), request.last);
     return;
   }
@@ -177,8 +200,8 @@ void GradientSums::combine_lanes(int part, int64_t lane) {
 std::vector<Piece> GradientSums::round_of_lane(size_t round) const {
   std::vector<Piece> pieces;
   for (int from = 0; from < owners_; ++from) {
-    const int64_t lane = static_cast<int64_t>(round) * owners_ + from;
-    if (lane < strategy_.lanes) pieces.push_back({{lane, 1}, from});
+    const int64_t lane = block_.first + static_cast<int64_t>(round) * owners_ + from;
+    if (lane < block_.last) pieces.push_back({{lane, 1}, from});
   }
   return pieces;
 }
@@ -187,6 +210,13 @@ int64_t GradientSums::slice_bytes(int part) const {
   const Program& program = writer_.program();
   const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
   const auto mine = static_cast<size_t>(program.slice);
+  return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
+}
+
+int64_t GradientSums::replica_slice_bytes(int part) const {
+  const Program& program = writer_.program();
+  const std::vector<int64_t>& bounds = program.replica_slices[static_cast<size_t>(part)];
+  const auto mine = static_cast<size_t>(program.replica);
   return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
 }
 
@@ -203,13 +233,43 @@ void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> 
   for (const int source : sources) writer_.read(source);
   writer_.make(buffer);
   sent_.push_back({part, std::move(sources), buffer, std::move(pieces), last});
-  if (sent_.size() > kPartsInFlight) combine_oldest();
+  // With replicas a part is sent twice.
+  while (sent_.size() > (replicas_ > 1 ? 2 : 1) * kPartsInFlight) combine_oldest();
+}
+
+// A block's slice is one node of the tree: its lanes are contiguous and as many as any other's.
+void GradientSums::reduce_over_replicas(int part) {
+  std::vector<Piece> pieces;
+  const int64_t lanes = block_.last - block_.first;
+  for (int from = 0; from < replicas_; ++from) pieces.push_back({{from * lanes, lanes}, from});
+  const int buffer = writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, 0,
+                                        replicas_ * replica_slice_bytes(part));
+  Instruction& instruction = writer_.begin(OpKind::kReduceGradients, part, kNone, 0);
+  instruction.resource = Resource::kCommunication;
+  instruction.group = replica_group_;
+  instruction.of_replicas = true;
+  instruction.pieces = pieces;
+  writer_.read(slice_of(part));
+  writer_.make(buffer);
+  sent_.push_back({part, {slice_of(part)}, buffer, std::move(pieces), true, true});
 }
 
 void GradientSums::combine_oldest() {
   const Sent sent = std::move(sent_.front());
   sent_.pop_front();
   const auto at = static_cast<size_t>(sent.part);
+  if (sent.of_replicas) {
+    Instruction& combine = writer_.begin(OpKind::kCombinePieces, sent.part, kNone, 0);
+    combine.pieces = sent.nodes;
+    combine.of_replicas = true;
+    writer_.read(sent.pieces);
+    for (const int source : sent.sources) writer_.read(source);
+    replica_sums_[at] = writer_.new_buffer(BufferKind::kReplicaSlice, sent.part, kNone, 0,
+                                           replica_slice_bytes(sent.part));
+    writer_.make(replica_sums_[at]);
+    gather_gradients(sent.part, true);
+    return;
+  }
   std::vector<cluster::LaneNode>& held = held_[at];
   Instruction& instruction =
       writer_.begin(OpKind::kCombinePieces, sent.part, kNone, sent.nodes.front().node.first);
@@ -235,28 +295,30 @@ void GradientSums::combine_oldest() {
     slices_[at][nodes[i].first] = slice;
   }
   held = std::move(next);
-  if (sent.last && strategy_.parallel.zero == 0) gather_gradients(sent.part);
+  if (sent.last && strategy_.parallel.zero == 0) gather_gradients(sent.part, false);
+  if (sent.last && replicas_ > 1) reduce_over_replicas(sent.part);
 }
 
-void GradientSums::gather_gradients(int part) {
+void GradientSums::gather_gradients(int part, bool of_replicas) {
   Instruction& instruction = writer_.begin(OpKind::kGatherGradients, part, kNone, kNone);
   instruction.resource = Resource::kCommunication;
-  instruction.group = owner_group_;
-  writer_.read(slices_[static_cast<size_t>(part)].at(0));
+  instruction.group = of_replicas ? replica_group_ : owner_group_;
+  instruction.of_replicas = of_replicas;
+  writer_.read(of_replicas ? replica_sums_[static_cast<size_t>(part)] : slice_of(part));
   writer_.write(finished_gradient(part));
 }
 
 /// What the optimizer reads: the whole gradient, or the owner's slice of it.
 int GradientSums::finished_gradient(int part) const {
   const auto at = static_cast<size_t>(part);
-  if (owners_ > 1 && strategy_.parallel.zero > 0) return slices_[at].at(0);
+  if (owners_ > 1 && strategy_.parallel.zero > 0) return slice_of(part);
   return accumulators_[at][static_cast<size_t>(writer_.program().lanes.front())];
 }
 
 void GradientSums::finish_step() {
   if (owners_ > 1 && strategy_.parallel.zero >= 2) {
     // The last lanes of others, where this rank has one less.
-    const auto rounds = static_cast<size_t>((strategy_.lanes + owners_ - 1) / owners_);
+    const auto rounds = static_cast<size_t>((block_.last - block_.first + owners_ - 1) / owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {
       for (const int part : order_)
         reduce_in_turn(round, {part, {}, kNone, round_of_lane(round), round + 1 == rounds});
@@ -269,8 +331,7 @@ void GradientSums::finish_step() {
     writer_.begin(OpKind::kSumSquares, kNone, kNone, kNone);
     for (int part = 0; part < num_parts_; ++part) {
       if (has_parameters(part))
-        writer_.read(owners_ > 1 ? slices_[static_cast<size_t>(part)].at(0)
-                                 : finished_gradient(part));
+        writer_.read(owners_ > 1 ? slice_of(part) : finished_gradient(part));
     }
     const int squares = writer_.current();
     Instruction& reduce = writer_.begin(OpKind::kReduceFigures, kNone, kNone, kNone);
@@ -301,7 +362,8 @@ void GradientSums::finish_step() {
     writer_.depend(norm);
     writer_.read(finished_gradient(part));
     if (owners_ > 1 && strategy_.parallel.zero == 0)
-      writer_.read(slices_[static_cast<size_t>(part)].at(0));  // alive until the gather ended
+      writer_.read(slice_of(part));  // alive until the gather ended
+    if (replicas_ > 1) writer_.read(replica_sums_[static_cast<size_t>(part)]);
     ends.push_back(writer_.current());
   }
   writer_.begin(OpKind::kCommit, kNone, kNone, kNone).resource = Resource::kHost;

@@ -49,15 +49,19 @@ class GradientSums {
     int pieces;                ///< the buffer
     std::vector<Piece> nodes;
     bool last;  ///< of the part
+    bool of_replicas = false;
   };
 
   void combine_lanes(int part, int64_t lane);
   void reduce_in_turn(size_t round, Sent request);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
-  void gather_gradients(int part);
+  void reduce_over_replicas(int part);
+  void gather_gradients(int part, bool of_replicas);
   std::vector<Piece> round_of_lane(size_t round) const;
   int64_t slice_bytes(int part) const;
+  int64_t replica_slice_bytes(int part) const;
+  int slice_of(int part) const { return slices_[static_cast<size_t>(part)].at(block_.first); }
   int finished_gradient(int part) const;
 
   const model::ModelSpec& spec_;
@@ -66,8 +70,12 @@ class GradientSums {
   const int num_parts_;
   std::vector<char> has_parameters_;
   std::vector<std::vector<int>>
-      accumulators_;  ///< [part][lane]: buffer of the lane, then of its group
-  int owners_ = 1;    ///< ranks that share states
+      accumulators_;          ///< [part][lane]: buffer of the lane, then of its group
+  int owners_ = 1;            ///< ranks that share states
+  int replicas_ = 1;          ///< blocks of them
+  cluster::LaneRange block_;  ///< lanes of this rank's
+  int replica_group_ = -1;
+  std::vector<int> replica_sums_;  ///< by part: kReplicaSlice
   int world_group_ = -1;
   int owner_group_ = -1;
   int pipeline_group_ = -1;

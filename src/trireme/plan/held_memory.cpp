@@ -40,6 +40,7 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kParameterGradient:
         case BufferKind::kGradientPieces:
         case BufferKind::kGradientSlice:
+        case BufferKind::kReplicaSlice:
           held.gradients += bytes;
           break;
         case BufferKind::kOptimizerState:

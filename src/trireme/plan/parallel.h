@@ -62,6 +62,8 @@ struct Parallel {
   Reduction reduction = Reduction::kExact;
 
   int64_t world() const { return dp * tp * pp * cp; }
+  /// Data parallel ranks that share states; every block of so many has all of them.
+  int64_t sharing() const { return shard > 0 ? shard : dp; }
   int64_t stages() const { return pp * chunks; }  ///< of the pipeline
   bool operator==(const Parallel&) const = default;
 };

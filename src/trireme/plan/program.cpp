@@ -102,6 +102,8 @@ const char* to_string(BufferKind kind) {
       return "delayed";
     case BufferKind::kOptimizerState:
       return "optimizer-state";
+    case BufferKind::kReplicaSlice:
+      return "replica-slice";
     case BufferKind::kGatheredWeights:
       return "gathered-weights";
   }
@@ -147,6 +149,11 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
   return std::move(program);
+}
+
+cluster::LaneRange Program::block_lanes() const {
+  const int64_t count = strategy.lanes * strategy.parallel.sharing() / strategy.parallel.dp;
+  return {replica * count, (replica + 1) * count};
 }
 
 int Program::pipeline_rank_of(int part) const {

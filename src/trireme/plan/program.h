@@ -112,6 +112,7 @@ enum class BufferKind {
   kGradientSlice,      ///< the owner's sum of a slice over a node of lanes
   kDelayed,            ///< made by backward-input for backward-weight
   kOptimizerState,     ///< a part's states while they visit the device; made by kReload
+  kReplicaSlice,  ///< hybrid sharding: the sum over all lanes of what a replica adds up of an owner's slice
   kGatheredWeights  ///< ZeRO 3: what products read of a part, while it is whole; made by kGatherParameters
 };
 const char* to_string(BufferKind kind);
@@ -169,6 +170,9 @@ struct Instruction {
   int peer = -1;   ///< kSend, kReceive: the other rank's place in the group
   bool of_gradient =
       false;  ///< kSend, kReceive: of the part's output's gradient, not of its output
+  /// kReduceGradients, kCombinePieces, kGatherGradients: among the replicas of a slice, whose blocks of ranks have each summed
+  /// up their own lanes.
+  bool of_replicas = false;
   /// kReduceGradients, and the kCombinePieces after it: in ascending order of lanes. A rank sends its own in this order.
   std::vector<Piece> pieces;
 };
@@ -209,6 +213,12 @@ struct Program {
   std::vector<std::vector<int64_t>> slices;
   std::vector<std::vector<SquaresRange>> squares;  ///< by part: squares_ranges()
   int slice = 0;                                   ///< this rank's place among them
+  /// Hybrid sharding: this rank's block among those that have all states each, and by part the boundaries, in its slice, of what
+  /// each of the slice's replicas adds up of it. Empty where there is one block.
+  int replica = 0;
+  std::vector<std::vector<int64_t>> replica_slices;
+  /// The lanes that this rank's block computes.
+  cluster::LaneRange block_lanes() const;
   /// Numbers of this rank's micro-batches in the global batch, in the order in which it computes them.
   std::vector<int64_t> micro_batches() const;
   int64_t resident_bytes = 0;  ///< parameters, master copies, optimizer state, tables: always held
@@ -247,8 +257,8 @@ std::vector<std::string> validate(const model::ModelSpec& spec, const Strategy& 
 Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank = 0);
 
 /// Lanes of data-parallel rank `index` of `ranks`, in the order in which it computes them. Contiguous, so that a rank combines
-/// what it can before it sends; under ZeRO 2 and 3, which send lane by lane, the ranks take turns, so that what an owner has is
-/// combined at once.
+/// what it can before it sends; under ZeRO 2 and 3, which send lane by lane, the ranks of a block that shares states take turns,
+/// so that what an owner has is combined at once.
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks);
 
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".

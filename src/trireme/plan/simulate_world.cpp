@@ -331,9 +331,13 @@ class World {
 TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& program,
                              const Instruction& instruction) {
   // All but this rank's slice come from others, and as much goes to them: as over a ring.
+  const auto mine = static_cast<size_t>(instruction.of_replicas ? program.replica : program.slice);
+  const auto bounds_of_part = [&]() -> const std::vector<int64_t>& {
+    const auto part = static_cast<size_t>(instruction.part);
+    return instruction.of_replicas ? program.replica_slices[part] : program.slices[part];
+  };
   const auto slices = [&](double bytes_an_element) {
-    const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(instruction.part)];
-    const auto mine = static_cast<size_t>(program.slice);
+    const std::vector<int64_t>& bounds = bounds_of_part();
     const int64_t others = bounds.back() - (bounds[mine + 1] - bounds[mine]);
     return bytes_an_element * static_cast<double>(others);
   };
@@ -346,11 +350,10 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
       bytes.received = bytes_of(program, instruction.makes);
       break;
     case OpKind::kReduceGradients: {
-      const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(instruction.part)];
-      const auto mine = static_cast<size_t>(program.slice);
+      const std::vector<int64_t>& bounds = bounds_of_part();
       const auto own = static_cast<double>(bounds[mine + 1] - bounds[mine]);
       for (const Piece& piece : instruction.pieces) {
-        if (piece.from == program.slice) {
+        if (piece.from == static_cast<int>(mine)) {
           bytes.sent += slices(4.0);
         } else {
           bytes.received += 4.0 * own;

@@ -122,6 +122,13 @@ class Rules {
       found.push_back({Key::kShard, fmt::format("parallel.shard = {}: without ZeRO (parallel.zero "
                                                 "= 0) nothing is sharded",
                                                 p.shard)});
+    if (p.shard == 1)
+      found.push_back({Key::kShard, "parallel.shard = 1: one rank has nothing to share with"});
+    // Blocks of ranks have to meet in one place of the tree.
+    if (p.shard < p.dp && p.dp <= strategy_.lanes && strategy_.lanes % p.dp != 0)
+      found.push_back({Key::kDp, fmt::format("parallel.dp = {} does not divide batch.lanes = {}, "
+                                             "which replicas of shards (parallel.shard = {}) need",
+                                             p.dp, strategy_.lanes, p.shard)});
     if (p.dp % p.shard != 0)
       found.push_back({Key::kShard, fmt::format("parallel.shard = {} does not divide parallel.dp = "
                                                 "{}",

@@ -150,7 +150,9 @@ TEST(ValidateParallel, AScheduleOfAFileFitsItsRanksAndMicroBatches) {
 bool allowed(const model::ModelSpec& spec, const Strategy& s) {
   const Parallel& p = s.parallel;
   bool good = p.dp <= s.lanes && p.zero <= 3;
-  if (p.shard > 0) good = good && p.zero > 0 && p.dp % p.shard == 0;
+  if (p.shard > 0)
+    good = good && p.zero > 0 && p.dp % p.shard == 0 && p.shard > 1 &&
+           (p.shard == p.dp || s.lanes % p.dp == 0);
   const bool v = p.schedule == ScheduleKind::kZeroBubbleV || p.schedule == ScheduleKind::kVHalf ||
                  p.schedule == ScheduleKind::kDualPipeV;
   if (p.pp == 1) {

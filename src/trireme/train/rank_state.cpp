@@ -38,8 +38,8 @@ StateGather::StateGather(const nn::ParameterStore& store, const optim::Optimizer
   }
 }
 
-// Shares of all ranks one after the other, on rank 0. Of what several ranks have whole the first one's moves, and nothing where
-// that is rank 0. Second states are of some of the elements that the first are of.
+// Shares of all ranks one after the other, on rank 0. Of what several ranks have, or several blocks of ranks, the first one's
+// moves, and nothing where that is rank 0. Second states are of some of the elements that the first are of.
 at::Tensor StateGather::gather(const at::Tensor& share, size_t which) {
   const int64_t whole = store_.part_numel(static_cast<int>(which / kShares));
   const auto sum_of = [](const std::vector<int64_t>& of) {
@@ -50,14 +50,12 @@ at::Tensor StateGather::gather(const at::Tensor& share, size_t which) {
   const bool first = world_.rank() == 0;
   if (elements.front() == whole) return first ? share : at::Tensor();
   std::vector<int64_t> counts = counts_[which];
-  if (sum_of(elements) > whole) {
-    const auto holder = std::ranges::find(elements, whole) - elements.begin();
-    TRIREME_CHECK(holder < static_cast<int64_t>(counts.size()), "nobody has all of share {}",
-                  which);
-    for (int64_t rank = 0; rank < static_cast<int64_t>(counts.size()); ++rank) {
-      if (rank != holder) counts[static_cast<size_t>(rank)] = 0;
-    }
+  int64_t found = 0;
+  for (size_t rank = 0; rank < counts.size(); ++rank) {
+    if (found == whole) counts[rank] = 0;
+    found += found == whole ? 0 : elements[rank];
   }
+  TRIREME_CHECK(found == whole, "share {}: {} of {} elements are there", which, found, whole);
   if (ranks_ == nullptr) {
     std::vector<int> members(static_cast<size_t>(world_.size()));
     std::iota(members.begin(), members.end(), 0);

@@ -319,7 +319,9 @@ std::vector<SchemaEntry> make_schema() {
                   "float32 weights); 2: gradients too; 3: all weights, which come for their use. "
                   "The result is the same.",
                   kNoEffect));
-  s.push_back(key("parallel.shard", REF(parallel.shard), only_yet(0), "Size of the sharding group.",
+  s.push_back(key("parallel.shard", REF(parallel.shard), at_least(0),
+                  "Hybrid sharding: how many of the data parallel ranks share what `zero` says; "
+                  "every block of so many has all of it. 0: all ranks. The result is the same.",
                   kNoEffect));
   s.push_back(
       key("parallel.tp", REF(parallel.tp), only_yet(1), "Tensor parallel ranks.", kNoEffect));

@@ -107,6 +107,8 @@ TEST_P(TrainerRanksTest, PipelinesLeaveWhatOneRankLeaves) {
                                        {"pp=2", "dp=2", "zero=2"},
                                        {"pp=2", "dp=2", "zero=3", "schedule=zbv", "chunks=2"},
                                        {"pp=2", "dp=2", "zero=3"},
+                                       {"dp=4", "zero=1", "shard=2"},
+                                       {"dp=4", "zero=3", "shard=2"},
                                        {"pp=2", "schedule=interleaved", "chunks=3"}};
   for (const bool experts : {false, true}) {
     use_deep_model(experts ? "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, " : "");
@@ -139,7 +141,7 @@ TEST_P(TrainerRanksTest, ARunGoesOnUnderAnotherPipeline) {
   std::vector<RunFile> runs;
   using Layout = std::vector<std::string>;
   for (const Layout& layout : std::vector<Layout>{{"pp=2"},
-                                                  {"dp=3", "zero=1"},
+                                                  {"dp=4", "zero=2", "shard=2"},
                                                   {"pp=3", "schedule=v-half", "chunks=2"},
                                                   {},
                                                   {"pp=2", "dp=2", "zero=3"},

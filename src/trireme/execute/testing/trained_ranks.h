@@ -109,9 +109,19 @@ inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Dev
     for (const RankTrained& rank : all) {
       if (rank.has(part)) holders.push_back(&rank);
     }
+    // Blocks of ranks that have all of it, each: the same.
+    const auto block = static_cast<size_t>(one.strategy.parallel.sharing());
     const auto each = [&](auto&& value) {
       std::vector<at::Tensor> tensors;
-      for (const RankTrained* rank : holders) tensors.push_back(value(*rank));
+      for (const RankTrained* rank : holders) {
+        if (tensors.size() < block) {
+          tensors.push_back(value(*rank));
+        } else {
+          const auto place =
+              static_cast<size_t>(std::ranges::find(holders, rank) - holders.begin());
+          EXPECT_TRUE(at::equal(value(*rank), tensors[place % block])) << "part " << part;
+        }
+      }
       return tensors;
     };
     const at::Tensor compute =
