@@ -134,6 +134,42 @@ TEST(ParameterStore, ASliceOfMastersHasTheBitsOfTheWhole) {
   }
 }
 
+TEST(ParameterStore, PartsThatComeAreDrawnByTheirSharesAndHaveRoomOnlyWhereAsked) {
+  for (const auto compute : {at::kFloat, at::kBFloat16}) {
+    ParameterStore whole(tiny(3), compute);
+    whole.initialize(9);
+    // Shares that begin and end inside parameters, at odd elements too.
+    for (const double from : {0.0, 0.31, 0.8}) {
+      std::vector<model::ElementRange> shares;
+      for (int part = 0; part < whole.num_parts(); ++part) {
+        const auto numel = static_cast<double>(whole.part_numel(part));
+        shares.push_back(
+            {static_cast<int64_t>(from * numel) | 1, static_cast<int64_t>(0.9 * numel)});
+      }
+      ParameterStore comes(tiny(3), compute, at::kFloat, at::kCPU, shares, {},
+                           std::vector<char>(shares.size(), 1));
+      comes.initialize(9);
+      for (int part = 0; part < whole.num_parts(); ++part) {
+        const model::ElementRange share = shares[static_cast<size_t>(part)];
+        const auto of_share = [&](const at::Tensor& flat) {
+          return flat.narrow(0, share.first, share.count());
+        };
+        EXPECT_TRUE(at::equal(comes.part_master(part), of_share(whole.part_master(part))));
+        const at::Tensor view = comes.compute(comes.part_parameters(part).front());
+        EXPECT_EQ(comes.part_compute(part).storage().data(), nullptr);
+        comes.make_room(part);
+        comes.refresh_compute(part);
+        EXPECT_TRUE(
+            at::equal(of_share(comes.part_compute(part)), of_share(whole.part_compute(part))));
+        EXPECT_EQ(view.data_ptr(),
+                  comes.part_compute(part).data_ptr());  // a part's view has it too
+        comes.drop(part);
+        EXPECT_EQ(view.storage().data(), nullptr);
+      }
+    }
+  }
+}
+
 TEST(Rotary, FrequenciesOfTheThreeScalings) {
   model::RotarySpec spec;
   spec.dim = 8;

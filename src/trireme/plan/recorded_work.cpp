@@ -174,7 +174,7 @@ std::vector<std::string> validate_recording(const model::ModelSpec& /*spec*/,
         "once, and recorded work is done for one at a time; use parallel.pp = 1 or no graphs",
         strategy.parallel.pp));
   }
-  if (strategy.parallel.zero >= 3) {
+  if (strategy.parallel.zero >= 3 && strategy.parallel.sharing() > 1) {
     reasons.push_back(fmt::format(
         "device.graphs is on and parallel.zero = {}: weights come to another place each time, and "
         "recorded work reads them where they were; use parallel.zero = 2 or no graphs",

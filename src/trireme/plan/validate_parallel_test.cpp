@@ -61,6 +61,12 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
   EXPECT_EQ(reason_of(llama, {.dp = 8, .zero = 1, .shard = 3}),
             "parallel.shard = 3 does not divide parallel.dp = 8: use parallel.shard = 2 or 4");
   EXPECT_THAT(reason_of(llama, {.dp = 8, .shard = 2}), HasSubstr("use parallel.shard = 0"));
+  EXPECT_EQ(reason_of(llama, {.dp = 8, .zero = 3, .shard = 1}),
+            "parallel.shard = 1: one rank has nothing to share with: use parallel.shard = 0 or 2");
+  EXPECT_THAT(
+      reason_of(llama, {.dp = 6, .zero = 3, .shard = 2}),
+      HasSubstr("parallel.dp = 6 does not divide batch.lanes = 16, which replicas of shards "
+                "(parallel.shard = 2) need: use parallel.dp = 4 or 8"));
   EXPECT_EQ(reason_of(llama, {.pp = 9}),
             "parallel.pp = 9 x parallel.chunks = 1 are 9 stages; the model can be cut into 8: "
             "embedding, 6 layers, head: use parallel.pp = 8");
