@@ -73,6 +73,10 @@ def a_fault_of_the_simulated_device_ends_the_run(folder):
         assert said in done.stderr, done.stderr
     done = train(folder, "faulty", "--device", "sim", status=2, TRIREME_SIM_FAULT="fail")
     assert "TRIREME_SIM_FAULT=fail" in done.stderr and "flip:3:linear" in done.stderr, done.stderr
+    done = train(folder, "clocked", "--device", "sim", status=2, TRIREME_SIM_CLOCK="h100-sxm-80g")
+    assert "h100-sxm-80gb" in done.stderr, done.stderr
+    train(folder, "clocked", "--device", "sim", TRIREME_SIM_CLOCK="h100-sxm-80gb")
+
     # A bit that is wrong is a wrong result, and nothing else.
     train(folder, "whole", "--device", "sim")
     train(folder, "flipped", "--device", "sim", TRIREME_SIM_FAULT="flip:40:linear")

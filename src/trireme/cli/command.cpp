@@ -15,6 +15,7 @@
 #include "trireme/base/error.h"
 #include "trireme/base/log.h"
 #include "trireme/base/suggest.h"
+#include "trireme/cli/sim_clock.h"
 #include "trireme/device/plugin/plugin.h"
 
 namespace trireme::cli {
@@ -135,6 +136,7 @@ int run(int argc, char** argv) {
   app.parse_complete_callback([&options] {
     if (options.quiet) log::set_level(log::Level::kWarning);
     if (options.verbose) log::set_level(log::Level::kVerbose);
+    resolve_sim_clock();
   });
   try {
     app.parse(argc, argv);

@@ -142,7 +142,9 @@ TEST_F(CostTest, ExpertsSpreadOverRanksKeepTheirRows) {
          part_operations(moe, strategy_, sharding_, stack_, 4, OpKind::kForward)) {
       if (operation.kind != WorkKind::kProduct) continue;
       const double now = operation.product.groups * operation.product.m;
-      if (rows > 0.0) EXPECT_NEAR(now, rows, 1e-9);
+      if (rows > 0.0) {
+        EXPECT_NEAR(now, rows, 1e-9);
+      }
       rows = now;
     }
   }
