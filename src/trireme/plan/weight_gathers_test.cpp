@@ -53,7 +53,8 @@ size_t walk(const model::ModelSpec& spec, const Program& program) {
       if (buffer.kind != BufferKind::kGatheredWeights) continue;
       EXPECT_EQ(instruction.kind, OpKind::kGatherParameters);
       EXPECT_EQ(instruction.part, buffer.part);
-      EXPECT_TRUE(whole.insert(buffer.part).second) << "part " << buffer.part << " is whole already";
+      EXPECT_TRUE(whole.insert(buffer.part).second)
+          << "part " << buffer.part << " is whole already";
       waited.erase(buffer.part);
     }
     most = std::max(most, whole.size());
