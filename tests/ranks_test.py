@@ -76,8 +76,9 @@ def threads_and_processes_end_as_one_rank_does(folder):
     train(folder, out="one", dp=1)
     for name, ranks, dp, zero in (("threads", ("--threads", 3), 3, 1), ("processes", ("--nproc", 2), 2, 2),
                                   ("more", ("--nproc", 4), 4, 0), ("gathered", ("--nproc", 3), 3, 3),
-                                  ("gathered-threads", ("--threads", 4), 4, 3)):
-        text = train(folder, *ranks, out=name, dp=dp, zero=zero)
+                                  ("gathered-threads", ("--threads", 4), 4, 3), ("gathered-blocks", ("--nproc", 4), 4, 3)):
+        sets = staged("shard=2") if name == "gathered-blocks" else ()
+        text = train(folder, *ranks, out=name, dp=dp, zero=zero, sets=sets)
         assert "done: " in text, text
         assert digest(folder, name) == digest(folder, "one"), name
         assert losses(folder, name) == losses(folder, "one"), name

@@ -76,6 +76,11 @@ Layout layout_of(const model::ModelSpec& spec, const Strategy& strategy) {
     if (mesh.group_size(dimension) > 1)
       layout.groups.emplace_back(dimension, mesh.groups(dimension));
   }
+  for (const cluster::Dimension dimension :
+       {cluster::Dimension::kShard, cluster::Dimension::kReplicate}) {
+    if (strategy.parallel.shard > 0 && mesh.group_size(dimension) > 1)
+      layout.groups.emplace_back(dimension, mesh.groups(dimension));
+  }
   return layout;
 }
 

@@ -32,6 +32,11 @@ TEST(ExplainLayout, SaysWhoHoldsWhatAndWhatIsSent) {
   const OrderedJson json = layout_json(four_layer_llama(), strategy);
   EXPECT_EQ(json["ranks"], 4);
   EXPECT_EQ(json["stages"][3]["ranks"], OrderedJson({0, 1}));
+  strategy.parallel = {.dp = 4, .zero = 3, .shard = 2};
+  const std::string blocks = explain_layout(four_layer_llama(), strategy);
+  EXPECT_THAT(blocks, HasSubstr("layout: 4 ranks, dp 4 zero 3 shard 2"));
+  EXPECT_THAT(blocks, HasSubstr("shard         2 x 2: {0, 1} {2, 3}"));
+  EXPECT_THAT(blocks, HasSubstr("replicate     2 x 2: {0, 2} {1, 3}"));
   // Rank 0 sends 4 micro-batches down the V and their gradients from its other arm: 8 tokens of 16 floats each.
   EXPECT_EQ(json["sent"]["send"]["transfers"], 8);
   EXPECT_EQ(json["sent"]["send"]["bytes"], 8.0 * 8 * 16 * 4);

@@ -58,7 +58,7 @@ Sent sent_by(const Program& program) {
       std::string& left = sum(instruction.part, instruction.lane);
       left = fmt::format("({}+{})", left, sum(instruction.part, instruction.right_lane));
     }
-    if (instruction.kind != OpKind::kReduceGradients) continue;
+    if (instruction.kind != OpKind::kReduceGradients || instruction.of_replicas) continue;
     for (const Piece& piece : instruction.pieces) {
       if (piece.from == program.slice)
         sent[{instruction.part, piece.node.first}] = sum(instruction.part, piece.node.first);
@@ -67,12 +67,12 @@ Sent sent_by(const Program& program) {
   return sent;
 }
 
-/// What an owner has in the end: by part, the expression of its slice.
+/// What an owner has of its block's lanes in the end: by part, the expression of its slice. `sent` by rank of the block.
 std::map<int, std::string> owned_by(const Program& program, const std::vector<Sent>& sent) {
   std::map<int, std::string> finished;
   std::map<int, std::vector<std::pair<cluster::LaneNode, std::string>>> held;
   for (const Instruction& instruction : program.instructions) {
-    if (instruction.kind != OpKind::kCombinePieces) continue;
+    if (instruction.kind != OpKind::kCombinePieces || instruction.of_replicas) continue;
     auto& sums = held[instruction.part];
     std::vector<cluster::LaneNode> nodes;
     for (const Piece& piece : instruction.pieces) {
@@ -123,6 +123,53 @@ TEST(GradientSumsTest, EveryOwnerHasTheSumOfTheOneTreeWhateverTheRanks) {
                   << lanes << " lanes, " << dp << " ranks, part " << part;
           }
         }
+      }
+    }
+  }
+}
+
+// Hybrid sharding: an owner has its block's node of the tree, and with its replicas the whole.
+TEST(GradientSumsTest, ReplicasOfASliceHaveTheSumOfTheOneTree) {
+  const model::ModelSpec spec = small_llama();
+  for (const auto& [lanes, dp, shard] :
+       {std::tuple{4, 4, 2}, {8, 4, 2}, {8, 8, 2}, {8, 8, 4}, {16, 8, 2}, {16, 16, 4}}) {
+    for (const int64_t zero : {1, 2, 3}) {
+      SCOPED_TRACE(fmt::format("{} lanes, dp {} zero {} shard {}", lanes, dp, zero, shard));
+      Strategy strategy = over_ranks(dp, zero, lanes);
+      strategy.parallel.shard = shard;
+      std::vector<std::map<int, std::string>> owned;  // by rank
+      std::vector<Program> programs;
+      for (int first = 0; first < dp; first += shard) {
+        std::vector<Sent> sent;
+        for (int rank = first; rank < first + shard; ++rank) {
+          programs.push_back(build_program(spec, strategy, rank));
+          sent.push_back(sent_by(programs.back()));
+        }
+        for (int rank = first; rank < first + shard; ++rank)
+          owned.push_back(owned_by(programs[static_cast<size_t>(rank)], sent));
+      }
+      for (const Program& program : programs) {
+        const cluster::LaneRange lanes_here = program.block_lanes();
+        for (const auto& [part, text] : owned[static_cast<size_t>(program.rank)])
+          EXPECT_EQ(text, tree(lanes_here.first, lanes_here.last - lanes_here.first)) << part;
+        size_t combined = 0;
+        for (const Instruction& instruction : program.instructions) {
+          if (instruction.kind != OpKind::kCombinePieces || !instruction.of_replicas) continue;
+          std::vector<cluster::LaneNode> nodes;
+          std::vector<std::string> texts;
+          for (const Piece& piece : instruction.pieces) {
+            nodes.push_back(piece.node);
+            texts.push_back(owned[static_cast<size_t>(piece.from * shard + program.slice)].at(
+                instruction.part));
+          }
+          for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
+            std::string& left = texts[static_cast<size_t>(addition.left)];
+            left = fmt::format("({}+{})", left, texts[static_cast<size_t>(addition.right)]);
+          }
+          EXPECT_EQ(texts.front(), tree(0, lanes)) << instruction.part;
+          ++combined;
+        }
+        EXPECT_EQ(combined, spec.parts.size());
       }
     }
   }
