@@ -290,6 +290,4 @@ void MicroBatchWriter::embedding_backward(MicroBatch& micro) {
   if (micro.last_of_lane) sums_.lane_done(0, micro.lane);
 }
 
-// Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups
-
 }  // namespace trireme::plan
