@@ -7,6 +7,7 @@ The library is tests/devices/abacus, which shares no code with Trireme; ABACUS_D
 """
 import json
 import os
+import shutil
 import sys
 
 import tiny_run
@@ -178,6 +179,9 @@ def what_the_user_mistakes_is_named(folder):
     assert 'is not used by the device "cpu"' in text and '"abacus"' in text, text
     text = refused("--device", "sim", "--plugin", ABACUS)
     assert 'is not used by the device "sim"' in text, text
+    shutil.copy(ABACUS, os.path.join(folder, "libother.so"))
+    text = refused("--device", "abacus", "--plugin", f"{ABACUS}:libother.so")
+    assert "libother.so brings another device" in text and 'belongs to "abacus"' in text and "one device only" in text, text
     text = refused("--device", "abacus", "--plugin", "nothing.so")
     assert "nothing.so: there is no such plug-in" in text, text
     text = refused("--device", "abacus", "--plugin", "text.txt")

@@ -108,6 +108,20 @@ std::vector<fs::path> find_libraries(const std::string& name, const std::string&
 std::string opening;  // the library that is being opened, for end_while_opening()
 std::string owner;    // of PyTorch's place before that; empty: nobody
 
+constexpr const char* kOneDeviceHint = "name the libraries of one device only";
+
+/// Whether a library failed because another had brought a device before it.
+bool is_about_the_place(const std::string& what) {
+  return !owner.empty() && (what.find("PrivateUse1") != std::string::npos ||
+                            what.find("privateuse1") != std::string::npos);
+}
+
+std::string place_is_taken() {
+  return fmt::format(
+      "{} brings another device, and PyTorch's place for one belongs to \"{}\" in this process",
+      opening, owner);
+}
+
 /// What an initialiser throws does not pass through dlopen: the process ends. It ends with a sentence.
 [[noreturn]] void end_while_opening() {
   std::string what = "an exception of no known type";
@@ -120,14 +134,10 @@ std::string owner;    // of PyTorch's place before that; empty: nobody
     what = error.what();
   } catch (...) {  // as it stands
   }
-  if (!owner.empty() && what.find("privateuse1") != std::string::npos) {
-    fmt::print(
-        stderr,
-        "error: {} brings another device, and PyTorch's place for one belongs to \"{}\" in this "
-        "process\n  hint: name the libraries of one device only\n",
-        opening, owner);
+  if (is_about_the_place(what)) {
+    fmt::print(stderr, "error: {}\n  hint: {}\n", place_is_taken(), kOneDeviceHint);
     std::fflush(stderr);
-    std::_Exit(static_cast<int>(ErrorCode::kDevice));
+    std::_Exit(static_cast<int>(ErrorCode::kConfig));
   }
   fmt::print(
       stderr,
@@ -143,7 +153,16 @@ void open_library(const std::string& path) {
   owner = c10::is_privateuse1_backend_registered() ? c10::get_privateuse1_backend() : "";
   const std::terminate_handler before = std::set_terminate(&end_while_opening);
   // Global, as a program that links the library would have it: parts of a plug-in find each other by name.
-  void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  void* library = nullptr;
+  try {
+    library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  } catch (const c10::Error& error) {  // where it passes after all
+    std::set_terminate(before);
+    const std::string what = error.what_without_backtrace();
+    TRIREME_USER_CHECK(!is_about_the_place(what), kConfig, kOneDeviceHint, "{}", place_is_taken());
+    throw Error(ErrorCode::kDevice, fmt::format("{} fails while it is loaded: {}", path, what),
+                "its driver may be missing; the text is the library's own");
+  }
   std::set_terminate(before);
   if (library == nullptr) {
     const char* text = ::dlerror();
