@@ -41,7 +41,11 @@ class Remover {
     }
     std::vector<Buffer> buffers;
     for (const Buffer& buffer : program_.buffers) {
-      if (id_of_[static_cast<size_t>(buffer.made_by)] == kNone) continue;
+      // What became a release makes nothing any more.
+      const int maker = id_of_[static_cast<size_t>(buffer.made_by)];
+      if (maker == kNone || std::ranges::find(all[static_cast<size_t>(maker)].makes, buffer.id) ==
+                                all[static_cast<size_t>(maker)].makes.end())
+        continue;
       buffer_of_[static_cast<size_t>(buffer.id)] = static_cast<int>(buffers.size());
       buffers.push_back(buffer);
     }

@@ -168,5 +168,26 @@ TEST(WeightGathers, RecordedWorkIsRefusedBeside) {
   EXPECT_THAT(reasons.front(), HasSubstr("use parallel.zero = 2"));
 }
 
+// Of lanes that a rank does not have nothing is left but transfers and releases: no buffer of theirs.
+TEST(WeightGathers, NothingOfAbsentLanesIsHeld) {
+  const model::ModelSpec spec = llama(false);
+  for (const int64_t pp : {1, 2}) {
+    for (const int64_t dp : {3, 5}) {
+      Strategy strategy = strategy_of(dp, 8, 1);
+      strategy.parallel.pp = pp;
+      for (int rank = 0; rank < static_cast<int>(dp * pp); ++rank) {
+        const Program program = build_program(spec, strategy, rank);
+        for (const Buffer& buffer : program.buffers) {
+          EXPECT_LT(buffer.lane, strategy.lanes);
+          EXPECT_LT(buffer.micro_batch, strategy.sequences);
+          const auto maker = static_cast<size_t>(buffer.made_by);
+          EXPECT_THAT(program.instructions[maker].makes, ::testing::Contains(buffer.id))
+              << to_string(buffer.kind) << " of part " << buffer.part << ", rank " << rank;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme::plan
