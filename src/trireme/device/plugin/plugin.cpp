@@ -148,21 +148,19 @@ std::string place_is_taken() {
   std::_Exit(static_cast<int>(ErrorCode::kDevice));
 }
 
+/// The linker's locks are held while initialisers run, so an exception must not get out of it. dlopen is declared to throw nothing;
+/// the call goes by a pointer that does not say so, lest it be compiled as if nothing could.
+[[gnu::noinline]] void* open_or_end(const char* path) noexcept {
+  void* (*volatile const open)(const char*, int) = &::dlopen;
+  return open(path, RTLD_NOW | RTLD_GLOBAL);
+}
+
 void open_library(const std::string& path) {
   opening = path;
   owner = c10::is_privateuse1_backend_registered() ? c10::get_privateuse1_backend() : "";
   const std::terminate_handler before = std::set_terminate(&end_while_opening);
   // Global, as a program that links the library would have it: parts of a plug-in find each other by name.
-  void* library = nullptr;
-  try {
-    library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  } catch (const c10::Error& error) {  // where it passes after all
-    std::set_terminate(before);
-    const std::string what = error.what_without_backtrace();
-    TRIREME_USER_CHECK(!is_about_the_place(what), kConfig, kOneDeviceHint, "{}", place_is_taken());
-    throw Error(ErrorCode::kDevice, fmt::format("{} fails while it is loaded: {}", path, what),
-                "its driver may be missing; the text is the library's own");
-  }
+  void* library = open_or_end(path.c_str());
   std::set_terminate(before);
   if (library == nullptr) {
     const char* text = ::dlerror();
