@@ -240,6 +240,7 @@ void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> 
 // A block's slice is one node of the tree: its lanes are contiguous and as many as any other's.
 void GradientSums::reduce_over_replicas(int part) {
   std::vector<Piece> pieces;
+  pieces.reserve(static_cast<size_t>(replicas_));
   const int64_t lanes = block_.last - block_.first;
   for (int from = 0; from < replicas_; ++from) pieces.push_back({{from * lanes, lanes}, from});
   const int buffer = writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, 0,

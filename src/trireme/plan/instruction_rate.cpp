@@ -92,6 +92,7 @@ class RelativeFit {
     for (int round = 0; round < kRounds; ++round) {
       descend();
       std::vector<double> errors;
+      errors.reserve(rows_.size());
       for (const auto& row : rows_) errors.push_back(std::abs(error_of(row)));
       const double limit = std::max(kHuber * 1.4826 * median(errors), kLeast);
       for (size_t i = 0; i < rows_.size(); ++i)
@@ -172,6 +173,7 @@ InstructionRate fit_rate(const InstructionClass& of,
   rate.attention = numbers[2];
   rate.memory = numbers[3];
   std::vector<double> errors;
+  errors.reserve(rate.measured.size());
   for (const MeasuredInstruction& one : rate.measured)
     errors.push_back(std::abs(rate.fitted(one.tables) / one.seconds - 1.0));
   rate.residual = median(errors);

@@ -132,6 +132,7 @@ std::vector<double> usual_durations(const std::vector<std::vector<double>>& dura
   std::vector<double> usual(durations_s.front().size());
   for (size_t i = 0; i < usual.size(); ++i) {
     std::vector<double> values;
+    values.reserve(durations_s.size());
     for (const std::vector<double>& step : durations_s) values.push_back(step.at(i));
     usual[i] = most_common(std::move(values));
   }

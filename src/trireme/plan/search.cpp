@@ -310,7 +310,7 @@ class Search {
         ++(open.has_timeline ? result_.counts.by_timeline : result_.counts.by_busy);
         continue;
       }
-      some.push_back(std::move(open));
+      some.push_back(open);
     }
     std::vector<std::optional<Priced>> priced(some.size());
     std::vector<std::string> refusals(some.size());

@@ -239,6 +239,7 @@ void fix(SearchSpace& space, const std::string& name, const std::string& value) 
     space.overlaps = {overlap_from_name(value)};
   } else if (name == "recompute") {
     std::vector<std::string> names;
+    names.reserve(space.recompute.size());
     for (const RecomputeChoice& choice : space.recompute) names.push_back(choice.name);
     std::erase_if(space.recompute,
                   [&](const RecomputeChoice& choice) { return choice.name != value; });
@@ -319,7 +320,7 @@ void apply(const SearchSpace& space, const Candidate& candidate, const StackProf
   parallel.pp = candidate.pp;
   parallel.schedule = candidate.schedule;
   parallel.chunks = candidate.chunks;
-  parallel.zero = candidate.zero;
+  parallel.zero = static_cast<unsigned char>(candidate.zero);
   run.sharding.fp8 = candidate.precision == SearchPrecision::kFp8;
   run.sharding.sequence_parallel = candidate.tp > 1 && candidate.sequence_parallel != 0;
   const auto overlap = [&](bool habit) {

@@ -145,6 +145,7 @@ int64_t bytes(double value) {
 std::vector<KeptBytes> stack_kept_bytes(const PlannedRun& run) {
   const StackMemory memory(run);
   std::vector<KeptBytes> kept;
+  kept.reserve(run.spec.parts.size());
   for (int part = 0; part < static_cast<int>(run.spec.parts.size()); ++part)
     kept.push_back(memory.of(part));
   return kept;
