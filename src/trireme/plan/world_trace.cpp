@@ -19,6 +19,7 @@ std::vector<Trace> world_traces(const PlannedRun& run, const PredictedWorld& wor
 
 std::vector<std::string> rank_names(const PlannedRun& run, const PredictedWorld& world) {
   std::vector<std::string> names;
+  names.reserve(world.programs.size());
   const auto stages = static_cast<int64_t>(world.programs.size());
   for (int64_t rank = 0; rank < stages; ++rank) {
     names.push_back(world.whole ? fmt::format("rank {}", rank)
