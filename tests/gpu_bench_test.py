@@ -56,6 +56,8 @@ def takes_the_largest_size_that_the_prediction_allows(folder):
     loader.exec_module(module)
 
     class Predictor:
+        device = "cuda"
+
         def document(self, *arguments):
             words = [str(word) for word in arguments]
             layers = int(words[words.index("--layers") + 1]) if "--layers" in words else 32
