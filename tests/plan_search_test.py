@@ -106,10 +106,15 @@ def the_run_file_trains(folder):
 
 
 @case
+def so_does_one_that_shares_its_weights(folder):
+    tiny_run.checked(folder.path, *SEARCH, "--parallel", "dp=4", "--parallel", "zero=3", "--out", "shared.toml")
+    assert folder.json("train", "shared.toml", "--dry-run")["problems"] == []
+
+
+@case
 def what_train_lacks_is_named(folder):
-    done = tiny_run.checked(folder.path, *SEARCH, "--parallel", "dp=4", "--vary", "zero=0,3", "--out", "second.toml")
-    # Where steps take as long, the one that holds less is the better one.
-    assert "zero = 3, which train does not have yet" in done.stderr and "second.toml" in done.stderr, done.stderr
+    done = tiny_run.checked(folder.path, *SEARCH, "--parallel", "dp=4", "--vary", "precision=bf16,fp8", "--out", "second.toml")
+    assert "precision fp8, which train does not have yet" in done.stderr and "second.toml" in done.stderr, done.stderr
     assert folder.json("train", "second.toml", "--dry-run")["problems"] == []
     stderr = folder.refused(*SEARCH, "--parallel", "tp=2", "--out", "none.toml")
     assert "tp = 2" in stderr and "train does not have yet" in stderr, stderr

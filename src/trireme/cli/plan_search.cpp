@@ -1,15 +1,15 @@
 // trireme plan search
 #include <fmt/core.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <memory>
 
+#include "trireme/base/clock.h"
 #include "trireme/base/error.h"
 #include "trireme/base/file.h"
 #include "trireme/base/interrupt.h"
 #include "trireme/base/log.h"
 #include "trireme/cli/plan_predict.h"
+#include "trireme/cli/stage_line.h"
 #include "trireme/plan/search_report.h"
 #include "trireme/train/run_config.h"
 #include "trireme/train/run_setup.h"
@@ -44,43 +44,14 @@ struct SearchArguments {
   double checkpoint_s = -1.0;
 };
 
-/// A line on the terminal that is written over; one line every few seconds where there is none.
-class SearchLine {
- public:
-  explicit SearchLine(const GlobalOptions& options)
-      : quiet_(options.quiet), terminal_(isatty(STDERR_FILENO) != 0) {}
-  ~SearchLine() { clear(); }
-  SearchLine(const SearchLine&) = delete;
-  SearchLine& operator=(const SearchLine&) = delete;
-
-  void show(const std::string& what, const plan::SearchProgress& progress) {
-    const auto now = std::chrono::steady_clock::now();
-    const auto wait = std::chrono::milliseconds(terminal_ ? 200 : 5000);
-    if (quiet_ || now - shown_ < wait) return;
-    shown_ = now;
-    std::string text =
-        progress.bounded < progress.groups
-            ? fmt::format("bounds {} of {} groups", progress.bounded, progress.groups)
-            : fmt::format("{} candidates open, {} priced", progress.open, progress.priced);
-    if (progress.best_s > 0.0) text += fmt::format(", best {:.4f} s", progress.best_s);
-    if (terminal_) {
-      fmt::print(stderr, "\r\033[K{}: {}", what, text);
-      std::fflush(stderr);
-      written_ = true;
-    } else {
-      fmt::print(stderr, "{}: {}\n", what, text);
-    }
-  }
-
- private:
-  void clear() const {
-    if (written_) fmt::print(stderr, "\r\033[K");
-  }
-  bool quiet_;
-  bool terminal_;
-  bool written_ = false;
-  std::chrono::steady_clock::time_point shown_ = std::chrono::steady_clock::now();
-};
+std::string text_of(const plan::SearchProgress& progress) {
+  std::string text =
+      progress.bounded < progress.groups
+          ? fmt::format("bounds {} of {} groups", progress.bounded, progress.groups)
+          : fmt::format("{} candidates open, {} priced", progress.open, progress.priced);
+  if (progress.best_s > 0.0) text += fmt::format(", best {:.4f} s", progress.best_s);
+  return text;
+}
 
 std::pair<std::string, std::string> key_and_value(const std::string& option,
                                                   const std::string& text) {
@@ -170,7 +141,6 @@ std::string missing(const plan::SearchSpace& space, const plan::Candidate& candi
   add(candidate.cp > 1, fmt::format("cp = {}", candidate.cp));
   add(candidate.ep > 1, fmt::format("ep = {}", candidate.ep));
   add(candidate.etp > 1, fmt::format("etp = {}", candidate.etp));
-  add(candidate.zero > 2, fmt::format("zero = {}", static_cast<int>(candidate.zero)));
   add((candidate.dp & (candidate.dp - 1)) != 0,
       fmt::format("dp = {} (no power of two)", candidate.dp));
   const plan::RecomputeChoice& recompute =
@@ -227,10 +197,6 @@ void write_run_file(const SearchArguments& arguments, const train::RunFile& file
   write_file_atomically(arguments.out, train::effective_toml(chosen));
 }
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 void search(const SearchArguments& arguments, const GlobalOptions& options) {
   check(arguments);
   install_interrupt_handlers();
@@ -245,7 +211,7 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
   const plan::SearchSpace space = space_of(arguments, run);
   const bool of_trireme = arguments.stack == "trireme";
 
-  SearchLine line(options);
+  StageLine line(options.quiet);
   std::string what = "search";
   plan::SearchOptions search_options;
   search_options.best = arguments.top;
@@ -253,12 +219,12 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
   search_options.threads = arguments.threads;
   search_options.pareto_within = arguments.within;
   search_options.progress = [&](const plan::SearchProgress& progress) {
-    line.show(what, progress);
+    if (line.is_due(what)) line.show(fmt::format("{}: {}", what, text_of(progress)));
     return !interrupted();
   };
-  const double begin = now_s();
+  const double begin = steady_clock().now_s();
   const plan::SearchResult result = plan::search(run, of_trireme, space, search_options);
-  plan::SearchReport report{run, space, result, {}, {}, {}, {}, now_s() - begin};
+  plan::SearchReport report{run, space, result, {}, {}, {}, {}, steady_clock().now_s() - begin};
 
   if (!result.best.empty()) {
     const plan::Priced& best = result.best.front();

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 
+#include "trireme/base/clock.h"
 #include "trireme/base/log.h"
 
 namespace trireme::cli {
@@ -21,17 +22,23 @@ class StageLine {
   StageLine(const StageLine&) = delete;
   StageLine& operator=(const StageLine&) = delete;
 
+  /// Whether show() would write now: not more often than people read, or the first of a stage.
+  bool is_due(const std::string& stage) const {
+    constexpr double kOftenS = 0.1;
+    return !quiet_ && (stage != stage_ || (terminal_ && steady_clock().now_s() - at_s_ > kOftenS));
+  }
+
   void show(const std::string& text) {
-    if (quiet_) return;
+    const std::string stage = text.substr(0, text.find(':'));
+    if (!is_due(stage)) return;
+    stage_ = stage;
+    at_s_ = steady_clock().now_s();
     if (terminal_) {
       std::fprintf(stderr, "\r\x1b[K%.*s", 100, text.c_str());
       std::fflush(stderr);
       shown_ = true;
       return;
     }
-    const std::string stage = text.substr(0, text.find(':'));
-    if (stage == stage_) return;
-    stage_ = stage;
     log::info("{}", stage);
   }
 
@@ -40,6 +47,7 @@ class StageLine {
   const bool terminal_;
   bool shown_ = false;
   std::string stage_;
+  double at_s_ = 0.0;  ///< of the last text
 };
 
 }  // namespace trireme::cli

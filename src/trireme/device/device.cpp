@@ -101,7 +101,8 @@ Device* find_open_device(const std::string& name) {
                  (plugin != nullptr && plugin->name == type);
   if (!is_here && is_plain_word(type)) {
     const std::vector<std::string> open = open_device_libraries();
-    is_here = std::ranges::find(open, find_device_library(type)) != open.end();
+    // Only then are folders looked through.
+    is_here = !open.empty() && std::ranges::find(open, find_device_library(type)) != open.end();
   }
   if (!is_here || (name != type && !index_in(name, type))) return nullptr;
   return &get_device(name);

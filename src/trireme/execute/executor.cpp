@@ -1,9 +1,8 @@
 #include "trireme/execute/executor.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "trireme/base/clock.h"
@@ -12,6 +11,7 @@
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
 #include "trireme/execute/evaluation.h"
+#include "trireme/execute/lane_gradients.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/recorded_step.h"
@@ -22,7 +22,6 @@
 #include "trireme/execute/step_counts.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
-#include "trireme/kernels/ops.h"
 #include "trireme/optim/optimizer.h"
 
 namespace trireme::execute {
@@ -74,11 +73,7 @@ class Executor::Step {
       micro.graphs.resize(parts);
       micro.states.resize(parts);
     }
-    lanes_.resize(static_cast<size_t>(strategy.lanes));
-    for (Lane& lane : lanes_) {
-      lane.gradients.resize(parts);
-      lane.written.assign(static_cast<size_t>(store_.num_parameters()), 0);
-    }
+    gradients_.emplace(store_, program, recorded_);
     result_.measurements.resize(program.instructions.size());
   }
 
@@ -190,7 +185,7 @@ class Executor::Step {
   /// What an instruction changes beside what recorded work does.
   void pass(const plan::Instruction& instruction) {
     if (instruction.kind == plan::OpKind::kBackwardWeight)
-      sink_of(model_.part(instruction.part), lane(instruction.lane));
+      gradients_->sink_of(model_.part(instruction.part), instruction.lane);
     free_all(instruction);
   }
 
@@ -216,23 +211,13 @@ class Executor::Step {
     std::vector<std::unique_ptr<nn::PartGraph>> graphs;
     std::vector<nn::NormedState> states;  ///< of heads that multi-token prediction goes on from
   };
-  struct Lane {
-    std::vector<at::Tensor> gradients;  ///< per part: flat float32
-    std::vector<char> written;          ///< per parameter: holds a gradient already
-  };
 
   MicroBatch& micro(int64_t index) { return micro_batches_.at(index); }
-  Lane& lane(int64_t index) { return lanes_.at(static_cast<size_t>(index)); }
 
   // Only gradient accumulators and room for weights are made here: every other buffer is an instruction's result.
   void make(const plan::Buffer& buffer) {
     if (buffer.kind == plan::BufferKind::kGatheredWeights) store_.make_room(buffer.part);
-    if (buffer.kind != plan::BufferKind::kParameterGradient) return;
-    const int64_t elements = store_.part_numel(buffer.part);
-    lane(buffer.lane).gradients.at(static_cast<size_t>(buffer.part)) =
-        recorded_ != nullptr
-            ? recorded_->accumulator(buffer, elements)
-            : at::empty({elements}, at::TensorOptions().dtype(at::kFloat).device(store_.device()));
+    if (buffer.kind == plan::BufferKind::kParameterGradient) gradients_->make(buffer);
   }
 
   void free(const plan::Buffer& buffer) {
@@ -249,7 +234,7 @@ class Executor::Step {
         micro(buffer.micro_batch).gradient.at(part).reset();
         break;
       case plan::BufferKind::kParameterGradient:
-        lane(buffer.lane).gradients.at(part).reset();
+        gradients_->free(buffer);
         break;
       case plan::BufferKind::kGradientSlice:
         // Others end in an addition.
@@ -267,21 +252,6 @@ class Executor::Step {
       case plan::BufferKind::kOptimizerState:
         break;
     }
-  }
-
-  nn::GradientSink sink_of(nn::Part& part, Lane& lane) {
-    nn::GradientSink sink;
-    for (const int parameter : part.gradient_parameters()) {
-      const at::Tensor& flat =
-          lane.gradients.at(static_cast<size_t>(store_.spec().parameters[parameter].part));
-      TRIREME_CHECK(flat.defined(), "no accumulator for {}",
-                    store_.spec().parameters[parameter].name);
-      sink.gradients.push_back(store_.view(flat, parameter));
-      char& written = lane.written[static_cast<size_t>(parameter)];
-      sink.accumulate.push_back(written);
-      written = 1;
-    }
-    return sink;
   }
 
   void execute(const plan::Instruction& instruction) {
@@ -324,28 +294,28 @@ class Executor::Step {
         if (part == 0) graph(instruction).backward_input(std::move(at.gradient[0]));
         // The graph holds it and frees it as soon as it is used.
         if (frees_gradient_of_its_part(instruction)) at.gradient[at_part].reset();
-        nn::GradientSink sink = sink_of(model_.part(part), lane(instruction.lane));
+        nn::GradientSink sink = gradients_->sink_of(model_.part(part), instruction.lane);
         graph(instruction).backward_weight(sink);
         at.graphs[at_part].reset();
         break;
       }
       case plan::OpKind::kCombineLanes:
-        kernels::add_(lane(instruction.lane).gradients.at(at_part),
-                      lane(instruction.right_lane).gradients.at(at_part));
+        gradients_->combine(instruction);
         break;
       case plan::OpKind::kCountTargets:
         exchange_->count_targets(instruction, counts_.values());
         break;
       case plan::OpKind::kReduceGradients:
-        exchange_->reduce_gradients(
-            instruction, [&](int64_t first) { return lane(first).gradients.at(at_part); });
+        exchange_->reduce_gradients(instruction,
+                                    [&](int64_t first) { return gradients_->of(first, part); });
         break;
       case plan::OpKind::kCombinePieces:
         exchange_->combine_pieces(instruction);
         break;
       case plan::OpKind::kGatherGradients:
-        exchange_->gather_gradients(instruction, instruction.of_replicas ? exchange_->slice(part)
-                                                                         : finished_gradient(part));
+        exchange_->gather_gradients(instruction, instruction.of_replicas
+                                                     ? exchange_->slice(part)
+                                                     : gradients_->finished(part));
         break;
       case plan::OpKind::kGatherParameters:
         exchange_->gather_parameters(instruction);
@@ -399,12 +369,11 @@ class Executor::Step {
   }
 
   void loss(MicroBatch& at, int64_t lane_index, int part) {
-    Lane& into = lane(lane_index);
     const auto at_part = static_cast<size_t>(part);
     const model::ModelSpec& spec = store_.spec();
     const auto depth = static_cast<size_t>(spec.mtp_depth(part));
     nn::HeadPart& head = model_.head(part);
-    nn::GradientSink sink = sink_of(head, into);
+    nn::GradientSink sink = gradients_->sink_of(head, lane_index);
     nn::LossOptions options;
     options.gradient_scale = 1.0 / total_targets_[depth];
     if (depth > 0) options.gradient_scale *= spec.mtp_loss_weight / spec.num_mtp_layers;
@@ -451,7 +420,7 @@ class Executor::Step {
       figures_.take(exchange_->figures());
     } else {
       ask_to_stop();
-      figures_.sum_squares([&](int part) { return finished_gradient(part); });
+      figures_.sum_squares([&](int part) { return gradients_->finished(part); });
     }
     result_.stop_requested = figures_.stop_requested();
     bool finite = true;
@@ -510,13 +479,8 @@ class Executor::Step {
         .at(static_cast<size_t>(instruction.part));
   }
 
-  /// The whole gradient of a part, where this rank has it.
-  const at::Tensor& finished_gradient(int part) {
-    return lane(program_.lanes.front()).gradients.at(static_cast<size_t>(part));
-  }
-
   at::Tensor gradient_slice(int part) {
-    return has_slices() ? exchange_->slice(part) : finished_gradient(part);
+    return has_slices() ? exchange_->slice(part) : gradients_->finished(part);
   }
 
   void optimize(int part) {
@@ -535,7 +499,7 @@ class Executor::Step {
       if (buffers.compute.defined())
         buffers.compute = buffers.compute.narrow(0, bounds[mine], count);
     } else {
-      buffers.gradients = finished_gradient(part);
+      buffers.gradients = gradients_->finished(part);
     }
     if (program_.strategy.offload_optimizer) buffers.states = copies_.states(part);
     optim::StepParams params;
@@ -563,7 +527,7 @@ class Executor::Step {
   bool has_counted_ = false;
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
-  std::vector<Lane> lanes_;
+  std::optional<LaneGradients> gradients_;
   StepResult result_;
 };
 

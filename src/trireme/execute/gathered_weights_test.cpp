@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "trireme/execute/kernel_workspace.h"
+#include "trireme/execute/testing/planted_faults.h"
 #include "trireme/execute/testing/trained_ranks.h"
 #include "trireme/nn/testing/tiny_models.h"
 #include "trireme/plan/simulate.h"
@@ -72,10 +73,6 @@ plan::Instruction& nth_gather(plan::Program& program, int part, int n) {
   throw std::runtime_error("no such gather");
 }
 
-void forget_wait(plan::Program& program, int instruction) {
-  for (plan::Instruction& other : program.instructions) std::erase(other.depends_on, instruction);
-}
-
 /// Instruction `first` moves behind `last`; what waits for them does not change.
 void move_behind(plan::Program& program, int first, int last) {
   std::vector<int> order(program.instructions.size());
@@ -100,7 +97,7 @@ TEST_F(GatheredWeightsTest, AFaultInTheProgramChangesTheResult) {
   EXPECT_TRUE(ends_alike({}));
   for (const int use : {0, 1}) {
     EXPECT_FALSE(ends_alike([&](plan::Program& program) {  // for the forward, then the backward
-      forget_wait(program, nth_gather(program, kSecondAttention, use).id);
+      forget_waits_for(program, nth_gather(program, kSecondAttention, use).id);
     })) << use;
     // There is room and nobody fills it: what is in it is what was there before.
     EXPECT_FALSE(ends_alike([&](plan::Program& program) {
@@ -144,7 +141,7 @@ TEST_F(GatheredWeightsTest, AFaultAmongBlocksChangesTheResult) {
         if (instruction.kind != plan::OpKind::kGatherGradients ||
             instruction.part != kSecondAttention)
           continue;
-        forget_wait(program, instruction.id);
+        forget_waits_for(program, instruction.id);
         return;
       }
     })) << zero;

@@ -75,16 +75,15 @@ std::shared_ptr<const plan::StatedWorkspace> stated_workspace(at::DeviceType dev
     const kernels::KernelInfo* info = kernels::registry().info(name, dtype, device);
     if (info == nullptr || info->name == "cpu" || info->name == "sim") continue;
     if (info->workspace != nullptr) {
-      result->of[op] = [stated = info->workspace,
-                        kernel = fmt::format("'{}' of {}", info->name, name)](
-                           const plan::KernelCall& call) { return asked(stated, kernel, call); };
+      (*result)[op] = [stated = info->workspace,
+                       kernel = fmt::format("'{}' of {}", info->name, name)](
+                          const plan::KernelCall& call) { return asked(stated, kernel, call); };
     } else {
       // What it holds is not known: nothing, rather than what other kernels would.
-      result->of[op] = [](const plan::KernelCall&) { return int64_t{0}; };
-      result->unstated.push_back(fmt::format("{} ({})", name, info->name));
+      (*result)[op] = [](const plan::KernelCall&) { return int64_t{0}; };
     }
   }
-  if (result->of.empty()) return nullptr;
+  if (result->empty()) return nullptr;
   return result;
 }
 

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "trireme/execute/testing/deep_models.h"
+#include "trireme/execute/testing/planted_faults.h"
 #include "trireme/execute/testing/trained_ranks.h"
 
 namespace trireme::execute {
@@ -243,19 +244,6 @@ TEST_F(LayoutPropertyTest, WhatFailsIsShrunkToWhatItNeeds) {
 // ---- planted faults --------------------------------------------------------------------------------
 
 using Change = std::function<void(plan::Program&)>;
-
-/// The n-th instruction of a kind; null: the rank has fewer.
-plan::Instruction* nth(plan::Program& program, plan::OpKind kind, int n) {
-  for (plan::Instruction& instruction : program.instructions) {
-    if (instruction.kind == kind && n-- == 0) return &instruction;
-  }
-  return nullptr;
-}
-
-void forget_waits_for(plan::Program& program, int id) {
-  for (plan::Instruction& instruction : program.instructions)
-    std::erase(instruction.depends_on, id);
-}
 
 /// Whether the ranks end with `want`; an error is another end.
 bool ends_alike(const TrainingCase& one, const Trained& want, const Change& change) {

@@ -50,14 +50,13 @@ void add_mlp(const model::LayerSpec& layer, Ops& ops) {
 
 void add_experts(const model::LayerSpec& layer, Ops& ops) {
   const model::MoeSpec& moe = *layer.moe;
-  add_products(false, ops);
+  add_products(moe.router_bias, ops);
   add_norm(layer.mlp_norm, ops);
   ops.insert({"route", "route_backward", "balance", "sort_by_expert", "gather_rows", "sum_rows",
               "weights_of_rows", "weights_of_choices", "weighted_gated_activation",
               "weighted_gated_activation_backward", "grouped_linear",
               "grouped_linear_backward_input", "grouped_linear_backward_weight"});
   if (moe.expert.bias) ops.insert({"grouped_bias", "grouped_bias_backward"});
-  if (moe.shared_hidden > 0) ops.insert({"gated_activation", "gated_activation_backward"});
 }
 
 }  // namespace
@@ -71,14 +70,15 @@ std::set<std::string> recorded_ops(const model::ModelSpec& spec) {
   return ops;
 }
 
-std::set<std::string> training_ops(const model::ModelSpec& spec) {
+std::set<std::string> training_ops(const model::ModelSpec& spec, bool muon) {
   Ops ops = recorded_ops(spec);
   for (const model::LayerSpec& layer : spec.layers) {
     if (layer.moe) add_experts(layer, ops);
   }
   add_norm(spec.final_norm, ops);
-  ops.insert({"embedding", "embedding_backward", "linear_cross_entropy", "adamw_", "sum_of_squares",
-              "squares_by_block", "scaled_sum", "convert"});
+  ops.insert({"embedding", "embedding_backward", "linear_cross_entropy", "adamw_",
+              "squares_by_block", "convert"});
+  if (muon) ops.insert({"gram", "linear", "linear_backward_input", "scaled_sum", "sum_of_squares"});
   return ops;
 }
 

@@ -12,7 +12,7 @@ namespace trireme::execute {
 /// be (kernels::Recordable).
 std::set<std::string> recorded_ops(const model::ModelSpec& spec);
 
-/// Of training steps.
-std::set<std::string> training_ops(const model::ModelSpec& spec);
+/// Of training steps with AdamW, or with Muon, which takes matrices from it.
+std::set<std::string> training_ops(const model::ModelSpec& spec, bool muon);
 
 }  // namespace trireme::execute

@@ -251,6 +251,19 @@ std::vector<KernelRow> Registry::rows(at::DeviceType device) const {
   return result;
 }
 
+std::set<std::string> Registry::called(at::DeviceType device) const {
+  std::set<std::string> ops;
+  for (int op = 0; op < detail::kNumOps; ++op) {
+    for (size_t column = 0; column < kNumDtypes; ++column) {
+      const size_t cell =
+          (static_cast<size_t>(op) * kNumDevices + static_cast<size_t>(device)) * kNumDtypes +
+          column;
+      if (cells_[cell].load() != nullptr) ops.insert(entry_of(op).name);
+    }
+  }
+  return ops;
+}
+
 std::vector<std::string> Registry::kernels_of(const std::string& op, at::DeviceType device) const {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> names;

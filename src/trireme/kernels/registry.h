@@ -85,6 +85,9 @@ class Registry : public Registrar {
   /// Every cell of a type of device, in the order of the ops; what would be chosen where nothing is yet.
   std::vector<KernelRow> rows(at::DeviceType device) const;
 
+  /// Ops that were called on a type of device, since kernels of theirs were last added.
+  std::set<std::string> called(at::DeviceType device) const;
+
   /// Names of an op's kernels that a type of device can run, in the order in which they came. Error{kConfig} for an unknown
   /// op.
   std::vector<std::string> kernels_of(const std::string& op, at::DeviceType device) const;

@@ -102,9 +102,10 @@ class Remover {
 
 std::vector<int64_t> lanes_with_absent(const Strategy& strategy, int64_t index, int64_t ranks) {
   std::vector<int64_t> lanes = lanes_of(strategy, index, ranks);
-  if (strategy.parallel.zero < 3) return lanes;
-  const auto rounds = static_cast<size_t>((strategy.lanes + ranks - 1) / ranks);
-  while (lanes.size() < rounds) lanes.push_back(static_cast<int64_t>(lanes.size()) * ranks + index);
+  if (strategy.parallel.zero < 3 && strategy.parallel.pp == 1) return lanes;
+  // Lanes are spread evenly: a rank has one less than others, or none.
+  const auto most = static_cast<size_t>((strategy.lanes + ranks - 1) / ranks);
+  if (lanes.size() < most) lanes.push_back(strategy.lanes + index);
   return lanes;
 }
 

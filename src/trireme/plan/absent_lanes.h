@@ -1,4 +1,5 @@
-// ZeRO 3 where lanes are not a multiple of the ranks: a rank that has a lane less than others serves theirs. Internal to this room.
+// Where lanes are not a multiple of the ranks, a rank that has a lane less than others takes part in their transfers as if it had
+// as many: under ZeRO 3 it serves their gathers, and in a pipeline its parts' sums go in the order of theirs. Internal to this room.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,8 @@
 
 namespace trireme::plan {
 
-/// lanes_of(), and under ZeRO 3 as many as any rank has: those that there are not are numbered from Strategy::lanes on.
+/// lanes_of(), and under ZeRO 3 or in a pipeline as many as any rank has: one that there is not is numbered from Strategy::lanes
+/// on.
 std::vector<int64_t> lanes_with_absent(const Strategy& strategy, int64_t index, int64_t ranks);
 
 /// Of a program that was written for absent lanes too: takes out what computes, loads or sends for them. What remains of them are

@@ -20,14 +20,6 @@ std::string list_of(const std::vector<int>& ids) {
   return fmt::format("{}", fmt::join(ids, " "));
 }
 
-std::vector<bool> recomputed_parts(const Program& program) {
-  std::vector<bool> result;
-  result.reserve(program.strategy.recompute.size());
-  for (const Recompute mode : program.strategy.recompute)
-    result.push_back(mode == Recompute::kFull);
-  return result;
-}
-
 // "none", or per mode the parts: a kind's name where all its parts are meant.
 std::string recompute_text(const model::ModelSpec& spec, const Strategy& strategy) {
   std::map<Recompute, std::map<model::PartKind, std::vector<std::string>>> parts;
@@ -122,7 +114,9 @@ std::string explain(const model::ModelSpec& spec, const Program& program, bool a
   std::string text = strategy_text(spec, program) + "\n";
   const std::string layout = explain_layout(spec, program.strategy);
   if (!layout.empty()) text += layout + "\n";
-  text += model::flops_formula(spec, program.strategy.seq_len, recomputed_parts(program)) + "\n";
+  text += model::flops_formula(spec, program.strategy.seq_len,
+                               recomputed_parts(spec, program.strategy)) +
+          "\n";
   text += memory_text(spec, program, simulation) + "\n";
   text += fmt::format("{:>6}  {:<8}{:<54}{:>9}{:>14}{:>14}  {}\n", "id", "queue", "instruction",
                       "GFLOP", "peak", "held after", "waits for");
@@ -215,8 +209,8 @@ OrderedJson buffer_json(const model::ModelSpec& spec, const Buffer& buffer) {
 }
 
 OrderedJson flops_json(const model::ModelSpec& spec, const Program& program) {
-  const model::TokenFlops flops =
-      model::flops_per_token(spec, program.strategy.seq_len, recomputed_parts(program));
+  const model::TokenFlops flops = model::flops_per_token(spec, program.strategy.seq_len,
+                                                         recomputed_parts(spec, program.strategy));
   return {{"forward", flops.forward},
           {"backward", flops.backward()},
           {"recompute", flops.recompute},
@@ -254,7 +248,7 @@ OrderedJson simulation_json(const model::ModelSpec& spec, const Program& program
   const double tokens =
       static_cast<double>(strategy.sequences) * static_cast<double>(strategy.seq_len);
   const model::TokenFlops flops =
-      model::flops_per_token(spec, strategy.seq_len, recomputed_parts(program));
+      model::flops_per_token(spec, strategy.seq_len, recomputed_parts(spec, program.strategy));
   const double step = simulation.step_s;
   OrderedJson critical = OrderedJson::array();
   for (const int id : simulation.critical_path) critical.push_back(id);

@@ -52,13 +52,10 @@ void reorder(Program& program, const std::vector<int>& order) {
 
 // The balanced cut as numbers of layers: found once, and not by every rank.
 std::vector<int64_t> cut_layers(const model::ModelSpec& spec, const Strategy& strategy) {
-  std::vector<bool> recomputed(spec.parts.size(), false);
-  for (size_t part = 0; part < strategy.recompute.size(); ++part)
-    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
   if (strategy.parallel.stages() + 1 > static_cast<int64_t>(stage_units(spec).size()))
     return {};  // build_program() says so
   return layers_of_stages(spec, cut_stages(spec, static_cast<int>(strategy.parallel.stages()),
-                                           strategy.seq_len, recomputed));
+                                           strategy.seq_len, recomputed_parts(spec, strategy)));
 }
 
 }  // namespace

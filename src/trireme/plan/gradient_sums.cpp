@@ -141,12 +141,11 @@ void GradientSums::lane_done(int part, int64_t lane) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
     std::vector<int> sources;
     if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
-    reduce_in_turn(round,
-                   {part, std::move(sources), kNone, round_of_lane(round),
-                    (static_cast<int64_t>(round) + 1) * owners_ >= block_.last - block_.first});
+    reduce(part, round_of_lane(round), std::move(sources),
+           (static_cast<int64_t>(round) + 1) * owners_ >= block_.last - block_.first);
     return;
   }
-  combine_lanes(part, lane);
+  if (lane < strategy_.lanes) combine_lanes(part, lane);
   if (owners_ == 1 || lane != lanes.back()) return;
   std::vector<Piece> pieces;
   std::vector<int> sources;
@@ -159,30 +158,7 @@ void GradientSums::lane_done(int part, int64_t lane) {
         sources.push_back(buffers[static_cast<size_t>(node.first)]);
     }
   }
-  reduce_in_turn(0, {part, std::move(sources), kNone, std::move(pieces), true});
-}
-
-// Stages whose ranks have unequal numbers of lanes complete their parts in other orders, and a group's transfers have one. (Under
-// ZeRO 3 they pass through absent lanes, too.)
-void GradientSums::reduce_in_turn(size_t round, Sent request) {
-  if (pipeline_group_ < 0 || strategy_.parallel.zero == 3 ||
-      (block_.last - block_.first) % owners_ == 0) {
-    reduce(request.part, std::move(request.nodes), std::move(request.sources), request.last);
-    return;
-  }
-  // By rounds, and in each from the last part to the first.
-  std::vector<int> parts;
-  for (int part = num_parts_ - 1; part >= 0; --part) {
-    if (has_parameters(part)) parts.push_back(part);
-  }
-  waiting_.emplace(std::pair{round, request.part}, std::move(request));
-  while (true) {
-    auto next = waiting_.extract({num_reduced_ / parts.size(), parts[num_reduced_ % parts.size()]});
-    if (next.empty()) return;
-    Sent& sent = next.mapped();
-    reduce(sent.part, std::move(sent.nodes), std::move(sent.sources), sent.last);
-    ++num_reduced_;
-  }
+  reduce(part, std::move(pieces), std::move(sources), true);
 }
 
 // Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups meet, if the rank has both.
@@ -321,11 +297,9 @@ void GradientSums::finish_step() {
     // The last lanes of others, where this rank has one less.
     const auto rounds = static_cast<size_t>((block_.last - block_.first + owners_ - 1) / owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {
-      for (const int part : order_)
-        reduce_in_turn(round, {part, {}, kNone, round_of_lane(round), round + 1 == rounds});
+      for (const int part : order_) reduce(part, round_of_lane(round), {}, round + 1 == rounds);
     }
   }
-  TRIREME_CHECK(waiting_.empty(), "{} sums have not had their turn", waiting_.size());
   while (!sent_.empty()) combine_oldest();
   int figures = kNone;
   if (world_group_ >= 0) {

@@ -53,7 +53,6 @@ class GradientSums {
   };
 
   void combine_lanes(int part, int64_t lane);
-  void reduce_in_turn(size_t round, Sent request);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
   void reduce_over_replicas(int part);
@@ -84,8 +83,6 @@ class GradientSums {
   std::vector<std::map<int64_t, int>>
       slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending
-  std::map<std::pair<size_t, int>, Sent> waiting_;    ///< by round and part: not its turn yet
-  size_t num_reduced_ = 0;                            ///< of those that take turns
   std::deque<Sent> sent_;
   std::vector<std::pair<int, int>> at_end_;  ///< transfers and their buffers
   std::vector<int> order_;                   ///< parts as they are done in a lane

@@ -50,8 +50,8 @@ int64_t tensor_bytes(int64_t bytes) {
 int64_t KernelWorkspace::ask(WorkspaceOp op, const KernelCall& call,
                              const std::function<int64_t()>& of_cpu) const {
   if (stated != nullptr) {
-    const auto found = stated->of.find(op);
-    if (found != stated->of.end()) return found->second(call);
+    const auto found = stated->find(op);
+    if (found != stated->end()) return found->second(call);
   }
   return in_device_memory ? of_cpu() : 0;
 }

@@ -8,8 +8,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <string>
-#include <vector>
 
 #include "trireme/model/model_spec.h"
 
@@ -61,11 +59,7 @@ struct KernelCall {
 };
 
 /// What kernels state of the device's memory, in bytes.
-struct StatedWorkspace {
-  std::map<WorkspaceOp, std::function<int64_t(const KernelCall&)>> of;
-  std::vector<std::string>
-      unstated;  ///< "attention: my_attention": kernels that say nothing; they count as 0
-};
+using StatedWorkspace = std::map<WorkspaceOp, std::function<int64_t(const KernelCall&)>>;
 
 /// What the kernels' workspace depends on beside shapes, and the workspace, in bytes. The defaults
 /// are a machine that nobody has asked.

@@ -47,13 +47,10 @@ PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& str
                         ? parse_schedule(parallel.schedule_text, parallel.schedule_file)
                         : make_schedule(parallel.schedule, static_cast<int>(parallel.pp),
                                         micro_batches, static_cast<int>(parallel.chunks));
-  std::vector<bool> recomputed(spec.parts.size(), false);
-  for (size_t part = 0; part < strategy.recompute.size(); ++part)
-    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
-  layout.stages =
-      strategy.stage_layers.empty()
-          ? cut_stages(spec, static_cast<int>(parallel.stages()), strategy.seq_len, recomputed)
-          : stages_of_layers(spec, strategy.stage_layers);
+  layout.stages = strategy.stage_layers.empty()
+                      ? cut_stages(spec, static_cast<int>(parallel.stages()), strategy.seq_len,
+                                   recomputed_parts(spec, strategy))
+                      : stages_of_layers(spec, strategy.stage_layers);
   return layout;
 }
 

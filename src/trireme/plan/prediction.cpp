@@ -309,10 +309,8 @@ void add_rates(const PlannedRun& run, Prediction& prediction) {
   const double world = static_cast<double>(strategy.parallel.world());
   const double tokens =
       static_cast<double>(strategy.sequences) * static_cast<double>(strategy.seq_len) / world;
-  std::vector<bool> recomputed(run.spec.parts.size(), false);
-  for (size_t part = 0; part < strategy.recompute.size(); ++part)
-    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
-  const model::TokenFlops flops = model::flops_per_token(run.spec, strategy.seq_len, recomputed);
+  const model::TokenFlops flops =
+      model::flops_per_token(run.spec, strategy.seq_len, recomputed_parts(run.spec, strategy));
   prediction.tokens_per_s = tokens / prediction.step_s;
   prediction.flops_model = tokens * flops.model();
   prediction.flops_hardware = tokens * flops.hardware();

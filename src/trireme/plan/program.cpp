@@ -10,6 +10,7 @@
 #include "trireme/plan/micro_batch_writer.h"
 #include "trireme/plan/offload.h"
 #include "trireme/plan/pipeline_writer.h"
+#include "trireme/plan/program_limits.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/recorded_work.h"
 #include "trireme/plan/weight_gathers.h"
@@ -114,6 +115,9 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
   const std::vector<std::string> reasons = validate(spec, strategy);
   TRIREME_USER_CHECK(reasons.empty(), kConfig, "change the run file as the message says", "{}",
                      reasons.front());
+  const std::vector<std::string> limits = program_limits(spec, strategy);
+  TRIREME_USER_CHECK(limits.empty(), kConfig, "change the run file as the message says", "{}",
+                     limits.front());
   const cluster::Mesh mesh(mesh_shape(strategy.parallel));
   const auto lanes = lanes_with_absent(strategy, mesh.coordinates(rank).dp, strategy.parallel.dp);
   return build_program(
@@ -196,6 +200,7 @@ std::string describe(const model::ModelSpec& spec, const Instruction& instructio
   } else if (instruction.micro_batch >= 0) {
     text += fmt::format(" micro-batch {} (lane {})", instruction.micro_batch, instruction.lane);
   }
+  if (instruction.phase > 0) text += fmt::format(", phase {}", instruction.phase);
   if (instruction.of_gradient) text += ", gradient";
   return text;
 }

@@ -168,6 +168,8 @@ struct Instruction {
   double flops = 0.0;
   int group = -1;  ///< kCommunication: index in Program::groups
   int peer = -1;   ///< kSend, kReceive: the other rank's place in the group
+  /// Which piece of a part's work it is, from 1, where exchanges with other ranks cut it; 0: all of it.
+  int phase = 0;
   bool of_gradient =
       false;  ///< kSend, kReceive: of the part's output's gradient, not of its output
   /// kReduceGradients, kCombinePieces, kGatherGradients: among the replicas of a slice, whose blocks of ranks have each summed
@@ -243,6 +245,8 @@ std::vector<Recompute> recompute_from_names(const model::ModelSpec& spec,
 std::vector<char> offload_from_names(const model::ModelSpec& spec,
                                      const std::vector<std::string>& names);
 const char* to_string(Recompute recompute);
+/// By part, for model::flops_per_token(): whether its whole forward runs again.
+std::vector<bool> recomputed_parts(const model::ModelSpec& spec, const Strategy& strategy);
 const char* to_string(Precision precision);
 
 /// Rows of logits that exist at once where the strategy leaves the choice: about 32 MiB of float32,

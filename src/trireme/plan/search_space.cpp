@@ -288,7 +288,6 @@ SearchSpace of_training(SearchSpace space) {
   only(space.cp, 1);
   only(space.ep, 1);
   only(space.etp, 1);
-  std::erase_if(space.zero, [](int64_t zero) { return zero > 2; });
   std::erase_if(space.recompute,
                 [](const RecomputeChoice& choice) { return choice.names.empty(); });
   std::erase(space.precisions, SearchPrecision::kFp8);

@@ -61,7 +61,7 @@ void fix(SearchSpace& space, const std::string& name, const std::string& value);
 /// Tries several values of a dimension that is fixed by default: "precision" or "overlap"; comma between them.
 void vary(SearchSpace& space, const std::string& name, const std::string& values);
 
-/// What the executor runs today: no tensor, context or expert parallelism, ZeRO 0 to 2, recomputation that a run file can say.
+/// What the executor runs today: no tensor, context or expert parallelism, recomputation that a run file can say.
 SearchSpace of_training(SearchSpace space);
 
 /// Places in the lists of a SearchSpace, and sizes.

@@ -10,6 +10,13 @@
 
 namespace trireme::plan {
 
+std::vector<bool> recomputed_parts(const model::ModelSpec& spec, const Strategy& strategy) {
+  std::vector<bool> recomputed(spec.parts.size(), false);
+  for (size_t part = 0; part < strategy.recompute.size(); ++part)
+    recomputed[part] = strategy.recompute[part] == Recompute::kFull;
+  return recomputed;
+}
+
 const char* to_string(Recompute recompute) {
   switch (recompute) {
     case Recompute::kNone:

@@ -173,16 +173,20 @@ TEST(WeightGathers, NothingOfAbsentLanesIsHeld) {
   const model::ModelSpec spec = llama(false);
   for (const int64_t pp : {1, 2}) {
     for (const int64_t dp : {3, 5}) {
-      Strategy strategy = strategy_of(dp, 8, 1);
-      strategy.parallel.pp = pp;
-      for (int rank = 0; rank < static_cast<int>(dp * pp); ++rank) {
-        const Program program = build_program(spec, strategy, rank);
-        for (const Buffer& buffer : program.buffers) {
-          EXPECT_LT(buffer.lane, strategy.lanes);
-          EXPECT_LT(buffer.micro_batch, strategy.sequences);
-          const auto maker = static_cast<size_t>(buffer.made_by);
-          EXPECT_THAT(program.instructions[maker].makes, ::testing::Contains(buffer.id))
-              << to_string(buffer.kind) << " of part " << buffer.part << ", rank " << rank;
+      for (const int64_t zero : {0, 1, 2, 3}) {
+        Strategy strategy = strategy_of(dp, 8, 1);
+        strategy.parallel.zero = zero;
+        strategy.parallel.pp = pp;
+        for (int rank = 0; rank < static_cast<int>(dp * pp); ++rank) {
+          const Program program = build_program(spec, strategy, rank);
+          for (const int64_t lane : program.lanes) EXPECT_LT(lane, strategy.lanes);
+          for (const Buffer& buffer : program.buffers) {
+            EXPECT_LT(buffer.lane, strategy.lanes);
+            EXPECT_LT(buffer.micro_batch, strategy.sequences);
+            const auto maker = static_cast<size_t>(buffer.made_by);
+            EXPECT_THAT(program.instructions[maker].makes, ::testing::Contains(buffer.id))
+                << to_string(buffer.kind) << " of part " << buffer.part << ", rank " << rank;
+          }
         }
       }
     }

@@ -16,6 +16,7 @@
 #include "trireme/model/flops.h"
 #include "trireme/plan/explain_layout.h"
 #include "trireme/plan/held_memory.h"
+#include "trireme/plan/program_limits.h"
 #include "trireme/train/device_trial.h"
 #include "trireme/train/memory_advice.h"
 #include "trireme/train/progress.h"
@@ -104,7 +105,7 @@ void inspect_out(Preflight& p) {
 
 /// Ops whose chosen kernel is not one whose workspace the planner knows, or is told.
 std::vector<std::string> unmodelled_kernels(const RunConfig& c, const model::ModelSpec& spec) {
-  const std::set<std::string> used = execute::training_ops(spec);
+  const std::set<std::string> used = execute::training_ops(spec, c.optim.name == "muon");
   std::set<std::string> names;
   const at::DeviceType device = device::get_device(c.device.name).torch_device().type();
   for (const kernels::KernelRow& row : kernels::registry().rows(device)) {
@@ -170,9 +171,11 @@ void inspect_strategy(Preflight& p, int rank) {
         "set data.packing = \"stream\", or leave device.graphs out");
   }
   const plan::Strategy strategy = strategy_of(c, p.model.spec, p.precision.precision);
-  for (const std::string& reason : plan::validate(p.model.spec, strategy)) {
+  std::vector<std::string> reasons = plan::validate(p.model.spec, strategy);
+  if (reasons.empty()) reasons = plan::program_limits(p.model.spec, strategy);
+  for (const std::string& reason : reasons) {
     add(p.problems, ErrorCode::kConfig, reason,
-        "see [batch], [data] and [memory] in docs/run_file.md");
+        "see [batch], [data], [memory] and [parallel] in docs/run_file.md");
   }
   for (const std::string& reason : optim::validate(optimizer_of(c)))
     add(p.problems, ErrorCode::kConfig, "[optim] " + reason, "");

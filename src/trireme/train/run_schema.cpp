@@ -104,18 +104,6 @@ Limit schedule() {
           name.text + ", or the path of a file (with a slash or a dot in it)"};
 }
 
-/// A dimension of a run on many ranks: the key exists, but training does not go over ranks in this way yet.
-Limit only_yet(int64_t only) {
-  return {[only](const Value& value) {
-            return std::get<int64_t>(value) == only ? ""
-                                                    : fmt::format(
-                                                          "is refused: training does not go over "
-                                                          "ranks in this way yet, so only {} works",
-                                                          only);
-          },
-          fmt::format("{} (for now)", only)};
-}
-
 Limit two_betas() {
   return {[](const Value& value) -> std::string {
             const auto& betas = std::get<std::vector<double>>(value);
@@ -324,7 +312,7 @@ std::vector<SchemaEntry> make_schema() {
                   "every block of so many has all of it. 0: all ranks. The result is the same.",
                   kNoEffect));
   s.push_back(
-      key("parallel.tp", REF(parallel.tp), only_yet(1), "Tensor parallel ranks.", kNoEffect));
+      key("parallel.tp", REF(parallel.tp), at_least(1), "Tensor parallel ranks.", kNoEffect));
   s.push_back(key("parallel.pp", REF(parallel.pp), at_least(1),
                   "Ranks of a pipeline: each has the layers of its stages. Any number gives the "
                   "same result.",
@@ -339,13 +327,13 @@ std::vector<SchemaEntry> make_schema() {
                   "`interleaved`, 1 for the others.",
                   kNoEffect));
   s.push_back(
-      key("parallel.cp", REF(parallel.cp), only_yet(1), "Context parallel ranks.", kNoEffect));
+      key("parallel.cp", REF(parallel.cp), at_least(1), "Context parallel ranks.", kNoEffect));
   s.push_back(key("parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
                   "How context parallel attention communicates; without effect on one rank.",
                   kNoEffect));
   s.push_back(
-      key("parallel.ep", REF(parallel.ep), only_yet(1), "Expert parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.etp", REF(parallel.etp), only_yet(1),
+      key("parallel.ep", REF(parallel.ep), at_least(1), "Expert parallel ranks.", kNoEffect));
+  s.push_back(key("parallel.etp", REF(parallel.etp), at_least(1),
                   "Tensor parallel ranks of experts.", kNoEffect));
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
                   "`exact`: the layout never changes the result. On one rank both are exact.",

@@ -1,0 +1,50 @@
+#include "trireme/execute/lane_gradients.h"
+
+#include <ATen/ops/empty.h>
+
+#include "trireme/base/error.h"
+#include "trireme/kernels/ops.h"
+
+namespace trireme::execute {
+
+LaneGradients::LaneGradients(const nn::ParameterStore& store, const plan::Program& program,
+                             RecordedStep* recorded)
+    : store_(store),
+      program_(program),
+      recorded_(recorded),
+      lanes_(static_cast<size_t>(program.strategy.lanes)) {
+  for (Lane& lane : lanes_) {
+    lane.gradients.resize(static_cast<size_t>(store.num_parts()));
+    lane.written.assign(static_cast<size_t>(store.num_parameters()), 0);
+  }
+}
+
+void LaneGradients::make(const plan::Buffer& buffer) {
+  const int64_t elements = store_.part_numel(buffer.part);
+  of(buffer.lane, buffer.part) =
+      recorded_ != nullptr
+          ? recorded_->accumulator(buffer, elements)
+          : at::empty({elements}, at::TensorOptions().dtype(at::kFloat).device(store_.device()));
+}
+
+nn::GradientSink LaneGradients::sink_of(const nn::Part& part, int64_t lane) {
+  Lane& into = lanes_.at(static_cast<size_t>(lane));
+  nn::GradientSink sink;
+  for (const int parameter : part.gradient_parameters()) {
+    const model::ParameterSpec& spec = store_.spec().parameters[parameter];
+    const at::Tensor& flat = into.gradients.at(static_cast<size_t>(spec.part));
+    TRIREME_CHECK(flat.defined(), "no accumulator for {}", spec.name);
+    sink.gradients.push_back(store_.view(flat, parameter));
+    char& written = into.written[static_cast<size_t>(parameter)];
+    sink.accumulate.push_back(written);
+    written = 1;
+  }
+  return sink;
+}
+
+void LaneGradients::combine(const plan::Instruction& instruction) {
+  kernels::add_(of(instruction.lane, instruction.part),
+                of(instruction.right_lane, instruction.part));
+}
+
+}  // namespace trireme::execute
