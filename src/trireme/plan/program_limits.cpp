@@ -10,9 +10,10 @@ std::vector<std::string> program_limits(const model::ModelSpec& /*spec*/,
   const Parallel& parallel = strategy.parallel;
   const auto only_one = [&](const char* key, int64_t value) {
     if (value > 1)
-      reasons.push_back(fmt::format("parallel.{} = {}: training does not go over ranks in this way "
-                                    "yet; use parallel.{} = 1",
-                                    key, value, key));
+      reasons.push_back(
+          fmt::format("parallel.{} = {}: training does not go over ranks in this way "
+                      "yet; use parallel.{} = 1",
+                      key, value, key));
   };
   only_one("tp", parallel.tp);
   only_one("cp", parallel.cp);
