@@ -201,6 +201,14 @@ struct PartSpec {
   std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "layer.3.router", "head"
 };
 
+/// The place of a stretch in a whole tensor: elements [first, first + its own size) along dimension `dim`.
+struct ParameterShard {
+  std::vector<int64_t> whole;  ///< the whole tensor's shape
+  size_t dim = 0;
+  int64_t first = 0;
+  bool operator==(const ParameterShard&) const = default;
+};
+
 /// One tensor of a model, trainable as a rule. The order in ModelSpec::parameters is part order, then the order in which
 /// fused products want them (query, key, value adjacent; gate, up adjacent). What a file of Hugging Face's holds of it is
 /// disk_layout.h's business; the fields for it are below.
@@ -226,7 +234,15 @@ struct ParameterSpec {
   /// Files name it so, not as transformers' modules do (`name` or `packed_on_disk`); with "{}", the number of an expert,
   /// they hold one tensor an expert. Empty: as the modules.
   std::string name_in_files;
+  /// One rank's stretch of a parameter that ranks share; `shape` is the stretch's.
+  std::optional<ParameterShard> shard = {};
   int64_t numel() const;
+  const std::vector<int64_t>& whole_shape() const { return shard ? shard->whole : shape; }
+  /// Stretches of the whole tensor's elements that lie one after the other here: so many elements each, and where stretch i begins.
+  int64_t elements_in_a_row() const;
+  int64_t whole_element(int64_t element) const;
+  /// Makes it the stretch `index` of `pieces` equal ones along a dimension that they divide.
+  void cut(size_t dim, int64_t pieces, int64_t index);
   bool is_matrix() const { return shape.size() == 2; }
   /// Weight decay applies to matrices that multiply activations and to the token embedding (which
   /// is such a matrix where it is tied); never to norms, biases, positions.
