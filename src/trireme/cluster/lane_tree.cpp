@@ -59,15 +59,16 @@ std::vector<LaneAddition> tree_order(const std::vector<LaneNode>& nodes) {
   std::vector<Partial> open;
   std::vector<LaneAddition> additions;
   for (size_t i = 0; i < nodes.size(); ++i) {
-    TRIREME_CHECK(i == 0 || nodes[i].first == nodes[i - 1].first + nodes[i - 1].size,
+    TRIREME_CHECK(i == 0 || nodes[i].first >= nodes[i - 1].first + nodes[i - 1].size,
                   "lane {} follows lanes {} to {}", nodes[i].first, nodes[i - 1].first,
                   nodes[i - 1].first + nodes[i - 1].size);
     open.push_back({nodes[i], static_cast<int>(i)});
     while (open.size() >= 2) {
       Partial& left = open[open.size() - 2];
       const Partial& right = open.back();
-      const bool siblings =
-          left.node.size == right.node.size && left.node.first % (2 * left.node.size) == 0;
+      const bool siblings = left.node.size == right.node.size &&
+                            left.node.first % (2 * left.node.size) == 0 &&
+                            right.node.first == left.node.first + left.node.size;
       if (!siblings) break;
       additions.push_back({left.index, right.index});
       left.node.size *= 2;

@@ -48,9 +48,9 @@ std::vector<LaneNode> cover_of_all(int64_t ranks, int64_t lanes);
 /// leave its cover().
 std::vector<LaneNode> carries(int64_t first, int64_t lane);
 
-/// The additions that make one sum of adjacent nodes in ascending order, e.g. of cover_of_all(), as early as both operands exist
-/// when nodes come in order. The sum ends in node 0. A node that has no sibling in the list stays: for all lanes of a tree
-/// nothing stays but the root.
+/// The additions that make as few sums as can be of nodes in ascending order, e.g. one of cover_of_all(), as early as both
+/// operands exist when nodes come in order. The sum of all lanes of a tree ends in node 0. A node that has no sibling in the list,
+/// or among the list's sums, stays.
 std::vector<LaneAddition> tree_order(const std::vector<LaneNode>& nodes);
 
 }  // namespace trireme::cluster

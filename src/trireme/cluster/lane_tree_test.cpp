@@ -112,7 +112,8 @@ TEST(LaneTree, RefusesWhatIsNoTree) {
   EXPECT_THROW(lane_range(0, 1, 6), Error);
   EXPECT_THROW(lane_range(0, 9, 8), Error);
   EXPECT_THROW(lane_range(3, 3, 8), Error);
-  EXPECT_THROW(tree_order({{0, 2}, {3, 1}}), Error);
+  EXPECT_THROW(tree_order({{0, 2}, {1, 1}}), Error);
+  EXPECT_THROW(tree_order({{2, 1}, {0, 1}}), Error);
 }
 
 }  // namespace

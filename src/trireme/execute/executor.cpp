@@ -11,6 +11,7 @@
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
 #include "trireme/execute/evaluation.h"
+#include "trireme/execute/expert_exchange.h"
 #include "trireme/execute/lane_gradients.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
@@ -74,6 +75,7 @@ class Executor::Step {
       micro.states.resize(parts);
     }
     gradients_.emplace(store_, program, recorded_);
+    if (!program.expert_lanes.empty()) experts_.emplace(model_, program, *exchange_, access());
     result_.measurements.resize(program.instructions.size());
   }
 
@@ -221,6 +223,7 @@ class Executor::Step {
   }
 
   void free(const plan::Buffer& buffer) {
+    if (experts_ && experts_->free(buffer)) return;
     const auto part = static_cast<size_t>(std::max(buffer.part, 0));
     switch (buffer.kind) {
       case plan::BufferKind::kBatch:
@@ -246,6 +249,8 @@ class Executor::Step {
       case plan::BufferKind::kGatheredWeights:
         store_.drop(buffer.part);
         break;
+      case plan::BufferKind::kExchangedRows:
+      case plan::BufferKind::kExchangedGradient:
       case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
@@ -255,6 +260,10 @@ class Executor::Step {
   }
 
   void execute(const plan::Instruction& instruction) {
+    if (experts_ && experts_->executes(instruction)) {
+      experts_->execute(instruction);
+      return;
+    }
     const int part = instruction.part;
     const auto at_part = static_cast<size_t>(std::max(part, 0));
     switch (instruction.kind) {
@@ -335,6 +344,10 @@ class Executor::Step {
       case plan::OpKind::kOptimizerStep:
         if (result_.applied) optimize(part);
         break;
+      case plan::OpKind::kExchangeCounts:
+      case plan::OpKind::kExchangeRows:
+        TRIREME_CHECK(false, "{} without experts that are spread",
+                      plan::describe(store_.spec(), instruction));
       case plan::OpKind::kSend:
         exchange_->send(instruction, message(instruction));
         break;
@@ -389,6 +402,7 @@ class Executor::Step {
     at.batch = to_tensors(*at.input, store_.spec().num_mtp_layers, store_.device());
     at.batch.share_of_step = 1.0 / static_cast<double>(program_.strategy.micro_batches());
     at.batch.expert_load = input_.expert_load;
+    at.batch.experts_are_spread = experts_.has_value();
   }
 
   /// Adds a router's figures; a lane's micro-batches come in order, so the sums are the same each time.
@@ -469,8 +483,27 @@ class Executor::Step {
     counted(StepCounts::from_values(exchange_->counted()));
   }
 
-  bool has_slices() const { return program_.slices.front().size() > 2; }
-  bool shares_states() const { return has_slices() && program_.strategy.parallel.zero > 0; }
+  bool has_slices(int part) const { return program_.slices[static_cast<size_t>(part)].size() > 2; }
+  bool shares_states(int part) const {
+    return has_slices(part) && program_.strategy.parallel.zero > 0;
+  }
+
+  ExpertExchange::Access access() {
+    ExpertExchange::Access access;
+    access.flow = [this](int64_t index, int layer) -> nn::MoeFlow& {
+      return (*micro(index).batch.moe)[layer];
+    };
+    access.hidden = [this](int64_t index, int part) -> at::Tensor& {
+      return micro(index).hidden.at(static_cast<size_t>(part));
+    };
+    access.gradient = [this](int64_t index, int part) -> at::Tensor& {
+      return micro(index).gradient.at(static_cast<size_t>(part));
+    };
+    access.sink = [this](const nn::Part& part, int64_t lane) {
+      return gradients_->sink_of(part, lane);
+    };
+    return access;
+  }
 
   /// What stages send each other: a part's hidden state, or its gradient.
   at::Tensor& message(const plan::Instruction& instruction) {
@@ -480,7 +513,7 @@ class Executor::Step {
   }
 
   at::Tensor gradient_slice(int part) {
-    return has_slices() ? exchange_->slice(part) : gradients_->finished(part);
+    return has_slices(part) ? exchange_->slice(part) : gradients_->finished(part);
   }
 
   void optimize(int part) {
@@ -489,9 +522,9 @@ class Executor::Step {
     // What is gathered is rounded then.
     if (store_.has_compute_copy() && !store_.is_gathered(part))
       buffers.compute = store_.part_compute(part);
-    if (shares_states()) {
+    if (shares_states(part)) {
       const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
-      const auto mine = static_cast<size_t>(program_.slice);
+      const auto mine = static_cast<size_t>(program_.slice_of(part));
       const int64_t count = bounds[mine + 1] - bounds[mine];
       buffers.gradients = exchange_->slice(part);
       if (store_.has_whole_master(part))
@@ -528,6 +561,7 @@ class Executor::Step {
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
   std::optional<LaneGradients> gradients_;
+  std::optional<ExpertExchange> experts_;  ///< where they are spread over ranks
   StepResult result_;
 };
 

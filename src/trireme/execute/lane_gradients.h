@@ -33,7 +33,7 @@ class LaneGradients {
     return lanes_.at(static_cast<size_t>(lane)).gradients.at(static_cast<size_t>(part));
   }
   /// Of a part over all of the rank's lanes, once they are combined.
-  const at::Tensor& finished(int part) { return of(program_.lanes.front(), part); }
+  const at::Tensor& finished(int part) { return of(program_.first_lane(part), part); }
 
  private:
   struct Lane {

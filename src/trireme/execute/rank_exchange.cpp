@@ -125,7 +125,8 @@ RankExchange::Owners RankExchange::owners(const plan::Instruction& instruction) 
   const auto part = static_cast<size_t>(instruction.part);
   if (instruction.of_replicas)
     return {slice_sizes(program_->replica_slices[part]), static_cast<size_t>(program_->replica)};
-  return {slice_sizes(program_->slices[part]), static_cast<size_t>(program_->slice)};
+  return {slice_sizes(program_->slices[part]),
+          static_cast<size_t>(program_->slice_of(instruction.part))};
 }
 
 // A rank's j-th piece is sent in the j-th exchange: its slices lie one after the other in the accumulator as they are.
@@ -168,10 +169,15 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
 void RankExchange::combine_pieces(const plan::Instruction& instruction) {
   std::vector<Sum>& sums =
       (instruction.of_replicas ? replica_sums_ : sums_)[static_cast<size_t>(instruction.part)];
-  const size_t held = sums.size();
   auto received = pieces_.extract({instruction.part, instruction.lane});
   TRIREME_CHECK(!received.empty(), "no pieces of part {}", instruction.part);
-  std::ranges::move(received.mapped(), std::back_inserter(sums));
+  std::vector<char> is_piece(sums.size(), 0);
+  for (Sum& piece : received.mapped()) {
+    const auto place = std::ranges::upper_bound(sums, piece.first.first, {},
+                                                [](const Sum& sum) { return sum.first.first; });
+    is_piece.insert(is_piece.begin() + (place - sums.begin()), 1);
+    sums.insert(place, std::move(piece));
+  }
   std::vector<cluster::LaneNode> nodes;
   for (const Sum& sum : sums) nodes.push_back(sum.first);
   for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
@@ -182,8 +188,8 @@ void RankExchange::combine_pieces(const plan::Instruction& instruction) {
     right.second.reset();
   }
   // What stays of the pieces gets memory of its own: theirs goes as a whole.
-  for (size_t i = held; i < sums.size(); ++i) {
-    if (sums[i].second.defined()) sums[i].second = sums[i].second.clone();
+  for (size_t i = 0; i < sums.size(); ++i) {
+    if (is_piece[i] != 0 && sums[i].second.defined()) sums[i].second = sums[i].second.clone();
   }
   std::erase_if(sums, [](const Sum& sum) { return !sum.second.defined(); });
 }
@@ -210,7 +216,7 @@ void RankExchange::owe_weights() {
     if (instruction.kind != plan::OpKind::kGatherParameters || !instruction.makes.empty()) continue;
     owed_[instruction.part] = {
         instruction.group, program_->slices[static_cast<size_t>(instruction.part)],
-        static_cast<size_t>(program_->slice),
+        static_cast<size_t>(program_->slice_of(instruction.part)),
         plan::shares_masters(store_.spec(), program_->strategy, instruction.part)};
   }
 }
@@ -230,7 +236,8 @@ void RankExchange::gather_parameters(const plan::Instruction& instruction) {
     const std::vector<int64_t>& bounds = program_->slices[static_cast<size_t>(instruction.part)];
     issued(instruction,
            gather_weights(store_, instruction.part, group(instruction), slice_sizes(bounds),
-                          bounds[static_cast<size_t>(program_->slice)], device_.compute_queue()));
+                          bounds[static_cast<size_t>(program_->slice_of(instruction.part))],
+                          device_.compute_queue()));
     return;
   }
   const auto owed = owed_.extract(instruction.part);

@@ -52,6 +52,10 @@ class RankExchange {
   /// A part's hidden state, or its gradient: [micro, seq_len, hidden] in the compute dtype, filled after wait().
   at::Tensor receive(const plan::Instruction& instruction);
 
+  /// For exchanges that others make: the group of an instruction of this rank, and what was issued for it.
+  comm::Group& group(const plan::Instruction& instruction);
+  void issued(const plan::Instruction& instruction, comm::Group::Pending work);
+
   void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
   std::vector<double> figures() const;  ///< of all ranks; after wait()
 
@@ -79,9 +83,7 @@ class RankExchange {
     size_t mine;
   };
   Owners owners(const plan::Instruction& instruction) const;
-  comm::Group& group(const plan::Instruction& instruction);
   comm::Group::Pending gather(int part, const Owed& owed);
-  void issued(const plan::Instruction& instruction, comm::Group::Pending work);
 
   comm::World& world_;
   nn::ParameterStore& store_;

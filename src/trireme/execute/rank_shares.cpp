@@ -12,9 +12,9 @@ std::vector<model::ElementRange> state_shares(const model::ModelSpec& spec,
   const bool sliced = program.strategy.parallel.zero > 0;
   if (!sliced && program.has_part.empty()) return {};
   std::vector<model::ElementRange> shares;
-  const auto slice = static_cast<size_t>(program.slice);
   for (size_t part = 0; part < spec.parts.size(); ++part) {
     const std::vector<int64_t>& bounds = program.slices[part];
+    const auto slice = static_cast<size_t>(program.slice_of(static_cast<int>(part)));
     if (!program.has(static_cast<int>(part))) {
       shares.emplace_back();
     } else if (sliced) {

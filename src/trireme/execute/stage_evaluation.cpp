@@ -6,6 +6,7 @@
 
 #include "trireme/base/error.h"
 #include "trireme/cluster/mesh.h"
+#include "trireme/execute/spread_experts.h"
 
 namespace trireme::execute {
 
@@ -38,6 +39,10 @@ StageEvaluation::StageEvaluation(nn::Model& model, nn::ParameterStore& store,
     }
     last_ranks_.push_back(members[last]);
   }
+  if (program.expert_lanes.empty()) return;
+  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kExpert)) {
+    if (auto group = world.make_group(members, device_)) expert_group_ = std::move(group);
+  }
 }
 
 int64_t StageEvaluation::batches_at_once() const {
@@ -52,8 +57,13 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
   std::vector<EvaluationResult> results(batches.size());
   std::vector<at::Tensor> hidden(batches.size());
   std::vector<nn::BatchTensors> tensors;
-  for (const data::Batch& batch : batches)
+  for (const data::Batch& batch : batches) {
     tensors.push_back(to_tensors(batch, 0, model_.store().device()));
+    tensors.back().experts_are_spread = expert_group_ != nullptr;
+  }
+  // Whoever has no batch left still has experts that others need.
+  const size_t turns =
+      expert_group_ == nullptr ? batches.size() : static_cast<size_t>(batches_at_once());
   device::Queue& queue = device_.compute_queue();
   const int mine = group_ == nullptr ? 0 : group_->rank();
   std::vector<comm::Group::Pending> sent;
@@ -79,7 +89,14 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
          part < std::min(stage.end_part, model_.spec().head_part() + 1); ++part)
       parts.push_back(part);
     const auto run = [&](int part, size_t i) {
-      if (part == model_.spec().head_part()) {
+      const bool has_batch = i < batches.size();
+      if (expert_group_ != nullptr &&
+          model_.spec().parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts) {
+        at::Tensor none;
+        run_experts(part, has_batch ? &tensors[i] : nullptr, has_batch ? hidden[i] : none);
+      } else if (!has_batch) {
+        return;
+      } else if (part == model_.spec().head_part()) {
         results[i] = evaluate_head(model_, batches[i], tensors[i], hidden[i], loss_chunk_rows);
       } else {
         hidden[i] = model_.part(part)
@@ -90,19 +107,45 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
     if (gathers_) {
       for (size_t i = 0; i < batches.size(); ++i) receive(i);
       with_weights(parts, [&](int part) {
-        for (size_t i = 0; i < batches.size(); ++i) run(part, i);
+        for (size_t i = 0; i < turns; ++i) run(part, i);
       });
       for (size_t i = 0; i < batches.size(); ++i) send(i);
     } else {
-      for (size_t i = 0; i < batches.size(); ++i) {
-        receive(i);
+      for (size_t i = 0; i < turns; ++i) {
+        if (i < batches.size()) receive(i);
         for (const int part : parts) run(part, i);
-        send(i);
+        if (i < batches.size()) send(i);
       }
     }
   }
   for (const comm::Group::Pending& work : sent) work->wait(queue);
   return results;
+}
+
+void StageEvaluation::run_experts(int part, const nn::BatchTensors* batch, at::Tensor& hidden) {
+  device::Queue& queue = device_.compute_queue();
+  const auto wait = [&](const SpreadExperts::Transfers& transfers) {
+    for (const comm::Group::Pending& work : transfers) work->wait(queue);
+  };
+  const int layer = model_.spec().parts[static_cast<size_t>(part)].layer;
+  nn::MoeFlow empty;
+  if (batch == nullptr) {
+    const auto options = at::TensorOptions().device(model_.store().device());
+    const auto experts = static_cast<size_t>(
+        model_.spec().layers[static_cast<size_t>(layer)].moe.value().num_experts);
+    empty.rows.offsets.assign(experts + 1, 0);
+    empty.weights = at::empty({0, 1}, options.dtype(at::kFloat));
+    empty.row_weights = at::empty({0}, options.dtype(at::kFloat));
+    hidden = at::empty({0, model_.spec().hidden}, options.dtype(model_.store().compute_dtype()));
+  }
+  nn::MoeFlow& own = batch == nullptr ? empty : (*batch->moe)[layer];
+  SpreadExperts experts(model_.part(part), *expert_group_);
+  wait(experts.send_counts(own, queue));
+  wait(experts.send_rows(hidden, own, queue));
+  own.row_weights.reset();
+  for (size_t source = 0; source < experts.num_sources(); ++source)
+    experts.forward(source, false, nn::SaveMode::kInputOnly);
+  wait(experts.return_rows(hidden, queue));
 }
 
 // A part's weights come while the one before it is computed.

@@ -35,6 +35,8 @@ class StageEvaluation {
                                          int64_t loss_chunk_rows);
 
  private:
+  /// Experts that are spread over ranks; without a batch, those of others' rows alone.
+  void run_experts(int part, const nn::BatchTensors* batch, at::Tensor& hidden);
   void with_weights(const std::vector<int>& parts, const std::function<void(int)>& work);
 
   nn::Model& model_;
@@ -44,6 +46,8 @@ class StageEvaluation {
   WeightGather weights_;
   bool gathers_ = false;
   std::unique_ptr<comm::Group> group_;  ///< of a pipeline
+  std::unique_ptr<comm::Group>
+      expert_group_;  ///< of the ranks that experts are spread over; null: they are not
   int pipeline_ = 0;
   std::vector<int> last_ranks_;
   bool has_head_ = false;

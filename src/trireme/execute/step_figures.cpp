@@ -36,10 +36,10 @@ void StepFigures::add_router(int64_t lane, int layer, const nn::RouterStatistics
 }
 
 void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_of) {
-  const auto slice = static_cast<size_t>(program_.slice);
   std::vector<at::Tensor> sums(spec_.parts.size());
   const auto pieces_of = [&](int part, auto&& visit) {
     const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
+    const auto slice = static_cast<size_t>(program_.slice_of(part));
     for (const plan::SquaresRange& range : program_.squares[static_cast<size_t>(part)]) {
       const int64_t first = std::max(range.first, bounds[slice]);
       const int64_t last = std::min(range.first + range.elements, bounds[slice + 1]);
@@ -71,12 +71,18 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     if (!sums[at].defined()) continue;
     const at::Tensor on_host = sums[at].cpu();
     const auto* values = on_host.data_ptr<double>();
-    const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
-    const std::vector<int64_t>& bounds = program_.slices[at];
-    const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[slice], bounds[slice + 1]);
-    squares_[at] =
-        plan::sums_of_nodes(plan::squares_nodes(blocks, plan::num_blocks(ranges)), blocks,
-                            std::vector<double>(values, values + on_host.numel()));
+    // Blocks here are in the order of the whole part's.
+    int64_t done = 0;
+    for (const plan::BlockRange& blocks :
+         plan::blocks_on_rank(spec_, program_, part, program_.rank)) {
+      const int64_t count = blocks.last - blocks.first;
+      const auto nodes = plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part));
+      const std::vector<double> of_nodes = plan::sums_of_nodes(
+          nodes, blocks, std::vector<double>(values + done, values + done + count));
+      for (size_t i = 0; i < nodes.size(); ++i) squares_[at].emplace_back(nodes[i], of_nodes[i]);
+      done += count;
+    }
+    TRIREME_CHECK(done == on_host.numel(), "part {}: {} blocks of {}", part, on_host.numel(), done);
   }
 }
 
@@ -87,8 +93,9 @@ std::vector<double> StepFigures::mine() const {
     const auto& losses = lanes_[static_cast<size_t>(lane)].losses;
     values.insert(values.end(), losses.begin(), losses.end());
   }
-  for (const std::vector<double>& squares : squares_)
-    values.insert(values.end(), squares.begin(), squares.end());
+  for (const std::vector<NodeSum>& squares : squares_) {
+    for (const NodeSum& sum : squares) values.push_back(sum.second);
+  }
   for (const int64_t lane : program_.lanes) {
     for (const auto& [layer, router] : lanes_[static_cast<size_t>(lane)].routers) {
       for (const int64_t load : router.load) values.push_back(static_cast<double>(load));
@@ -102,7 +109,7 @@ std::vector<double> StepFigures::mine() const {
 
 void StepFigures::take(const std::vector<double>& all) {
   const plan::Parallel& parallel = program_.strategy.parallel;
-  for (std::vector<double>& squares : squares_) squares.clear();
+  for (std::vector<NodeSum>& squares : squares_) squares.clear();
   auto next = all.begin();
   const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
   // Ranks of a stage come in the order of their slices.
@@ -119,15 +126,11 @@ void StepFigures::take(const std::vector<double>& all) {
     for (int part = 0; index < parallel.sharing() && part < static_cast<int>(spec_.parts.size());
          ++part) {
       if (!has(part)) continue;
-      const auto at = static_cast<size_t>(part);
-      const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
-      const std::vector<int64_t>& bounds = program_.slices[at];
-      const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[static_cast<size_t>(index)],
-                                                      bounds[static_cast<size_t>(index) + 1]);
-      const auto count =
-          static_cast<int64_t>(plan::squares_nodes(blocks, plan::num_blocks(ranges)).size());
-      squares_[at].insert(squares_[at].end(), next, next + count);
-      next += count;
+      for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, rank)) {
+        for (const cluster::LaneNode& node :
+             plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part)))
+          squares_[static_cast<size_t>(part)].emplace_back(node, *next++);
+      }
     }
     for (const int64_t lane : lanes) {
       for (int at = 0; at < static_cast<int>(spec_.parts.size()); ++at) {
@@ -165,16 +168,16 @@ double StepFigures::loss_sum(size_t depth) const {
 double StepFigures::gradient_norm() const {
   double sum = 0.0;
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
-    const auto at = static_cast<size_t>(part);
-    const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
+    std::vector<NodeSum> all = squares_[static_cast<size_t>(part)];
+    // Ranks come in the order of their slices; those of experts take turns.
+    std::ranges::sort(all, {}, [](const NodeSum& one) { return one.first.first; });
     std::vector<cluster::LaneNode> nodes;
-    const std::vector<int64_t>& bounds = program_.slices[at];
-    for (size_t i = 0; i + 1 < bounds.size(); ++i) {
-      const auto of_slice = plan::squares_nodes(plan::blocks_of(ranges, bounds[i], bounds[i + 1]),
-                                                plan::num_blocks(ranges));
-      nodes.insert(nodes.end(), of_slice.begin(), of_slice.end());
+    std::vector<double> sums;
+    for (const auto& [node, value] : all) {
+      nodes.push_back(node);
+      sums.push_back(value);
     }
-    sum += plan::sum_of_tree(nodes, squares_[at]);
+    sum += plan::sum_of_tree(nodes, std::move(sums));
   }
   return std::sqrt(sum);
 }

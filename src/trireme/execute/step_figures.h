@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "trireme/nn/moe_flow.h"
@@ -54,7 +55,9 @@ class StepFigures {
   const plan::Program& program_;
   std::vector<LaneFigures> lanes_;
   bool stop_requested_ = false;
-  std::vector<std::vector<double>> squares_;  ///< by part: of the nodes that are here, ascending
+  /// Of a part: a node of the tree over its blocks, and the sum below it.
+  using NodeSum = std::pair<cluster::LaneNode, double>;
+  std::vector<std::vector<NodeSum>> squares_;  ///< by part: of the nodes that are here
 };
 
 }  // namespace trireme::execute

@@ -19,14 +19,20 @@ WeightGather::WeightGather(nn::ParameterStore& store, const plan::Program& progr
   for (const std::vector<int64_t>& bounds : program.slices) {
     std::vector<int64_t>& counts = counts_.emplace_back();
     for (size_t i = 0; i + 1 < bounds.size(); ++i) counts.push_back(bounds[i + 1] - bounds[i]);
-    first_.push_back(bounds[static_cast<size_t>(program.slice)]);
+    const auto part = static_cast<int>(first_.size());
+    first_.push_back(bounds[static_cast<size_t>(program.slice_of(part))]);
+    is_expert_part_.push_back(program.spreads(part));
   }
   if (program.strategy.parallel.zero < 3) return;
   const cluster::Mesh mesh(plan::mesh_shape(program.strategy.parallel));
-  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kShard)) {
-    if (members.size() == 1) continue;
-    if (auto group = world.make_group(members, device_)) ranks_ = std::move(group);
-  }
+  const auto make = [&](cluster::Dimension dimension, std::unique_ptr<comm::Group>& ranks) {
+    for (const std::vector<int>& members : mesh.groups(dimension)) {
+      if (members.size() == 1) continue;
+      if (auto group = world.make_group(members, device_)) ranks = std::move(group);
+    }
+  };
+  make(cluster::Dimension::kShard, ranks_);
+  if (program.strategy.parallel.ep > 1) make(cluster::Dimension::kExpertData, expert_ranks_);
 }
 
 void WeightGather::begin(int part) {
@@ -34,7 +40,8 @@ void WeightGather::begin(int part) {
   store_.make_room(part);
   const auto at = static_cast<size_t>(part);
   under_way_[part] =
-      gather_weights(store_, part, *ranks_, counts_[at], first_[at], device_.compute_queue());
+      gather_weights(store_, part, is_expert_part_[at] != 0 ? *expert_ranks_ : *ranks_, counts_[at],
+                     first_[at], device_.compute_queue());
 }
 
 void WeightGather::wait(int part) {

@@ -29,9 +29,11 @@ class WeightGather {
  private:
   nn::ParameterStore& store_;
   device::Device& device_;
-  std::vector<std::vector<int64_t>> counts_;  ///< by part and rank: elements
-  std::vector<int64_t> first_;                ///< by part: this rank's first element
-  std::unique_ptr<comm::Group> ranks_;        ///< null: nobody shares
+  std::vector<std::vector<int64_t>> counts_;   ///< by part and rank: elements
+  std::vector<int64_t> first_;                 ///< by part: this rank's first element
+  std::unique_ptr<comm::Group> ranks_;         ///< null: nobody shares
+  std::unique_ptr<comm::Group> expert_ranks_;  ///< of parts whose experts are spread
+  std::vector<char> is_expert_part_;
   std::map<int, comm::Group::Pending> under_way_;
 };
 

@@ -20,6 +20,11 @@ class DispatchPart::Graph final : public PartGraph {
             : at::empty({flow_.rows.rows.size(0), grad_output.size(1)}, grad_output.options());
     kernels::sum_rows(grad_output, flow_.rows, start, d_normed);
     flow_.d_normed.reset();
+    if (flow_.d_row_weights.defined()) {
+      flow_.d_weights = at::empty(flow_.weights.sizes(), flow_.weights.options());
+      kernels::weights_of_choices(flow_.d_row_weights, flow_.rows, flow_.d_weights);
+      flow_.d_row_weights.reset();
+    }
     return d_normed.view(sizes_);
   }
   void backward_weight(GradientSink& /*sink*/) override {}
@@ -39,6 +44,10 @@ ForwardResult DispatchPart::forward(const at::Tensor& hidden, const BatchTensors
   ForwardResult result;
   result.output = at::empty({flow.rows.count(), x.size(1)}, x.options());
   kernels::gather_rows(x, flow.rows, result.output);
+  if (batch.experts_are_spread) {
+    flow.row_weights = at::empty({flow.rows.count()}, flow.weights.options());
+    kernels::weights_of_rows(flow.weights, flow.rows, flow.row_weights);
+  }
   if (with_graph) result.graph = std::make_unique<Graph>(flow, hidden.sizes().vec());
   return result;
 }

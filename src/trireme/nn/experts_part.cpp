@@ -30,7 +30,9 @@ class ExpertsPart::Graph final : public PartGraph {
     at::Tensor dact =
         at::empty({grad_output.size(0), saved_.gate_up.size(1) / 2}, grad_output.options());
     kernels::grouped_linear_backward_input(grad_output, part_.down_, offsets, dact);
-    at::Tensor d_weights = at::empty({dact.size(0)}, saved_.row_weights.options());
+    const bool spread = flow_.d_row_weights.defined();
+    at::Tensor d_weights =
+        spread ? flow_.d_row_weights : at::empty({dact.size(0)}, saved_.row_weights.options());
     // The gradient takes gate|up's place and, where the activation was not kept, dact's place takes it.
     const bool again = !saved_.act.defined();
     kernels::weighted_gated_activation_backward(part_.activation_, dact, saved_.gate_up,
@@ -43,13 +45,16 @@ class ExpertsPart::Graph final : public PartGraph {
       kernels::grouped_bias_backward(grad_output, part_.down_bias_, saved_.row_weights, offsets,
                                      d_down_bias_, false, d_weights);
     }
-    flow_.d_weights = at::empty(flow_.weights.sizes(), flow_.weights.options());
-    kernels::weights_of_choices(d_weights, flow_.rows, flow_.d_weights);
+    if (!spread) {
+      flow_.d_weights = at::empty(flow_.weights.sizes(), flow_.weights.options());
+      kernels::weights_of_choices(d_weights, flow_.rows, flow_.d_weights);
+    }
     d_weights.reset();
     saved_.row_weights.reset();
     grad_output_ = grad_output;
     d_gate_up_ = std::move(saved_.gate_up);
-    at::Tensor d_rows = at::empty(rows_.sizes(), rows_.options());
+    at::Tensor d_rows =
+        flow_.d_into.defined() ? flow_.d_into : at::empty(rows_.sizes(), rows_.options());
     kernels::grouped_linear_backward_input(d_gate_up_, part_.gate_up_, offsets, d_rows);
     return d_rows;
   }
@@ -130,8 +135,11 @@ ExpertsPart::ExpertsPart(const ParameterStore& store, int part)
 void ExpertsPart::make_saved(const at::Tensor& rows, const MoeFlow& flow, Saved& saved) const {
   const int64_t width = gate_up_[0].size(1);
   const kernels::GroupOffsets& offsets = flow.rows.offsets;
-  saved.row_weights = at::empty({rows.size(0)}, flow.weights.options());
-  kernels::weights_of_rows(flow.weights, flow.rows, saved.row_weights);
+  saved.row_weights = flow.row_weights;
+  if (!saved.row_weights.defined()) {
+    saved.row_weights = at::empty({rows.size(0)}, flow.weights.options());
+    kernels::weights_of_rows(flow.weights, flow.rows, saved.row_weights);
+  }
   saved.gate_up = at::empty({rows.size(0), 2 * width}, rows.options());
   for (size_t i = 0; i < gate_up_bias_.size(); ++i) {
     const auto first = static_cast<int64_t>(i) * width;
@@ -150,7 +158,7 @@ ForwardResult ExpertsPart::forward(const at::Tensor& hidden, const BatchTensors&
   make_saved(hidden, flow, saved);
   if (!with_graph || mode == SaveMode::kInputOnly) saved.gate_up.reset();
   ForwardResult result;
-  result.output = at::empty(hidden.sizes(), hidden.options());
+  result.output = flow.into.defined() ? flow.into : at::empty(hidden.sizes(), hidden.options());
   if (down_bias_.defined()) {
     kernels::grouped_bias(down_bias_, saved.row_weights, flow.rows.offsets, result.output);
   }

@@ -28,12 +28,19 @@ struct MoeFlow {
   at::Tensor weights;   ///< float32 [N, k]; router -> experts
   kernels::ExpertRows rows;
   RouterStatistics statistics;
+  // Experts that are spread over ranks: rows travel with their weights. A dispatch makes these for what leaves; experts find those
+  // of the rows that came, of which `rows` has the offsets alone.
+  at::Tensor row_weights;  ///< float32 [M]
+  at::Tensor into;         ///< [M, d]: where experts write their output; undefined: a new tensor
   // Backward.
   at::Tensor
       grad_output;  ///< [N, d]: of the layer's output; combine -> router (the residual branch)
   at::Tensor
       d_normed;  ///< [N, d]: through the shared expert, undefined without; combine -> dispatch
   at::Tensor d_weights;  ///< float32 [N, k]; experts -> router
+  at::Tensor d_into;     ///< [M, d]: as `into`, of the gradient of experts' input
+  at::Tensor
+      d_row_weights;  ///< float32 [M]: as row_weights, written by experts, read by a dispatch
 };
 
 }  // namespace trireme::nn

@@ -34,6 +34,8 @@ struct BatchTensors {
   std::vector<Ahead> ahead;
   /// By layer: what the parts of a MoE layer hand on beside the hidden state. Copies share it.
   std::shared_ptr<std::map<int, MoeFlow>> moe = std::make_shared<std::map<int, MoeFlow>>();
+  /// Experts are spread over ranks: what a dispatch makes leaves with the weights of its rows.
+  bool experts_are_spread = false;
   /// This micro-batch's share of the step's tokens: what its balancing losses are multiplied with.
   double share_of_step = 1.0;
   /// By layer: tokens of every expert in a global batch, for balancing losses over it; or null.

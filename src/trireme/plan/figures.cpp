@@ -14,15 +14,12 @@ FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program,
   const auto lanes = static_cast<int64_t>(lanes_of(program.strategy, index, parallel.dp).size());
   if (program.pipeline_rank_of(spec.head_part()) == place)
     layout.losses = lanes * (1 + spec.num_mtp_layers);
-  const auto slice = static_cast<size_t>(index % parallel.sharing());
   const bool has_squares = index < parallel.sharing();
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
     if (!has_squares || program.pipeline_rank_of(part) != place) continue;
-    const std::vector<SquaresRange>& ranges = program.squares[static_cast<size_t>(part)];
-    const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
-    layout.squares += static_cast<int64_t>(
-        squares_nodes(blocks_of(ranges, bounds[slice], bounds[slice + 1]), num_blocks(ranges))
-            .size());
+    for (const BlockRange& blocks : blocks_on_rank(spec, program, part, rank))
+      layout.squares +=
+          static_cast<int64_t>(squares_nodes(blocks, num_blocks_of_part(program, part)).size());
   }
   for (int at = 0; at < static_cast<int>(spec.parts.size()); ++at) {
     const model::PartSpec& part = spec.parts[static_cast<size_t>(at)];

@@ -8,6 +8,7 @@
 #include "trireme/cluster/lane_tree.h"
 #include "trireme/cluster/slices.h"
 #include "trireme/plan/absent_lanes.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/shards.h"
 
@@ -58,7 +59,7 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   }
   program.rank = rank;
   const cluster::Mesh mesh(mesh_shape(strategy_.parallel));
-  owners_ = mesh.group_size(cluster::Dimension::kShard);
+  owners_.count = mesh.group_size(cluster::Dimension::kShard);
   replicas_ = mesh.group_size(cluster::Dimension::kReplicate);
   program.slice = mesh.index_in_group(cluster::Dimension::kShard, rank);
   program.replica = mesh.index_in_group(cluster::Dimension::kReplicate, rank);
@@ -68,8 +69,12 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
                                     mesh.group_size(cluster::Dimension::kData));
   for (std::vector<int>& of_part : accumulators_)
     of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
+  for (int i = 0; i < owners_.count; ++i)
+    owners_.lanes.push_back(
+        lanes_of(strategy_, program.replica * owners_.count + i, strategy_.parallel.dp));
+  if (mesh.shape().ep > 1) spread_experts(mesh, rank);
   for (int part = 0; part < num_parts_; ++part) {
-    program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
+    program.slices.push_back(part_slices(spec, part, owners(part).count, strategy_.whole_matrices));
     program.squares.push_back(squares_ranges(spec, part));
     if (replicas_ == 1) continue;
     const std::vector<int64_t>& bounds = program.slices.back();
@@ -77,25 +82,66 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
     program.replica_slices.push_back(
         cluster::slice_bounds(bounds[mine + 1] - bounds[mine], replicas_, kSquaresBlock));
   }
-  if (mesh.size() == 1) return;
+  if (mesh.size() > 1) find_groups(mesh, rank);
+}
+
+void GradientSums::spread_experts(const cluster::Mesh& mesh, int rank) {
+  Program& program = writer_.program();
+  const int ep = mesh.shape().ep;
+  expert_owners_.count = mesh.expert_data_size();
+  program.expert_slice = mesh.index_in_group(cluster::Dimension::kExpertData, rank);
+  // Each round has one lane of every rank whose tokens come here.
+  for (int i = 0; i < expert_owners_.count; ++i) {
+    std::vector<int64_t>& lanes = expert_owners_.lanes.emplace_back();
+    std::vector<std::vector<int64_t>> sources;
+    for (int source = 0; source < ep; ++source)
+      sources.push_back(lanes_of(strategy_, int64_t{i} * ep + source, strategy_.parallel.dp));
+    for (size_t round = 0; round < sources.front().size(); ++round) {
+      for (const std::vector<int64_t>& source : sources) lanes.push_back(source.at(round));
+    }
+  }
+  program.expert_lanes = expert_owners_.lanes[static_cast<size_t>(program.expert_slice)];
+  const model::ModelSpec whole = whole_spec(spec_);
+  for (int part = 0; part < num_parts_; ++part) {
+    const bool spread = spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts;
+    program.is_expert_part.push_back(spread ? 1 : 0);
+    program.whole_squares.push_back(spread ? squares_ranges(whole, part)
+                                           : std::vector<SquaresRange>{});
+  }
+}
+
+void GradientSums::find_groups(const cluster::Mesh& mesh, int rank) {
+  Program& program = writer_.program();
   std::vector<int> world(static_cast<size_t>(mesh.size()));
   std::iota(world.begin(), world.end(), 0);
   program.groups.push_back(world);
   for (const cluster::Dimension dimension :
-       {cluster::Dimension::kShard, cluster::Dimension::kReplicate,
-        cluster::Dimension::kPipeline}) {
+       {cluster::Dimension::kShard, cluster::Dimension::kReplicate, cluster::Dimension::kPipeline,
+        cluster::Dimension::kExpert, cluster::Dimension::kExpertData}) {
+    const bool of_experts =
+        dimension == cluster::Dimension::kExpert || dimension == cluster::Dimension::kExpertData;
+    if (of_experts && mesh.shape().ep == 1) continue;
     for (const std::vector<int>& group : mesh.groups(dimension)) {
       if (group.size() > 1 && std::ranges::find(program.groups, group) == program.groups.end())
         program.groups.push_back(group);
     }
   }
+  const auto index = [&](cluster::Dimension dimension) {
+    return mesh.group_size(dimension) > 1 ? group_index(program, mesh.group(dimension, rank)) : -1;
+  };
   world_group_ = group_index(program, world);
-  if (owners_ > 1)
-    owner_group_ = group_index(program, mesh.group(cluster::Dimension::kShard, rank));
-  if (replicas_ > 1)
-    replica_group_ = group_index(program, mesh.group(cluster::Dimension::kReplicate, rank));
-  if (mesh.shape().pp > 1)
-    pipeline_group_ = group_index(program, mesh.group(cluster::Dimension::kPipeline, rank));
+  owners_.group = index(cluster::Dimension::kShard);
+  replica_group_ = index(cluster::Dimension::kReplicate);
+  pipeline_group_ = index(cluster::Dimension::kPipeline);
+  if (mesh.shape().ep == 1) return;
+  expert_group_ = index(cluster::Dimension::kExpert);
+  expert_owners_.group = index(cluster::Dimension::kExpertData);
+}
+
+std::vector<int> GradientSums::owner_groups() const {
+  std::vector<int> groups;
+  for (int part = 0; part < num_parts_; ++part) groups.push_back(owners(part).group);
+  return groups;
 }
 
 int GradientSums::count_targets() {
@@ -108,12 +154,13 @@ int GradientSums::count_targets() {
 
 void GradientSums::gather_weights() {
   gathered_.assign(spec_.parts.size(), kNone);
-  if (owners_ == 1 || strategy_.parallel.zero == 0) return;
+  if (strategy_.parallel.zero == 0) return;
   for (int part = 0; part < num_parts_; ++part) {
-    if (!has_parameters(part) || gathers_for_use(spec_, strategy_, part)) continue;
+    if (owners(part).count == 1 || !has_parameters(part) || gathers_for_use(spec_, strategy_, part))
+      continue;
     Instruction& gather = writer_.begin(OpKind::kGatherParameters, part, kNone, kNone);
     gather.resource = Resource::kCommunication;
-    gather.group = owner_group_;
+    gather.group = owners(part).group;
     gathered_[static_cast<size_t>(part)] = writer_.current();
   }
 }
@@ -134,37 +181,42 @@ void GradientSums::accumulate(int64_t lane, int part) {
 }
 
 void GradientSums::lane_done(int part, int64_t lane) {
-  const std::vector<int64_t>& lanes = writer_.program().lanes;
+  const std::vector<int64_t>& lanes = lanes_of_part(part);
+  const Owners& owners = this->owners(part);
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
   if (lane == lanes.front()) order_.push_back(part);
-  if (strategy_.parallel.zero >= 2 && owners_ > 1) {
+  if (strategy_.parallel.zero >= 2 && owners.count > 1) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
     std::vector<int> sources;
     if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
-    reduce(part, round_of_lane(round), std::move(sources),
-           (static_cast<int64_t>(round) + 1) * owners_ >= block_.last - block_.first);
+    reduce(part, round_of_lane(part, round), std::move(sources), round + 1 >= num_rounds(owners));
     return;
   }
   if (lane < strategy_.lanes) combine_lanes(part, lane);
-  if (owners_ == 1 || lane != lanes.back()) return;
+  if (owners.count == 1 || lane != lanes.back()) return;
   std::vector<Piece> pieces;
   std::vector<int> sources;
-  for (int from = 0; from < owners_; ++from) {
-    const cluster::LaneRange range = cluster::lane_range(writer_.program().replica * owners_ + from,
-                                                         strategy_.parallel.dp, strategy_.lanes);
-    for (const cluster::LaneNode& node : cluster::cover(range.first, range.last)) {
+  for (int from = 0; from < owners.count; ++from) {
+    // Contiguous, in whatever order.
+    const auto [first, last] = std::ranges::minmax(owners.lanes[static_cast<size_t>(from)]);
+    for (const cluster::LaneNode& node : cluster::cover(first, last + 1)) {
       pieces.push_back({node, from});
-      if (from == writer_.program().slice)
-        sources.push_back(buffers[static_cast<size_t>(node.first)]);
+      if (from == slice_in(part)) sources.push_back(buffers[static_cast<size_t>(node.first)]);
     }
   }
   reduce(part, std::move(pieces), std::move(sources), true);
 }
 
+size_t GradientSums::num_rounds(const Owners& owners) {
+  size_t most = 0;
+  for (const std::vector<int64_t>& lanes : owners.lanes) most = std::max(most, lanes.size());
+  return most;
+}
+
 // Carries like a binary counter: after lane 0 b...b 1...1 with k trailing ones, k pairs of groups meet, if the rank has both.
 void GradientSums::combine_lanes(int part, int64_t lane) {
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
-  for (const cluster::LaneNode& left : cluster::carries(writer_.program().lanes.front(), lane)) {
+  for (const cluster::LaneNode& left : cluster::carries(lanes_of_part(part).front(), lane)) {
     const int64_t right = left.first + left.size;
     Instruction& instruction = writer_.begin(OpKind::kCombineLanes, part, kNone, left.first);
     instruction.right_lane = right;
@@ -173,11 +225,12 @@ void GradientSums::combine_lanes(int part, int64_t lane) {
   }
 }
 
-std::vector<Piece> GradientSums::round_of_lane(size_t round) const {
+std::vector<Piece> GradientSums::round_of_lane(int part, size_t round) const {
   std::vector<Piece> pieces;
-  for (int from = 0; from < owners_; ++from) {
-    const int64_t lane = block_.first + static_cast<int64_t>(round) * owners_ + from;
-    if (lane < block_.last) pieces.push_back({{lane, 1}, from});
+  const Owners& owners = this->owners(part);
+  for (int from = 0; from < owners.count; ++from) {
+    const std::vector<int64_t>& lanes = owners.lanes[static_cast<size_t>(from)];
+    if (round < lanes.size()) pieces.push_back({{lanes[round], 1}, from});
   }
   return pieces;
 }
@@ -185,7 +238,7 @@ std::vector<Piece> GradientSums::round_of_lane(size_t round) const {
 int64_t GradientSums::slice_bytes(int part) const {
   const Program& program = writer_.program();
   const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
-  const auto mine = static_cast<size_t>(program.slice);
+  const auto mine = static_cast<size_t>(program.slice_of(part));
   return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
 }
 
@@ -204,7 +257,7 @@ void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> 
   Instruction& instruction =
       writer_.begin(OpKind::kReduceGradients, part, kNone, pieces.front().node.first);
   instruction.resource = Resource::kCommunication;
-  instruction.group = owner_group_;
+  instruction.group = owners(part).group;
   instruction.pieces = pieces;
   for (const int source : sources) writer_.read(source);
   writer_.make(buffer);
@@ -253,8 +306,16 @@ void GradientSums::combine_oldest() {
   instruction.pieces = sent.nodes;
   writer_.read(sent.pieces);
   for (const int source : sent.sources) writer_.read(source);  // alive until the transfer ended
-  std::vector<cluster::LaneNode> nodes = held;
-  for (const Piece& piece : sent.nodes) nodes.push_back(piece.node);
+  struct Sum {
+    cluster::LaneNode node;
+    int slice;  ///< its buffer; kNone: a piece
+  };
+  std::vector<Sum> sums;
+  for (const cluster::LaneNode& node : held) sums.push_back({node, slices_[at].at(node.first)});
+  for (const Piece& piece : sent.nodes) sums.push_back({piece.node, kNone});
+  std::ranges::sort(sums, {}, [](const Sum& sum) { return sum.node.first; });
+  std::vector<cluster::LaneNode> nodes;
+  for (const Sum& sum : sums) nodes.push_back(sum.node);
   std::vector<char> stays(nodes.size(), 1);
   for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
     nodes[static_cast<size_t>(addition.left)].size *= 2;
@@ -262,10 +323,10 @@ void GradientSums::combine_oldest() {
   }
   std::vector<cluster::LaneNode> next;
   for (size_t i = 0; i < nodes.size(); ++i) {
-    if (i < held.size()) writer_.write(slices_[at].at(held[i].first));
+    if (sums[i].slice != kNone) writer_.write(sums[i].slice);
     if (stays[i] == 0) continue;
     next.push_back(nodes[i]);
-    if (i < held.size()) continue;
+    if (sums[i].slice != kNone) continue;
     const int slice = writer_.new_buffer(BufferKind::kGradientSlice, sent.part, kNone,
                                          nodes[i].first, slice_bytes(sent.part));
     writer_.make(slice);
@@ -279,7 +340,7 @@ void GradientSums::combine_oldest() {
 void GradientSums::gather_gradients(int part, bool of_replicas) {
   Instruction& instruction = writer_.begin(OpKind::kGatherGradients, part, kNone, kNone);
   instruction.resource = Resource::kCommunication;
-  instruction.group = of_replicas ? replica_group_ : owner_group_;
+  instruction.group = of_replicas ? replica_group_ : owners(part).group;
   instruction.of_replicas = of_replicas;
   writer_.read(of_replicas ? replica_sums_[static_cast<size_t>(part)] : slice_of(part));
   writer_.write(finished_gradient(part));
@@ -288,16 +349,17 @@ void GradientSums::gather_gradients(int part, bool of_replicas) {
 /// What the optimizer reads: the whole gradient, or the owner's slice of it.
 int GradientSums::finished_gradient(int part) const {
   const auto at = static_cast<size_t>(part);
-  if (owners_ > 1 && strategy_.parallel.zero > 0) return slice_of(part);
-  return accumulators_[at][static_cast<size_t>(writer_.program().lanes.front())];
+  if (owners(part).count > 1 && strategy_.parallel.zero > 0) return slice_of(part);
+  return accumulators_[at][static_cast<size_t>(lanes_of_part(part).front())];
 }
 
 void GradientSums::finish_step() {
-  if (owners_ > 1 && strategy_.parallel.zero >= 2) {
+  if (owners_.count > 1 && strategy_.parallel.zero >= 2) {
     // The last lanes of others, where this rank has one less.
-    const auto rounds = static_cast<size_t>((block_.last - block_.first + owners_ - 1) / owners_);
+    const size_t rounds = num_rounds(owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {
-      for (const int part : order_) reduce(part, round_of_lane(round), {}, round + 1 == rounds);
+      for (const int part : order_)
+        reduce(part, round_of_lane(part, round), {}, round + 1 == rounds);
     }
   }
   while (!sent_.empty()) combine_oldest();
@@ -306,7 +368,7 @@ void GradientSums::finish_step() {
     writer_.begin(OpKind::kSumSquares, kNone, kNone, kNone);
     for (int part = 0; part < num_parts_; ++part) {
       if (has_parameters(part))
-        writer_.read(owners_ > 1 ? slice_of(part) : finished_gradient(part));
+        writer_.read(owners(part).count > 1 ? slice_of(part) : finished_gradient(part));
     }
     const int squares = writer_.current();
     Instruction& reduce = writer_.begin(OpKind::kReduceFigures, kNone, kNone, kNone);
@@ -336,7 +398,7 @@ void GradientSums::finish_step() {
     if (!workspace.empty()) step.workspace_bytes = workspace[static_cast<size_t>(part)];
     writer_.depend(norm);
     writer_.read(finished_gradient(part));
-    if (owners_ > 1 && strategy_.parallel.zero == 0)
+    if (owners(part).count > 1 && strategy_.parallel.zero == 0)
       writer_.read(slice_of(part));  // alive until the gather ended
     if (replicas_ > 1) writer_.read(replica_sums_[static_cast<size_t>(part)]);
     ends.push_back(writer_.current());

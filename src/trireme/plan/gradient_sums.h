@@ -20,8 +20,10 @@ class GradientSums {
   bool has_parameters(int part) const { return has_parameters_[static_cast<size_t>(part)] != 0; }
   /// Index of the pipeline's ranks in Program::groups; -1: no pipeline.
   int pipeline_group() const { return pipeline_group_; }
-  /// Of the ranks that share states; -1: nobody does.
-  int owner_group() const { return owner_group_; }
+  /// By part: of the ranks that share its states; -1: nobody does.
+  std::vector<int> owner_groups() const;
+  /// Of the ranks over which experts are spread; -1: none.
+  int expert_group() const { return expert_group_; }
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
   int count_targets();
@@ -42,6 +44,13 @@ class GradientSums {
  private:
   static constexpr int kNone = ProgramWriter::kNone;
 
+  /// The ranks that share a part's states and add up its gradients.
+  struct Owners {
+    int count = 1;
+    int group = -1;                           ///< index in Program::groups; -1: one rank alone
+    std::vector<std::vector<int64_t>> lanes;  ///< of each, in the order in which it computes them
+  };
+
   /// Pieces that were sent and are not added yet.
   struct Sent {
     int part;
@@ -52,31 +61,44 @@ class GradientSums {
     bool of_replicas = false;
   };
 
+  const Owners& owners(int part) const {
+    return writer_.program().spreads(part) ? expert_owners_ : owners_;
+  }
+  int slice_in(int part) const { return writer_.program().slice_of(part); }
+  /// Of this rank, in the order in which it computes them, with absent ones.
+  const std::vector<int64_t>& lanes_of_part(int part) const {
+    return writer_.program().spreads(part) ? writer_.program().expert_lanes
+                                           : writer_.program().lanes;
+  }
+  void find_groups(const cluster::Mesh& mesh, int rank);
+  void spread_experts(const cluster::Mesh& mesh, int rank);
   void combine_lanes(int part, int64_t lane);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
   void reduce_over_replicas(int part);
   void gather_gradients(int part, bool of_replicas);
-  std::vector<Piece> round_of_lane(size_t round) const;
+  static size_t num_rounds(const Owners& owners);
+  std::vector<Piece> round_of_lane(int part, size_t round) const;
   int64_t slice_bytes(int part) const;
   int64_t replica_slice_bytes(int part) const;
   int slice_of(int part) const { return slices_[static_cast<size_t>(part)].at(block_.first); }
   int finished_gradient(int part) const;
 
-  const model::ModelSpec& spec_;
+  const model::ModelSpec& spec_;  ///< as the rank has it
   ProgramWriter& writer_;
   const Strategy& strategy_;
   const int num_parts_;
   std::vector<char> has_parameters_;
   std::vector<std::vector<int>>
-      accumulators_;          ///< [part][lane]: buffer of the lane, then of its group
-  int owners_ = 1;            ///< ranks that share states
+      accumulators_;  ///< [part][lane]: buffer of the lane, then of its group
+  Owners owners_;
+  Owners expert_owners_;      ///< of parts whose experts are spread
   int replicas_ = 1;          ///< blocks of them
   cluster::LaneRange block_;  ///< lanes of this rank's
   int replica_group_ = -1;
   std::vector<int> replica_sums_;  ///< by part: kReplicaSlice
   int world_group_ = -1;
-  int owner_group_ = -1;
+  int expert_group_ = -1;
   int pipeline_group_ = -1;
   std::vector<int> gathered_;  ///< by part: the gather that nobody has waited for yet
   int counted_ = kNone;        ///< the instruction of count_targets()

@@ -295,13 +295,16 @@ int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part) {
 }
 
 int64_t optimizer_state_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
-  if (!strategy.optimizer_state_bytes.empty())
-    return strategy.optimizer_state_bytes[static_cast<size_t>(part)];
+  bool is_cut = false;
   int64_t sum = 0;
-  for (const model::ParameterSpec& parameter : spec.parameters) {
-    if (parameter.part == part) sum += 8 * parameter.numel();
+  for (size_t i = 0; i < spec.parameters.size(); ++i) {
+    const model::ParameterSpec& parameter = spec.parameters[i];
+    if (parameter.part != part) continue;
+    is_cut = is_cut || parameter.shard.has_value();
+    sum += 4 * (strategy.state_floats.empty() ? 2 : strategy.state_floats[i]) * parameter.numel();
   }
-  return sum;
+  if (is_cut || strategy.optimizer_state_bytes.empty()) return sum;
+  return strategy.optimizer_state_bytes[static_cast<size_t>(part)];
 }
 
 // Mirrors nn/head_part.cpp.
@@ -358,7 +361,7 @@ ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strat
     int64_t all = optimizer_state_bytes(spec, strategy, part);
     if (shares) {
       const std::vector<int64_t>& bounds = program.slices[at];
-      const auto slice = static_cast<size_t>(program.slice);
+      const auto slice = static_cast<size_t>(program.slice_of(part));
       const int64_t mine = bounds[slice + 1] - bounds[slice];
       bytes.master_weights += 4 * (shares_masters(spec, strategy, part) ? mine : bounds.back());
       all = state_bytes_of(spec, strategy, part, bounds[slice], bounds[slice + 1]);

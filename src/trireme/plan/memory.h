@@ -39,6 +39,8 @@ int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy);
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 /// A float32 for every choice of the router of a MoE part's layer; 0 of other parts.
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
+/// A float32 for every row of the experts of a MoE part's layer.
+int64_t row_weights_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 int64_t parameter_gradient_bytes(const model::ModelSpec& spec, int part);
 /// Of all of a part's elements; what a rank holds of it under ZeRO is in resident_bytes().
 int64_t optimizer_state_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);

@@ -33,6 +33,7 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
     bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
   }
   tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
+  at_once_ = writer.program().exchanged_micro_batches();
 }
 
 bool MicroBatchWriter::delays(int part) const {
@@ -79,8 +80,13 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part) {
     loss(micro, part);
     return;
   }
+  if (spreads(part)) {
+    backward_input_experts(micro, part);
+    return;
+  }
   if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
   gradient_of_input(micro, part);
+  if (follows_spread(part)) exchange_rows(micro, part - 1, 1, true);
 }
 
 void MicroBatchWriter::load(int64_t index) {
@@ -98,14 +104,23 @@ void MicroBatchWriter::load(int64_t index) {
 
 MicroBatch MicroBatchWriter::begin(int64_t index) const {
   const int64_t per_lane = strategy_.micro_batches_per_lane();
-  MicroBatch micro;
-  micro.index = index;
-  micro.lane = index / per_lane;
-  micro.last_of_lane = index % per_lane == per_lane - 1;
+  const auto numbered = [&](int64_t number) {
+    MicroBatch micro;
+    micro.index = number;
+    micro.lane = number / per_lane;
+    micro.last_of_lane = number % per_lane == per_lane - 1;
+    for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
+                          &micro.saved_weight, &micro.delayed, &micro.weight_gradient}) {
+      buffers->assign(spec_.parts.size(), kNone);
+    }
+    return micro;
+  };
+  MicroBatch micro = numbered(index);
   micro.batch = batches_.at(index);
-  for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
-                        &micro.saved_weight, &micro.delayed, &micro.weight_gradient}) {
-    buffers->assign(spec_.parts.size(), kNone);
+  const size_t source = writer_.program().expert_source();
+  for (const std::vector<int64_t>& sources : at_once_) {
+    if (sources.at(source) != index) continue;
+    for (const int64_t number : sources) micro.sources.push_back(numbered(number));
   }
   return micro;
 }
@@ -125,6 +140,10 @@ void MicroBatchWriter::make_saved(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::forward(MicroBatch& micro, int part) {
+  if (spreads(part)) {
+    forward_experts(micro, part);
+    return;
+  }
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
   writer_.depend(sums_.take_gather(part));
   instruction.recompute = recompute(part);
@@ -134,8 +153,12 @@ void MicroBatchWriter::forward(MicroBatch& micro, int part) {
   instruction.workspace_bytes = bytes_[static_cast<size_t>(part)].forward_workspace;
   read_inputs(micro, part);
   read_residual(micro, part);
-  make_for(micro, micro.hidden, part, BufferKind::kHidden, hidden_bytes(spec_, strategy_, part));
+  const int64_t weights = precedes_spread(part) ? row_weights_bytes(spec_, strategy_, part) : 0;
+  make_for(micro, micro.hidden, part, BufferKind::kHidden,
+           hidden_bytes(spec_, strategy_, part) + weights);
   if (part > 0 && recompute(part) != Recompute::kFull) make_saved(micro, part);
+  if (kind(part) == model::PartKind::kRouter && spreads(part + 2)) exchange_counts(micro, part);
+  if (precedes_spread(part)) exchange_rows(micro, part + 1, 1, false);
 }
 
 void MicroBatchWriter::recompute_forward(MicroBatch& micro, int part) {
@@ -153,7 +176,7 @@ void MicroBatchWriter::recompute_forward(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::read_inputs(const MicroBatch& micro, int part) {
-  if (part > 0) writer_.read(micro.hidden[static_cast<size_t>(part) - 1]);
+  if (part > 0) read_exchanged(micro.hidden[static_cast<size_t>(part) - 1]);
   switch (kind(part)) {
     case model::PartKind::kEmbedding:  // tokens
     case model::PartKind::kMtpInput:   // tokens further ahead
@@ -208,7 +231,7 @@ void MicroBatchWriter::gradient_of_input(MicroBatch& micro, int part) {
   instruction.recompute = recompute(part);
   instruction.flops = flops_[at].backward_input * tokens_;
   instruction.workspace_bytes = bytes_[at].backward_input_workspace;
-  writer_.read(micro.hidden_gradient[at]);
+  read_exchanged(micro.hidden_gradient[at]);
   read_backward_inputs(micro, part);
   writer_.read_if_made(micro.saved_input[at]);
   writer_.read_if_made(micro.saved_weight[at]);
@@ -245,7 +268,8 @@ void MicroBatchWriter::make_input_gradients(MicroBatch& micro, int part) {
     make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient, bytes);
   }
   const int64_t choices = routed_choices_bytes(spec_, strategy_, part);
-  if (kind(part) == model::PartKind::kExperts)
+  // Where experts are spread, their weights' gradients come back with the rows'.
+  if (kind(part) == model::PartKind::kExperts || precedes_spread(part))
     make_for(micro, micro.weight_gradient, router_of(part), BufferKind::kDelayed, choices);
   if (kind(part) == model::PartKind::kCombine && has_shared_expert(part)) {
     const int router = router_of(part);
@@ -255,6 +279,10 @@ void MicroBatchWriter::make_input_gradients(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
+  if (spreads(part)) {
+    backward_weight_experts(micro, part);
+    return;
+  }
   if (part == 0) {
     embedding_backward(micro);
     return;

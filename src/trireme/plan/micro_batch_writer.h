@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "trireme/model/flops.h"
@@ -23,6 +24,9 @@ struct MicroBatch {
   std::vector<int> saved_weight;
   std::vector<int> delayed;
   std::vector<int> weight_gradient;  ///< of a router: of its weights
+  /// Expert parallelism: the micro-batches whose rows come to this rank's experts at the same time, its own among them, in the order
+  /// of their ranks. Of each only what its experts keep.
+  std::vector<MicroBatch> sources;
 };
 
 /// Ownership: borrows spec, writer and sums. The writer's program has its strategy, as validate() accepts it.
@@ -49,6 +53,18 @@ class MicroBatchWriter {
 
  private:
   static constexpr int kNone = ProgramWriter::kNone;
+
+  void forward_experts(MicroBatch& micro, int part);
+  void backward_input_experts(MicroBatch& micro, int part);
+  void backward_weight_experts(MicroBatch& micro, int part);
+  void exchange_counts(MicroBatch& micro, int router);
+  void exchange_rows(MicroBatch& micro, int experts, int phase, bool of_gradient);
+  /// writer_.read(), and of what was exchanged the end of its sending.
+  void read_exchanged(int buffer);
+  /// The micro-batch's experts are on other ranks too.
+  bool spreads(int part) const { return writer_.program().spreads(part); }
+  bool follows_spread(int part) const { return part > 0 && spreads(part - 1); }
+  bool precedes_spread(int part) const { return part + 1 < num_parts_ && spreads(part + 1); }
 
   bool goes_on(int head) const;
   model::PartKind kind(int part) const { return spec_.parts[static_cast<size_t>(part)].kind; }
@@ -78,6 +94,10 @@ class MicroBatchWriter {
   std::vector<PartBytes> bytes_;
   double tokens_ = 0.0;
   int counted_ = kNone;
+  std::vector<std::vector<int64_t>> at_once_;  ///< Program::exchanged_micro_batches()
+  std::map<std::pair<int, int64_t>, int>
+      counts_;                      ///< by experts part and micro-batch: kExchangeCounts
+  std::map<int, int> sent_rows_;    ///< by buffer that arrives: what is sent for it
   std::map<int64_t, int> batches_;  ///< by index: the buffer
   std::vector<int64_t> order_;      ///< as they were loaded
 };

@@ -63,14 +63,16 @@ PartBytes experts_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
                         Recompute mode) {
   const model::MoeSpec& moe = moe_of(spec, part);
   const Sizes sizes(spec, strategy);
-  const int64_t rows = expert_rows(spec, strategy, part);
+  // Of one micro-batch, with routing that is even; spread over ranks, rows' weights and their gradients come and go with rows.
+  const int64_t ranks = strategy.parallel.ep;
+  const int64_t rows = (expert_rows(spec, strategy, part) + ranks - 1) / ranks;
+  const int64_t experts = moe.num_experts / ranks;
   const int64_t width = moe.expert.hidden;
   const int64_t in = sizes.matrix(rows, sizes.width);
   const int64_t gate_up = sizes.matrix(rows, 2 * width);
   const int64_t act = sizes.matrix(rows, width);
-  const int64_t row_weights = tensor_bytes(4 * rows);
-  const int64_t bias_gradient =
-      moe.expert.bias ? tensor_bytes(4 * moe.num_experts * sizes.width) : 0;
+  const int64_t row_weights = ranks > 1 ? 0 : tensor_bytes(4 * rows);
+  const int64_t bias_gradient = moe.expert.bias ? tensor_bytes(4 * experts * sizes.width) : 0;
   const bool selective = mode == Recompute::kSelective;
 
   PartBytes bytes;
@@ -82,37 +84,32 @@ PartBytes experts_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
   const KernelWorkspace& kernels = sizes.kernels;
   HighWater forward;
   forward.hold(row_weights + gate_up);
-  forward.pass(
-      kernels.grouped_product(rows, moe.num_experts, sizes.width, 2 * width, 2, sizes.precision));
+  forward.pass(kernels.grouped_product(rows, experts, sizes.width, 2 * width, 2, sizes.precision));
   forward.hold(act);
   if (mode == Recompute::kFull) forward.drop(gate_up);
   forward.hold(in);
-  forward.pass(
-      kernels.grouped_product(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
+  forward.pass(kernels.grouped_product(rows, experts, width, sizes.width, 1, sizes.precision));
   bytes.forward_workspace =
       forward.above(in + (mode == Recompute::kFull ? 0 : bytes.saved_input + bytes.saved_weight));
   bytes.recompute_workspace = 0;
 
   HighWater backward;
   backward.hold(act + row_weights);  // gradients of the activation and of the rows' weights
-  backward.pass(
-      kernels.grouped_input(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
+  backward.pass(kernels.grouped_input(rows, experts, width, sizes.width, 1, sizes.precision));
   if (!selective) backward.drop(act);
   backward.hold(bias_gradient);
-  const int64_t choices = routed_choices_bytes(spec, strategy, part);
+  const int64_t choices = ranks > 1 ? 0 : routed_choices_bytes(spec, strategy, part);
   backward.hold(choices);
   backward.drop(2 * row_weights);
   backward.hold(in);
-  backward.pass(
-      kernels.grouped_input(rows, moe.num_experts, sizes.width, 2 * width, 2, sizes.precision));
+  backward.pass(kernels.grouped_input(rows, experts, sizes.width, 2 * width, 2, sizes.precision));
   bytes.backward_input_workspace = backward.above(in + choices + bytes.delayed);
 
   HighWater weight;
-  weight.pass(
-      sizes.kernels.grouped_weight(rows, moe.num_experts, width, sizes.width, 1, sizes.precision));
+  weight.pass(sizes.kernels.grouped_weight(rows, experts, width, sizes.width, 1, sizes.precision));
   weight.drop(in + act);
-  weight.pass(sizes.kernels.grouped_weight(rows, moe.num_experts, sizes.width, 2 * width, 2,
-                                           sizes.precision));
+  weight.pass(
+      sizes.kernels.grouped_weight(rows, experts, sizes.width, 2 * width, 2, sizes.precision));
   bytes.backward_weight_workspace = weight.above(0);
   return bytes;
 }
@@ -183,6 +180,10 @@ int64_t expert_rows(const model::ModelSpec& spec, const Strategy& strategy, int 
       moe.num_experts *
       std::max<int64_t>(1, static_cast<int64_t>(std::ceil(moe.capacity_factor * even)));
   return moe.pad_to_capacity ? most : std::min(choices, most);
+}
+
+int64_t row_weights_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  return tensor_bytes(4 * expert_rows(spec, strategy, part));
 }
 
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {

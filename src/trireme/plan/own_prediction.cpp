@@ -269,7 +269,7 @@ double InstructionPrices::moved_bytes(const Instruction& instruction) const {
       for (int part = 0; part < static_cast<int>(run_.spec.parts.size()); ++part) {
         if (!program_.has(part)) continue;
         const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
-        const auto mine = static_cast<size_t>(program_.slice);
+        const auto mine = static_cast<size_t>(program_.slice_of(part));
         bytes += 4.0 * static_cast<double>(bounds[mine + 1] - bounds[mine]);
       }
       return bytes;

@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/gradient_sums.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/micro_batch_writer.h"
 #include "trireme/plan/offload.h"
@@ -53,6 +54,10 @@ const char* to_string(OpKind kind) {
       return "gather-parameters";
     case OpKind::kReleaseParameters:
       return "release-parameters";
+    case OpKind::kExchangeCounts:
+      return "exchange-counts";
+    case OpKind::kExchangeRows:
+      return "exchange-rows";
     case OpKind::kSend:
       return "send";
     case OpKind::kReceive:
@@ -107,6 +112,10 @@ const char* to_string(BufferKind kind) {
       return "replica-slice";
     case BufferKind::kGatheredWeights:
       return "gathered-weights";
+    case BufferKind::kExchangedRows:
+      return "exchanged-rows";
+    case BufferKind::kExchangedGradient:
+      return "exchanged-gradient";
   }
   return "?";
 }
@@ -126,8 +135,9 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
                       static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane()));
 }
 
-Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank,
+Program build_program(const model::ModelSpec& whole, const Strategy& strategy, int rank,
                       const PipelineLayout& layout) {
+  const model::ModelSpec spec = local_spec(whole, strategy.parallel, rank);
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;
@@ -148,7 +158,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
       .write();
   sums.finish_step();
   writer.free_after_last_use();
-  insert_weight_gathers(spec, program, sums.owner_group());
+  insert_weight_gathers(spec, program, sums.owner_groups());
   remove_absent_lanes(program);
   insert_offload(spec, program);
   if (strategy.record) hold_recorded_work(spec, program);
@@ -174,6 +184,25 @@ std::vector<int64_t> Program::micro_batches() const {
     for (int64_t i = 0; i < per_lane; ++i) all.push_back(lane * per_lane + i);
   }
   return all;
+}
+
+std::vector<std::vector<int64_t>> Program::exchanged_micro_batches() const {
+  const auto ranks = static_cast<size_t>(strategy.parallel.ep);
+  const int64_t per_lane = strategy.micro_batches_per_lane();
+  std::vector<std::vector<int64_t>> all;
+  // Lanes of the ranks take turns.
+  for (size_t round = 0; round < expert_lanes.size(); round += ranks) {
+    for (int64_t i = 0; i < per_lane; ++i) {
+      std::vector<int64_t>& at_once = all.emplace_back();
+      for (size_t source = 0; source < ranks; ++source)
+        at_once.push_back(expert_lanes[round + source] * per_lane + i);
+    }
+  }
+  return all;
+}
+
+size_t Program::expert_source() const {
+  return static_cast<size_t>(std::ranges::find(expert_lanes, lanes.front()) - expert_lanes.begin());
 }
 
 bool runs_on(const Program& program, const Instruction& copy) {

@@ -80,6 +80,11 @@ enum class OpKind {
   kGatherParameters,
   /// ZeRO 3: weights that came because other ranks use them are given up; computes nothing.
   kReleaseParameters,
+  /// Expert parallelism: how many rows of a micro-batch every expert gets, from the rank of its tokens to that of the expert.
+  kExchangeCounts,
+  /// Expert parallelism: rows of a micro-batch, or their gradients (`of_gradient`), to the ranks that have their experts (phase 1)
+  /// and back (phase 2). All ranks of the group exchange those of their own micro-batch at once.
+  kExchangeRows,
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
@@ -113,7 +118,11 @@ enum class BufferKind {
   kDelayed,            ///< made by backward-input for backward-weight
   kOptimizerState,     ///< a part's states while they visit the device; made by kReload
   kReplicaSlice,  ///< hybrid sharding: the sum over all lanes of what a replica adds up of an owner's slice
-  kGatheredWeights  ///< ZeRO 3: what products read of a part, while it is whole; made by kGatherParameters
+  kGatheredWeights,  ///< ZeRO 3: what products read of a part, while it is whole; made by kGatherParameters
+  /// Expert parallelism, made by kExchangeRows: of a dispatch the rows that this rank's experts get, of experts what others made of
+  /// the own tokens' rows.
+  kExchangedRows,
+  kExchangedGradient  ///< the same of gradients: of experts those that come to them, of a dispatch those that come back
 };
 const char* to_string(BufferKind kind);
 
@@ -213,8 +222,28 @@ struct Program {
   std::vector<std::vector<int>> groups;
   /// By part: boundaries of the slices of the ranks that share its states; {0, elements} where nobody shares.
   std::vector<std::vector<int64_t>> slices;
-  std::vector<std::vector<SquaresRange>> squares;  ///< by part: squares_ranges()
-  int slice = 0;                                   ///< this rank's place among them
+  std::vector<std::vector<SquaresRange>>
+      squares;  ///< by part: squares_ranges() of what the rank has of it
+  /// Of a part whose experts are spread, by part: of the whole part; empty of others.
+  std::vector<std::vector<SquaresRange>> whole_squares;
+  int slice = 0;  ///< this rank's place among them; of experts: see slice_of()
+  /// Expert parallelism: the place among the ranks that have the same experts, and the lanes whose rows these get, in the order in
+  /// which they are computed. Empty: every rank has all experts.
+  int expert_slice = 0;
+  std::vector<int64_t> expert_lanes;
+  std::vector<char> is_expert_part;  ///< by part: whether its parameters are spread so; empty: none
+  bool spreads(int part) const {
+    return !is_expert_part.empty() && is_expert_part[static_cast<size_t>(part)] != 0;
+  }
+  /// By micro-batch of this rank, in order: those whose rows come to its experts at the same time, of every rank of the group; its own
+  /// is at expert_source().
+  std::vector<std::vector<int64_t>> exchanged_micro_batches() const;
+  size_t expert_source() const;
+  int slice_of(int part) const { return spreads(part) ? expert_slice : slice; }
+  /// The first lane that the rank computes a part for.
+  int64_t first_lane(int part) const {
+    return spreads(part) ? expert_lanes.front() : lanes.front();
+  }
   /// Hybrid sharding: this rank's block among those that have all states each, and by part the boundaries, in its slice, of what
   /// each of the slice's replicas adds up of it. Empty where there is one block.
   int replica = 0;

@@ -1,8 +1,45 @@
 #include "trireme/plan/program_limits.h"
 
+#include <algorithm>
+#include <bit>
+#include <utility>
+
 #include "trireme/base/error.h"
 
 namespace trireme::plan {
+
+namespace {
+
+void limit_experts(const Strategy& strategy, std::vector<std::string>& reasons) {
+  const Parallel& parallel = strategy.parallel;
+  const auto reject = [&](std::string reason) { reasons.push_back(std::move(reason)); };
+  if (parallel.dp % parallel.ep != 0)
+    reject(
+        fmt::format("parallel.ep = {}: experts are spread over data parallel ranks, and it does "
+                    "not divide parallel.dp = {}; use parallel.ep = 1",
+                    parallel.ep, parallel.dp));
+  if (strategy.lanes % parallel.dp != 0)
+    reject(
+        fmt::format("parallel.ep = {}: ranks that exchange rows have as many micro-batches each, "
+                    "and parallel.dp = {} does not divide batch.lanes = {}; use parallel.dp = {}",
+                    parallel.ep, parallel.dp, strategy.lanes,
+                    std::bit_floor(static_cast<uint64_t>(parallel.dp))));
+  if (parallel.shard > 0)
+    reject(
+        fmt::format("parallel.shard = {} with parallel.ep = {}: experts' states are shared by "
+                    "all ranks that have the same ones; use parallel.shard = 0",
+                    parallel.shard, parallel.ep));
+  if (strategy.record)
+    reject(
+        "device.graphs with parallel.ep: how many rows come is not known when work is recorded; "
+        "leave device.graphs out");
+  if (std::ranges::any_of(strategy.offload_activations, [](char one) { return one != 0; }))
+    reject(
+        "memory.offload_activations with parallel.ep: rows of other ranks stay on the device; "
+        "leave memory.offload_activations out");
+}
+
+}  // namespace
 
 std::vector<std::string> program_limits(const model::ModelSpec& /*spec*/,
                                         const Strategy& strategy) {
@@ -17,8 +54,8 @@ std::vector<std::string> program_limits(const model::ModelSpec& /*spec*/,
   };
   only_one("tp", parallel.tp);
   only_one("cp", parallel.cp);
-  only_one("ep", parallel.ep);
   only_one("etp", parallel.etp);
+  if (parallel.ep > 1) limit_experts(strategy, reasons);
   return reasons;
 }
 

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "trireme/base/error.h"
+#include "trireme/cluster/mesh.h"
 #include "trireme/cluster/slices.h"
 
 namespace trireme::plan {
@@ -19,7 +20,7 @@ auto parameters_of(const model::ModelSpec& spec, int part) {
 std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
   std::vector<int64_t> places = {0};
   for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
-    const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
+    const int64_t matrices = parameter.is_expert() ? parameter.shape.front() : 1;
     for (int64_t i = 0; i < matrices; ++i)
       places.push_back(places.back() + parameter.numel() / matrices);
   }
@@ -30,7 +31,7 @@ std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
 std::vector<char> matrices_of(const model::ModelSpec& spec, int part) {
   std::vector<char> whole;
   for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
-    const int64_t matrices = parameter.shape.size() == 3 ? parameter.shape.front() : 1;
+    const int64_t matrices = parameter.is_expert() ? parameter.shape.front() : 1;
     whole.insert(whole.end(), static_cast<size_t>(matrices), parameter.is_product() ? 1 : 0);
   }
   return whole;
@@ -130,8 +131,14 @@ bool has_selection_bias(const model::ModelSpec& spec, int part) {
 
 }  // namespace
 
+int64_t owners_of(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  const Parallel& parallel = strategy.parallel;
+  const bool experts = spec.parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts;
+  return experts && parallel.ep > 1 ? parallel.dp / parallel.ep : parallel.sharing();
+}
+
 bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part) {
-  return strategy.parallel.zero >= 3 && strategy.parallel.sharing() > 1 &&
+  return strategy.parallel.zero >= 3 && owners_of(spec, strategy, part) > 1 &&
          !has_selection_bias(spec, part);
 }
 
@@ -156,6 +163,46 @@ BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int
     return blocks;
   };
   return {block_at(first), block_at(last)};
+}
+
+std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Program& program,
+                                       int part, int rank) {
+  const cluster::Mesh mesh(mesh_shape(program.strategy.parallel));
+  const auto at = static_cast<size_t>(part);
+  const std::vector<int64_t>& bounds = program.slices[at];
+  if (!program.spreads(part)) {
+    const auto slice = static_cast<size_t>(mesh.index_in_group(cluster::Dimension::kData, rank) %
+                                           program.strategy.parallel.sharing());
+    return {blocks_of(program.squares[at], bounds[slice], bounds[slice + 1])};
+  }
+  const auto slice =
+      static_cast<size_t>(mesh.index_in_group(cluster::Dimension::kExpertData, rank));
+  const int64_t place = mesh.expert_coordinates(rank).ep;
+  std::vector<BlockRange> blocks;
+  int64_t here = 0;
+  int64_t whole = 0;
+  for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
+    const int64_t elements = parameter.numel();
+    const int64_t first = std::max(here, bounds[slice]);
+    const int64_t last = std::min(here + elements, bounds[slice + 1]);
+    if (first < last) {
+      const int64_t shift = whole + place * elements - here;
+      const BlockRange range = blocks_of(program.whole_squares[at], first + shift, last + shift);
+      if (!blocks.empty() && blocks.back().last == range.first) {
+        blocks.back().last = range.last;
+      } else {
+        blocks.push_back(range);
+      }
+    }
+    here += elements;
+    whole += parameter.shard->whole.front() / parameter.shape.front() * elements;
+  }
+  return blocks;
+}
+
+int64_t num_blocks_of_part(const Program& program, int part) {
+  const auto at = static_cast<size_t>(part);
+  return num_blocks(program.spreads(part) ? program.whole_squares[at] : program.squares[at]);
 }
 
 std::vector<cluster::LaneNode> squares_nodes(BlockRange blocks, int64_t count) {

@@ -22,6 +22,9 @@ int64_t num_blocks(const std::vector<SquaresRange>& ranges);
 std::vector<int64_t> part_slices(const model::ModelSpec& spec, int part, int64_t owners,
                                  bool whole_matrices);
 
+/// Ranks that share a part's states: of experts those that have the same ones.
+int64_t owners_of(const model::ModelSpec& spec, const Strategy& strategy, int part);
+
 /// Whether a part is whole on a rank only while it is computed with (ZeRO 3). Not one with a selection bias, which is read in
 /// float32 and is small.
 bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part);
@@ -37,6 +40,13 @@ struct BlockRange {
 };
 /// The blocks that begin in elements [first, last) of the part; both are boundaries of part_slices().
 BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last);
+
+/// The blocks of a whole part that the slice of a rank of the world is, ascending. Not of one whose replica hands them out. `spec` is
+/// any rank's (local_spec()).
+std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Program& program,
+                                       int part, int rank);
+/// Of the whole part.
+int64_t num_blocks_of_part(const Program& program, int part);
 
 /// Sums of blocks meet in a binary tree over the part's blocks, filled up with zeros to a power of two. The nodes of that tree
 /// that the blocks [first, last) of `count` make up: what their owner hands out. Together with all others' they make one sum

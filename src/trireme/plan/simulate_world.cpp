@@ -331,7 +331,10 @@ class World {
 TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& program,
                              const Instruction& instruction) {
   // All but this rank's slice come from others, and as much goes to them: as over a ring.
-  const auto mine = static_cast<size_t>(instruction.of_replicas ? program.replica : program.slice);
+  const bool of_part = instruction.part >= 0 && !instruction.of_replicas;
+  const auto mine = static_cast<size_t>(of_part ? program.slice_of(instruction.part)
+                                        : instruction.of_replicas ? program.replica
+                                                                  : program.slice);
   const auto bounds_of_part = [&]() -> const std::vector<int64_t>& {
     const auto part = static_cast<size_t>(instruction.part);
     return instruction.of_replicas ? program.replica_slices[part] : program.slices[part];
@@ -380,6 +383,19 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
     case OpKind::kCountTargets:
       bytes.sent = bytes.received = 8.0;
       break;
+    case OpKind::kExchangeCounts:
+    case OpKind::kExchangeRows: {
+      // With routing that is even.
+      const auto ranks = static_cast<double>(program.strategy.parallel.ep);
+      const int layer = spec.parts[static_cast<size_t>(instruction.part)].layer;
+      const double counts =
+          8.0 *
+          static_cast<double>(spec.layers[static_cast<size_t>(layer)].moe.value().num_experts);
+      const double all =
+          instruction.kind == OpKind::kExchangeRows ? bytes_of(program, instruction.makes) : counts;
+      bytes.sent = bytes.received = all * (ranks - 1.0) / ranks;
+      break;
+    }
     default:
       TRIREME_CHECK(false, "{} is no transfer", to_string(instruction.kind));
   }

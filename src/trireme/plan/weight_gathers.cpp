@@ -70,7 +70,7 @@ class Gathers {
     }
   }
 
-  void insert(int group) {
+  void insert(const std::vector<int>& groups) {
     std::vector<Insertion> insertions;
     for (const Stay& stay : stays()) {
       const int id = id_of_insertion(insertions.size());
@@ -81,7 +81,7 @@ class Gathers {
       Instruction& gather = insertion.instruction;
       gather.kind = OpKind::kGatherParameters;
       gather.resource = Resource::kCommunication;
-      gather.group = group;
+      gather.group = groups[static_cast<size_t>(stay.part)];
       gather.part = stay.part;
       // Its memory is what the part before has left.
       if (before != nullptr) gather.depends_on = {before->instructions.back()};
@@ -140,8 +140,9 @@ class Gathers {
 
 }  // namespace
 
-void insert_weight_gathers(const model::ModelSpec& spec, Program& program, int group) {
-  Gathers(spec, program).insert(group);
+void insert_weight_gathers(const model::ModelSpec& spec, Program& program,
+                           const std::vector<int>& groups) {
+  Gathers(spec, program).insert(groups);
 }
 
 }  // namespace trireme::plan

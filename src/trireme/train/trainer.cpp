@@ -119,7 +119,7 @@ class Run {
   TrainResult finish();
   /// No rank has the whole model: it has stages, or gathers weights for their use.
   bool is_spread() const {
-    return !p_.program.stages.empty() ||
+    return !p_.program.stages.empty() || !p_.program.expert_lanes.empty() ||
            !execute::gathered_parts(p_.model.spec, p_.program).empty();
   }
   /// The same on all ranks, who give their parts for it.
