@@ -91,6 +91,10 @@ check "pipeline: another layout" "$TRIREME" launch --threads 2 -- train "$exampl
   --set parallel.dp=1 --set parallel.schedule=zbv --set parallel.chunks=2 --set out=runs/pipeline-v
 check "pipeline: one rank" "$TRIREME" train "$examples/pipeline/run.toml" "${small_pipeline[@]}" --set parallel.dp=1 --set parallel.pp=1 \
   --set out=runs/pipeline-one
+check "experts" "$TRIREME" launch --threads 4 -- train "$examples/experts/run.toml" "${small_moe[@]}"
+check "experts: one rank" "$TRIREME" train "$examples/experts/run.toml" "${small_moe[@]}" --set parallel.dp=1 --set parallel.ep=1 \
+  --set out=runs/experts-one
+check "experts: the same bits" cmp runs/experts/export/model.safetensors runs/experts-one/export/model.safetensors
 check "pipeline: the same bits" cmp runs/pipeline/export/model.safetensors runs/pipeline-one/export/model.safetensors
 check "pipeline: the same bits in a V" cmp runs/pipeline-v/export/model.safetensors runs/pipeline-one/export/model.safetensors
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once

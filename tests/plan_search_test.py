@@ -113,7 +113,8 @@ def so_does_one_that_shares_its_weights(folder):
 
 @case
 def what_train_lacks_is_named(folder):
-    done = tiny_run.checked(folder.path, *SEARCH, "--parallel", "dp=4", "--vary", "precision=bf16,fp8", "--out", "second.toml")
+    done = tiny_run.checked(folder.path, *SEARCH, "--parallel", "dp=4", "--vary", "precision=bf16,fp8", "--set", "model.preset=llama-110m",
+                            "--set", "model.config=", "--out", "second.toml")
     assert "precision fp8, which train does not have yet" in done.stderr and "second.toml" in done.stderr, done.stderr
     assert folder.json("train", "second.toml", "--dry-run")["problems"] == []
     stderr = folder.refused(*SEARCH, "--parallel", "tp=2", "--out", "none.toml")

@@ -110,6 +110,48 @@ def pipelines_of_threads_and_processes_end_as_one_rank_does(folder):
         assert losses(folder, name) == losses(folder, "deep"), name
 
 
+def model_of_experts(folder):
+    """Settings of a run whose model has four experts a layer."""
+    config = {**tiny_run.CONFIG, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+              "num_experts_per_tok": 2, "tie_word_embeddings": False, "router_aux_loss_coef": 0.01, "output_router_logits": True}
+    with open(os.path.join(folder, "experts.json"), "w", encoding="utf-8") as file:
+        json.dump(config, file)
+    return ("--set", "model.config=experts.json")
+
+
+@case
+def experts_on_threads_and_processes_end_as_one_rank_does(folder):
+    experts = model_of_experts(folder)
+    train(folder, out="experts", dp=1, sets=experts)
+    for name, ranks, dp, zero, layout in (("spread", ("--threads", 4), 4, 1, ("ep=4",)),
+                                          ("spread-twice", ("--nproc", 4), 4, 2, ("ep=2",)),
+                                          ("spread-gathered", ("--threads", 4), 4, 3, ("ep=2",)),
+                                          ("spread-stages", ("--nproc", 4), 2, 0, ("ep=2", "pp=2", "schedule=1f1b"))):
+        text = train(folder, *ranks, out=name, dp=dp, zero=zero, sets=(*experts, *staged(*layout)))
+        assert "done: " in text, text
+        assert digest(folder, name) == digest(folder, "experts"), name
+        assert losses(folder, name) == losses(folder, "experts"), name
+    # What one layout wrote another one goes on from.
+    steps = ("--set", "schedule.steps=120")
+    process = started(folder, 3, "--threads", 4, out="moved", dp=4, sets=(*experts, *steps, *staged("ep=4")))
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, text
+    train(folder, "--nproc", 2, out="moved", dp=2, zero=2, sets=(*experts, *steps, *staged("ep=2")))
+    train(folder, out="straight", dp=1, sets=(*experts, *steps))
+    assert losses(folder, "moved") == losses(folder, "straight")
+    assert digest(folder, "moved") == digest(folder, "straight")
+
+
+@case
+def experts_that_cannot_be_spread_so_are_refused_by_name(folder):
+    experts = model_of_experts(folder)
+    text = train(folder, "--threads", 3, out="odd", dp=3, sets=(*experts, *staged("ep=3")), status=2)
+    assert "parallel.ep = 3" in text and "experts of a layer" in text, text
+    text = train(folder, "--threads", 4, out="blocks", dp=4, zero=1, sets=(*experts, *staged("ep=2", "shard=2")), status=2)
+    assert "use parallel.shard = 0" in text, text
+
+
 @case
 def a_lost_stage_ends_the_pipeline(folder):
     process = started(folder, 6, "--nproc", 2, out="broken", dp=1,

@@ -10,6 +10,7 @@
 #include "trireme/cli/plan_predict.h"
 #include "trireme/device/probe.h"
 #include "trireme/plan/explain.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/trace.h"
 #include "trireme/plan/world_trace.h"
 #include "trireme/train/plan_report.h"
@@ -35,15 +36,15 @@ struct PlanArguments {
 };
 
 struct ModelProgram {
-  model::ModelSpec spec;
+  model::ModelSpec spec;  ///< as rank 0 has it
   plan::Program program;
 };
 
 ModelProgram plan_run(const PlanArguments& arguments) {
   const train::RunFile run = train::load_run_file(arguments.run_file, arguments.sets);
-  ModelProgram planned{train::spec_of(run), {}};
-  planned.program = plan::build_program(planned.spec, train::strategy_of(run.config, planned.spec));
-  return planned;
+  const model::ModelSpec spec = train::spec_of(run);
+  const plan::Strategy strategy = train::strategy_of(run.config, spec);
+  return {plan::local_spec(spec, strategy.parallel, 0), plan::build_program(spec, strategy)};
 }
 
 void explain(const PlanArguments& arguments, const GlobalOptions& options) {

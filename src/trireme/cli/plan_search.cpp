@@ -10,6 +10,7 @@
 #include "trireme/base/log.h"
 #include "trireme/cli/plan_predict.h"
 #include "trireme/cli/stage_line.h"
+#include "trireme/plan/program_limits.h"
 #include "trireme/plan/search_report.h"
 #include "trireme/train/run_config.h"
 #include "trireme/train/run_setup.h"
@@ -139,7 +140,6 @@ std::string missing(const plan::SearchSpace& space, const plan::Candidate& candi
   };
   add(candidate.tp > 1, fmt::format("tp = {}", candidate.tp));
   add(candidate.cp > 1, fmt::format("cp = {}", candidate.cp));
-  add(candidate.ep > 1, fmt::format("ep = {}", candidate.ep));
   add(candidate.etp > 1, fmt::format("etp = {}", candidate.etp));
   add((candidate.dp & (candidate.dp - 1)) != 0,
       fmt::format("dp = {} (no power of two)", candidate.dp));
@@ -166,7 +166,8 @@ train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
   config.parallel.pp = candidate.pp;
   config.parallel.schedule = plan::to_string(candidate.schedule);
   config.parallel.chunks = candidate.chunks;
-  config.parallel.tp = config.parallel.cp = config.parallel.ep = config.parallel.etp = 1;
+  config.parallel.tp = config.parallel.cp = config.parallel.etp = 1;
+  config.parallel.ep = candidate.ep;
   config.parallel.shard = 0;
   config.memory.recompute = space.recompute[static_cast<size_t>(candidate.recompute)].names;
   config.memory.offload_activations = {"none"};
@@ -175,8 +176,9 @@ train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
   config.precision.recipe = plan::to_string(candidate.precision);
   for (const char* key :
        {"batch.micro", "batch.lanes", "parallel.dp", "parallel.zero", "parallel.pp",
-        "parallel.schedule", "parallel.chunks", "memory.recompute", "memory.offload_activations",
-        "memory.offload_optimizer", "memory.delay_weight_gradients", "precision.recipe"})
+        "parallel.schedule", "parallel.chunks", "parallel.ep", "memory.recompute",
+        "memory.offload_activations", "memory.offload_optimizer", "memory.delay_weight_gradients",
+        "precision.recipe"})
     derived(key);
   return file;
 }
@@ -189,8 +191,9 @@ void write_run_file(const SearchArguments& arguments, const train::RunFile& file
                   fmt::format("trireme plan search --cluster {} --accelerators {}",
                               arguments.cluster, arguments.accelerators));
   // As `train` will check it.
-  const std::vector<std::string> reasons =
-      plan::validate(spec, train::strategy_of(chosen.config, spec));
+  const plan::Strategy strategy = train::strategy_of(chosen.config, spec);
+  std::vector<std::string> reasons = plan::validate(spec, strategy);
+  if (reasons.empty()) reasons = plan::program_limits(spec, strategy);
   TRIREME_USER_CHECK(reasons.empty(), kConfig, "change what the run file says beside its layout",
                      "--out {}: train refuses the best one with this run file: {}", arguments.out,
                      reasons.front());

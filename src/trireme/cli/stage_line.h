@@ -1,4 +1,4 @@
-// What a long command does now: one line that renews itself on a terminal, elsewhere a line for every new stage.
+// What a long command does now: one line that renews itself on a terminal, elsewhere a line for every new stage and every few seconds.
 #pragma once
 
 #include <unistd.h>
@@ -24,8 +24,8 @@ class StageLine {
 
   /// Whether show() would write now: not more often than people read, or the first of a stage.
   bool is_due(const std::string& stage) const {
-    constexpr double kOftenS = 0.1;
-    return !quiet_ && (stage != stage_ || (terminal_ && steady_clock().now_s() - at_s_ > kOftenS));
+    const double often_s = terminal_ ? 0.1 : 5.0;
+    return !quiet_ && (stage != stage_ || steady_clock().now_s() - at_s_ > often_s);
   }
 
   void show(const std::string& text) {
@@ -39,7 +39,7 @@ class StageLine {
       shown_ = true;
       return;
     }
-    log::info("{}", stage);
+    log::info("{}", text);
   }
 
  private:

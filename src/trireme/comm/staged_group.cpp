@@ -18,6 +18,7 @@ class CarriedWork final : public Work {
     carrier_->wait(transfer_);
     transfer_->rethrow();
     if (transfer_->event != nullptr) queue.wait_for(*transfer_->event);
+    transfer_->let_go();
   }
   double start_s() const override { return transfer_->start_s(); }
   double end_s() const override { return transfer_->end_s(); }

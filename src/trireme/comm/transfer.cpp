@@ -103,6 +103,13 @@ void Transfer::fail(std::exception_ptr error) {
   ended_.notify_all();
 }
 
+void Transfer::let_go() {
+  const std::lock_guard lock(mutex_);
+  if (!done_ || error_ != nullptr) return;
+  for (at::Tensor* const tensor : {&request_.in, &request_.out, &host_in, &host_out})
+    tensor->reset();
+}
+
 bool Transfer::done() const {
   const std::lock_guard lock(mutex_);
   return done_;

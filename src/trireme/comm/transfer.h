@@ -97,6 +97,10 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   double start_s() const { return start_s_; }
   double end_s() const { return end_s_; }
 
+  /// Once it was waited for: lets go of the tensors. A back end's thread may keep the transfer a moment longer, and their memory
+  /// would go when that thread runs again.
+  void let_go();
+
   /// What follows arrived(), where the bytes go on to a device; ends in finish(). Empty: arrived() is the end.
   std::function<void(std::shared_ptr<Transfer>)> then;
   void finish(double start_s, double end_s);
@@ -104,7 +108,7 @@ class Transfer : public std::enable_shared_from_this<Transfer> {
   std::unique_ptr<device::Event> event;
 
  private:
-  const Request request_;
+  Request request_;
   const std::string name_;
   mutable std::mutex mutex_;
   mutable std::condition_variable ended_;

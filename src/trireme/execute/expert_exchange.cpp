@@ -56,8 +56,8 @@ void ExpertExchange::execute(const plan::Instruction& instruction) {
       const auto made = experts_.try_emplace({place.own, part + 2}, model_.part(part + 2),
                                              exchange_.group(instruction));
       issued(instruction,
-             made.first->second.send_counts(
-                 access_.flow(place.own, model_.part(part).spec().layer), device_.compute_queue()));
+             made.first->second.send_counts(access_.flow(place.own, model_.part(part).spec().layer),
+                                            device_.compute_queue()));
       break;
     }
     case OpKind::kExchangeRows:
@@ -101,8 +101,7 @@ void ExpertExchange::exchange_rows(const plan::Instruction& instruction) {
 bool ExpertExchange::free(const plan::Buffer& buffer) {
   const int part = buffer.part;
   const bool of_experts = part >= 0 && program_.spreads(part);
-  const bool of_dispatch =
-      part >= 0 && part + 1 < model_.num_parts() && program_.spreads(part + 1);
+  const bool of_dispatch = part >= 0 && part + 1 < model_.num_parts() && program_.spreads(part + 1);
   if (!of_experts && !of_dispatch) return false;
   const int64_t own = buffer.micro_batch;
   const int experts_part = of_experts ? part : part + 1;

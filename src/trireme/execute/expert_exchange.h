@@ -52,7 +52,8 @@ class ExpertExchange {
   device::Device& device_;
   const Access access_;
   std::map<int64_t, Place> places_;  ///< by micro-batch of the global batch
-  std::map<std::pair<int64_t, int>, SpreadExperts> experts_;  ///< by this rank's micro-batch and part
+  std::map<std::pair<int64_t, int>, SpreadExperts>
+      experts_;  ///< by this rank's micro-batch and part
 };
 
 }  // namespace trireme::execute

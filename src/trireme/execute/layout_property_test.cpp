@@ -9,6 +9,7 @@
 #include "trireme/execute/testing/deep_models.h"
 #include "trireme/execute/testing/planted_faults.h"
 #include "trireme/execute/testing/trained_ranks.h"
+#include "trireme/plan/program_limits.h"
 
 namespace trireme::execute {
 namespace {
@@ -48,6 +49,15 @@ std::string describe(const TrainingCase& one) {
       s.offload_activations.empty() ? "" : ", offloaded activations");
 }
 
+bool has_experts(const model::ModelSpec& spec) {
+  return std::ranges::any_of(spec.layers, [](const auto& layer) { return layer.moe.has_value(); });
+}
+
+bool can_run(const TrainingCase& one) {
+  return plan::validate(one.spec, one.strategy).empty() &&
+         plan::program_limits(one.spec, one.strategy).empty();
+}
+
 // ---- draws -----------------------------------------------------------------------------------------
 
 class Draws {
@@ -83,10 +93,14 @@ class Draws {
       parallel.dp = pick<int64_t>({1, 2, 3, 4, 5, 6, 8, 16});
       parallel.zero = pick<int64_t>({0, 1, 2, 3, 3});
       if (parallel.zero > 0 && parallel.dp % 4 == 0) parallel.shard = pick<int64_t>({0, 2, 4});
+      if (has_experts(one.spec) && pick<int>({0, 1, 1}) != 0) {
+        parallel.ep = pick<int64_t>({2, 2, 4, 8});
+        parallel.interleave = pick<int>({0, 1}) != 0;
+        parallel.shard = 0;
+        strategy.offload_activations.clear();
+      }
       strategy.weights_ahead = pick<int64_t>({0, 1, 1, 3});
-      if (parallel.world() < 2 || parallel.world() > 16 ||
-          !plan::validate(one.spec, strategy).empty())
-        continue;
+      if (parallel.world() < 2 || parallel.world() > 16 || !can_run(one)) continue;
       one.name = describe(one);
       return one;
     }
@@ -110,9 +124,9 @@ class Draws {
       default: {
         const auto variants = nn::testing::moe_variants();
         const int layers = pick<int>({3, 5, 7});
-        return random_() % 2 == 0
-                   ? deep(layers, shapes)
-                   : deep_moe(variants[random_() % variants.size()].name, layers, shapes);
+        const std::string& variant = variants[random_() % variants.size()].name;
+        return random_() % 2 == 0 ? deep(layers, shapes)
+                                  : deep_moe(variant, layers, shapes, pick<int>({6, 8, 12}));
       }
     }
   }
@@ -151,7 +165,7 @@ std::vector<TrainingCase> simpler_than(const TrainingCase& one) {
     change(simpler);
     simpler.strategy.whole_matrices = simpler.optimizer.kind == optim::OptimizerKind::kMuon;
     if (describe(simpler) != describe(one) && simpler.strategy.parallel.world() > 1 &&
-        plan::validate(simpler.spec, simpler.strategy).empty())
+        can_run(simpler))
       all.push_back(std::move(simpler));
   };
   propose([](TrainingCase& c) {
@@ -179,6 +193,8 @@ std::vector<TrainingCase> simpler_than(const TrainingCase& one) {
     c.strategy.offload_optimizer = false;
   });
   propose([](TrainingCase& c) { c.strategy.parallel.shard = 0; });
+  propose([](TrainingCase& c) { c.strategy.parallel.ep = 1; });
+  propose([](TrainingCase& c) { c.strategy.parallel.ep /= 2; });
   propose([](TrainingCase& c) { c.strategy.recompute.clear(); });
   propose([](TrainingCase& c) { c.strategy.delay_weight_gradients = false; });
   propose([](TrainingCase& c) { c.strategy.precision = plan::Precision::kFp32; });

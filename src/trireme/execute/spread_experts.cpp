@@ -32,8 +32,8 @@ nn::MoeFlow& SpreadExperts::flow(Source& source) const {
 
 nn::PartGraph& SpreadExperts::graph(size_t source) const {
   const auto& graph = sources_.at(source).graph;
-  TRIREME_CHECK(graph != nullptr, "{}: backward of source {} before its forward",
-                part_.spec().name, source);
+  TRIREME_CHECK(graph != nullptr, "{}: backward of source {} before its forward", part_.spec().name,
+                source);
   return *graph;
 }
 
@@ -90,8 +90,8 @@ SpreadExperts::Transfers SpreadExperts::send_rows(const at::Tensor& rows, const 
     }
     source.first = first;
     source.count = offsets.back();
-    TRIREME_CHECK(source.count >= 0 && (most == 0 || source.count <= most), "rank {} sends {} rows of at most {}",
-                  s, source.count, most);
+    TRIREME_CHECK(source.count >= 0 && (most == 0 || source.count <= most),
+                  "rank {} sends {} rows of at most {}", s, source.count, most);
     from_.push_back(source.count);
     first += source.count;
   }
@@ -109,8 +109,7 @@ void SpreadExperts::forward(size_t index, bool with_graph, nn::SaveMode mode) {
   nn::MoeFlow& into = flow(source);
   into.row_weights = of(row_weights_, source);
   into.into = of(output_, source);
-  source.graph =
-      std::move(part_.forward(of(rows_, source), source.batch, with_graph, mode).graph);
+  source.graph = std::move(part_.forward(of(rows_, source), source.batch, with_graph, mode).graph);
   into.into.reset();
 }
 

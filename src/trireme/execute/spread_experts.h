@@ -68,10 +68,10 @@ class SpreadExperts {
   nn::Part& part_;
   comm::Group& group_;
   std::vector<Source> sources_;
-  at::Tensor counts_;             ///< int64 [ranks, experts here], then on the host
-  std::vector<int64_t> to_;       ///< rows of this rank by rank that has their experts
-  std::vector<int64_t> from_;     ///< rows that come, by rank
-  at::Tensor rows_;               ///< [rows that come, d], as the next ones
+  at::Tensor counts_;          ///< int64 [ranks, experts here], then on the host
+  std::vector<int64_t> to_;    ///< rows of this rank by rank that has their experts
+  std::vector<int64_t> from_;  ///< rows that come, by rank
+  at::Tensor rows_;            ///< [rows that come, d], as the next ones
   at::Tensor row_weights_;
   at::Tensor output_;
   at::Tensor d_output_;

@@ -29,30 +29,39 @@ std::vector<TrainingCase> cases() {
   optim::OptimizerConfig muon;
   muon.kind = optim::OptimizerKind::kMuon;
   std::vector<TrainingCase> all = {
-      {"balanced", with_moe([](model::MoeSpec& m) {
+      {"balanced",
+       with_moe([](model::MoeSpec& m) {
          m.aux_loss = 0.1;
          m.z_loss = 0.02;
        }),
-       {}, muon},
-      {"biases, clamped", with_moe([](model::MoeSpec& m) {
+       {},
+       muon},
+      {"biases, clamped",
+       with_moe([](model::MoeSpec& m) {
          m.softmax_after_top_k = true;
          m.router_bias = true;
          m.expert.bias = true;
          m.clamp_limit = 0.4;
        }),
-       {}, {}},
-      {"capacity, shared expert", with_moe([](model::MoeSpec& m) {
+       {},
+       {}},
+      {"capacity, shared expert",
+       with_moe([](model::MoeSpec& m) {
          m.capacity_factor = 0.8;
          m.shared_hidden = 8;
          m.shared_gate = true;
        }),
-       {}, {}},
-      {"padded", with_moe([](model::MoeSpec& m) {
+       {},
+       {}},
+      {"padded",
+       with_moe([](model::MoeSpec& m) {
          m.capacity_factor = 1.1;
          m.pad_to_capacity = true;
        }),
-       {}, {}},
-      {"selection bias", with_moe([](model::MoeSpec& m) {
+       {},
+       {}},
+      {"selection bias",
+       with_moe([](model::MoeSpec& m) {
          m.score = model::ScoreFunction::kSigmoid;
          m.normalize = true;
          m.selection_bias = true;
@@ -60,7 +69,8 @@ std::vector<TrainingCase> cases() {
          m.top_groups = 2;
          m.group_score_top2 = true;
        }),
-       {}, {}},
+       {},
+       {}},
       {"one expert a token", with_moe([](model::MoeSpec& m) { m.top_k = 1; }), {}, {}},
   };
   return all;
@@ -79,6 +89,7 @@ TEST(SpreadExpertsTest, EndWithTheBitsOfOneRank) {
       for (const auto& [dp, ep] : {std::pair{2, 2}, {4, 2}, {4, 4}}) {
         for (const int64_t zero : {0, 1, 2, 3}) {
           one.strategy = prepare(spread(dp, ep, zero));
+          one.strategy.parallel.interleave = zero != 1;
           SCOPED_TRACE(fmt::format("{} {} {}", one.name, to_string(precision),
                                    plan::describe(one.strategy.parallel)));
           expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
@@ -189,22 +200,22 @@ TEST(SpreadExpertsTest, AFaultInTheProgramIsNoticed) {
   };
   for (const bool of_gradient : {false, true}) {
     for (const int phase : {1, 2}) {
-      EXPECT_FALSE(ends_alike(one, want, [&](Program& program) {
-        forget_waits_for(program, first_of(program, [&](const Instruction& i) {
-                                    return i.kind == OpKind::kExchangeRows &&
-                                           i.of_gradient == of_gradient && i.phase == phase;
-                                  }).id);
-      })) << "no wait, gradient "
-          << of_gradient << ", phase " << phase;
+      EXPECT_FALSE(ends_alike(
+          one, want,
+          [&](Program& program) {
+            forget_waits_for(program, first_of(program, [&](const Instruction& i) {
+                                        return i.kind == OpKind::kExchangeRows &&
+                                               i.of_gradient == of_gradient && i.phase == phase;
+                                      }).id);
+          }))
+          << "no wait, gradient " << of_gradient << ", phase " << phase;
     }
   }
   EXPECT_FALSE(ends_alike(one, want, [&](Program& program) {
     forget_waits_for(program, nth(program, OpKind::kExchangeCounts, 0)->id);
   })) << "no wait for counts";
   const auto of_experts = [](OpKind kind, int64_t lane) {
-    return [=](const Instruction& i) {
-      return i.kind == kind && i.lane == lane && i.part == 4;
-    };
+    return [=](const Instruction& i) { return i.kind == kind && i.lane == lane && i.part == 4; };
   };
   EXPECT_FALSE(on_rank_0([&](Program& program) {
     Instruction& mine = first_of(program, of_experts(OpKind::kBackwardWeight, 0));

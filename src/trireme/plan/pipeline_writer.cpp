@@ -39,9 +39,12 @@ std::vector<PipelineStage> PipelineLayout::ranked_stages() const {
 PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& strategy,
                                int64_t micro_batches) {
   const Parallel& parallel = strategy.parallel;
-  if (parallel.pp == 1)
-    return {make_schedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
+  if (parallel.pp == 1) {
+    const bool pairs = parallel.ep > 1 && parallel.interleave && micro_batches > 1;
+    return {pairs ? interleaved_pairs(micro_batches)
+                  : make_schedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
             {{0, static_cast<int>(spec.parts.size())}}};
+  }
   PipelineLayout layout;
   layout.schedule = parallel.schedule == ScheduleKind::kText
                         ? parse_schedule(parallel.schedule_text, parallel.schedule_file)
@@ -152,18 +155,35 @@ void PipelineWriter::act(const Action& action) {
   }
 }
 
-// Parts in turn: what one exchanges lies behind what the other computes.
+// In turns, each as far as it exchanges something: that lies behind what the other computes. So the rows of a dispatch travel
+// behind the experts' backward or the attention's, and those of experts behind the other's experts or attention.
 void PipelineWriter::act_together(const Action& forward_action, const Action& backward_action) {
   begin_micro_batch(forward_action.micro_batch);
   int up = first_part(forward_action.stage);
   const int up_end = end_part(forward_action.stage);
   int down = end_part(backward_action.stage) - 1;
   const int down_end = first_part(backward_action.stage) - 1;
+  const auto kind = [&](int part) { return spec_.parts[static_cast<size_t>(part)].kind; };
   while (up < up_end || down > down_end) {
-    if (up < up_end) forward(forward_action.stage, forward_action.micro_batch, up++);
-    if (down > down_end)
-      backward_input(backward_action.stage, backward_action.micro_batch, down--,
-                     backward_action.work == Work::kBackward);
+    for (bool exchanges = false; up < up_end && !exchanges; ++up) {
+      forward(forward_action.stage, forward_action.micro_batch, up);
+      exchanges = kind(up) == model::PartKind::kDispatch || kind(up) == model::PartKind::kExperts;
+    }
+    // The forward's message comes first: the schedule says so, and both may go to the same rank.
+    const int until = up < up_end ? down_end + 1 : down_end;
+    std::vector<int> weights;
+    for (bool exchanges = false; down > until && !exchanges; --down) {
+      backward_input(backward_action.stage, backward_action.micro_batch, down, false);
+      if (down > 0 && !spec_.is_head(down) && !keeps_order(down) && !micro_batches_.delays(down))
+        weights.push_back(down);
+      exchanges =
+          kind(down) == model::PartKind::kCombine || kind(down) == model::PartKind::kExperts;
+    }
+    // Gradients of weights wait until what they have no part in is on its way.
+    for (const int part : weights) {
+      if (backward_action.work == Work::kBackward)
+        backward_weight(backward_action.micro_batch, part);
+    }
   }
   if (backward_action.work == Work::kBackward)
     delayed_weights(backward_action.stage, backward_action.micro_batch);

@@ -367,4 +367,16 @@ PipelineSchedule make_schedule(ScheduleKind kind, int ranks, int64_t micro_batch
   return schedule;
 }
 
+PipelineSchedule interleaved_pairs(int64_t micro_batches) {
+  PipelineSchedule schedule;
+  schedule.micro_batches = micro_batches;
+  schedule.rank_of_stage = {0};
+  std::vector<Action>& actions = schedule.ranks.emplace_back();
+  for (int64_t i = 0; i <= micro_batches; ++i) {
+    if (i < micro_batches) actions.push_back({Work::kForward, 0, i, i > 0});
+    if (i > 0) actions.push_back({Work::kBackward, 0, i - 1, false});
+  }
+  return schedule;
+}
+
 }  // namespace trireme::plan

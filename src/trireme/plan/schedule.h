@@ -51,6 +51,9 @@ int fixed_chunks(ScheduleKind kind);
 /// Not of kText: parse_schedule().
 PipelineSchedule make_schedule(ScheduleKind kind, int ranks, int64_t micro_batches, int chunks);
 
+/// One rank: every forward but the first goes together with the backward of the micro-batch before it.
+PipelineSchedule interleaved_pairs(int64_t micro_batches);
+
 /// What is wrong with a schedule: stages that are no rank's, work that is missing or done twice or out of order, ranks that
 /// wait for one another for ever. Empty: it runs.
 struct ScheduleProblem {

@@ -335,5 +335,16 @@ TEST(ScheduleText, TornTextsAreReadOrRefused) {
   EXPECT_GT(refused, 1000);
 }
 
+TEST(Schedule, PairsOfMicroBatchesDoEverythingOnceAndHoldTwo) {
+  for (const int64_t m : {1, 2, 3, 8}) {
+    const PipelineSchedule schedule = interleaved_pairs(m);
+    EXPECT_THAT(schedule_problems(schedule), IsEmpty());
+    expect_runs(schedule);
+    EXPECT_EQ(std::ranges::count(schedule.ranks[0], true, &Action::with_next), m - 1);
+    EXPECT_THAT(peak_in_flight(schedule, KeptUntil::kBackwardWeight),
+                ElementsAre(std::min<int64_t>(m, 2)));
+  }
+}
+
 }  // namespace
 }  // namespace trireme::plan

@@ -286,7 +286,6 @@ SearchSpace of_training(SearchSpace space) {
   };
   only(space.tp, 1);
   only(space.cp, 1);
-  only(space.ep, 1);
   only(space.etp, 1);
   std::erase_if(space.recompute,
                 [](const RecomputeChoice& choice) { return choice.names.empty(); });

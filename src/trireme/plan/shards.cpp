@@ -134,7 +134,8 @@ bool has_selection_bias(const model::ModelSpec& spec, int part) {
 int64_t owners_of(const model::ModelSpec& spec, const Strategy& strategy, int part) {
   const Parallel& parallel = strategy.parallel;
   const bool experts = spec.parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts;
-  return experts && parallel.ep > 1 ? parallel.dp / parallel.ep : parallel.sharing();
+  if (!experts || parallel.ep == 1) return parallel.sharing();
+  return parallel.dp * parallel.cp * parallel.tp / (parallel.ep * parallel.etp);
 }
 
 bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part) {
@@ -182,7 +183,8 @@ std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Progr
   int64_t here = 0;
   int64_t whole = 0;
   for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
-    const int64_t elements = parameter.numel();
+    const int64_t elements =
+        parameter.shard ? parameter.numel() : parameter.numel() / program.strategy.parallel.ep;
     const int64_t first = std::max(here, bounds[slice]);
     const int64_t last = std::min(here + elements, bounds[slice + 1]);
     if (first < last) {
@@ -195,7 +197,7 @@ std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Progr
       }
     }
     here += elements;
-    whole += parameter.shard->whole.front() / parameter.shape.front() * elements;
+    whole += program.strategy.parallel.ep * elements;
   }
   return blocks;
 }

@@ -42,7 +42,7 @@ struct BlockRange {
 BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last);
 
 /// The blocks of a whole part that the slice of a rank of the world is, ascending. Not of one whose replica hands them out. `spec` is
-/// any rank's (local_spec()).
+/// the model's or any rank's.
 std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Program& program,
                                        int part, int rank);
 /// Of the whole part.

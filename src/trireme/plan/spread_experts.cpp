@@ -23,11 +23,10 @@ void MicroBatchWriter::exchange_rows(MicroBatch& micro, int experts, int phase, 
   const size_t owner = from_dispatch ? dispatch : static_cast<size_t>(experts);
   int& slot = (of_gradient ? micro.hidden_gradient : micro.hidden)[owner];
   const int64_t rows = hidden_bytes(spec_, strategy_, static_cast<int>(dispatch));
-  const int64_t weights =
-      from_dispatch ? row_weights_bytes(spec_, strategy_, experts) : int64_t{0};
-  const int arrives = writer_.new_buffer(
-      of_gradient ? BufferKind::kExchangedGradient : BufferKind::kExchangedRows,
-      static_cast<int>(owner), micro.index, kNone, rows + weights);
+  const int64_t weights = from_dispatch ? row_weights_bytes(spec_, strategy_, experts) : int64_t{0};
+  const int arrives =
+      writer_.new_buffer(of_gradient ? BufferKind::kExchangedGradient : BufferKind::kExchangedRows,
+                         static_cast<int>(owner), micro.index, kNone, rows + weights);
   const int before = writer_.current();
   Instruction& instruction = writer_.begin(OpKind::kExchangeRows, experts, micro.index, micro.lane);
   instruction.resource = Resource::kCommunication;
@@ -60,7 +59,8 @@ void MicroBatchWriter::forward_experts(MicroBatch& micro, int part) {
     instruction.workspace_bytes = bytes.forward_workspace;
     read_exchanged(micro.hidden[at - 1]);
     if (micro.hidden[at] == kNone) {
-      make_for(micro, micro.hidden, part, BufferKind::kHidden, hidden_bytes(spec_, strategy_, part));
+      make_for(micro, micro.hidden, part, BufferKind::kHidden,
+               hidden_bytes(spec_, strategy_, part));
     } else {
       writer_.write(micro.hidden[at]);
     }
@@ -92,9 +92,9 @@ void MicroBatchWriter::backward_input_experts(MicroBatch& micro, int part) {
     writer_.read_if_made(source.saved_input[at]);
     writer_.read_if_made(source.saved_weight[at]);
     if (micro.hidden_gradient[at - 1] == kNone) {
-      make_for(micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
-               hidden_bytes(spec_, strategy_, part - 1) +
-                   row_weights_bytes(spec_, strategy_, part));
+      make_for(
+          micro, micro.hidden_gradient, part - 1, BufferKind::kHiddenGradient,
+          hidden_bytes(spec_, strategy_, part - 1) + row_weights_bytes(spec_, strategy_, part));
     } else {
       writer_.write(micro.hidden_gradient[at - 1]);
     }

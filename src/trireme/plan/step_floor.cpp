@@ -471,8 +471,11 @@ double step_floor_s(const PlannedRun& run) {
   const PartClasses classes(run);
   const PartSeconds parts(run, classes, cost);
   const OnceSeconds once(run, classes, cost);
+  // fold() spreads no experts: what they exchange is a price.
+  Strategy as_priced = run.strategy;
+  as_priced.parallel.interleave = false;
   const PipelineLayout layout =
-      pipeline_layout(run.spec, run.strategy, rank_micro_batches(run.strategy));
+      pipeline_layout(run.spec, as_priced, rank_micro_batches(run.strategy));
   const FloorTask task{run, classes, parts, once, layout.stages, rank_micro_batches(run.strategy)};
   return std::max(busy_floor_s(task, stage_seconds(task)), timeline_floor_s(task, layout.schedule));
 }

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "trireme/checkpoint/storage.h"
+#include "trireme/cluster/mesh.h"
 #include "trireme/comm/plugin/collectives_library.h"
 #include "trireme/device/device.h"
 #include "trireme/device/plugin/plugin.h"
@@ -196,8 +197,8 @@ void inspect_strategy(Preflight& p, int rank) {
         "use a schedule that has a name, or leave batch.ramp_start out");
   }
   if (!p.problems.empty()) return;
-  p.program = plan::build_program(p.model.spec, strategy, rank);
   p.local = plan::local_spec(p.model.spec, strategy.parallel, rank);
+  p.program = plan::build_program(p.model.spec, strategy, rank);
   // As the executor gives out memory.
   const plan::Simulation simulation = plan::simulate_in_issue_order(p.program);
   p.peak_bytes = simulation.peak_bytes;
@@ -205,9 +206,19 @@ void inspect_strategy(Preflight& p, int rank) {
   if (simulation.peak_instruction >= 0) {
     const plan::Instruction& peak =
         p.program.instructions[static_cast<size_t>(simulation.peak_instruction)];
-    const plan::HeldMemory held = plan::held_before(p.model.spec, p.program, peak.id);
+    const plan::HeldMemory held = plan::held_before(p.local, p.program, peak.id);
     p.peak_text = fmt::format("at {}: {}", plan::describe(p.model.spec, peak),
                               plan::describe(p.model.spec, held, p.peak_bytes - held.total()));
+  }
+  if (rank == 0 && strategy.parallel.pp > 1) {
+    const cluster::Mesh mesh(plan::mesh_shape(strategy.parallel));
+    p.stage_peak_bytes = {p.peak_bytes};
+    for (int pp = 1; pp < mesh.shape().pp; ++pp) {
+      const int other = mesh.rank(cluster::Coordinates{.pp = pp});
+      p.stage_peak_bytes.push_back(
+          plan::simulate_in_issue_order(plan::build_program(p.model.spec, strategy, other))
+              .peak_bytes);
+    }
   }
   p.unmodelled_kernels = unmodelled_kernels(c, p.model.spec);
   p.resident_bytes = p.program.resident_bytes;
@@ -222,13 +233,13 @@ void inspect_strategy(Preflight& p, int rank) {
                  (c.hf_export.enabled ? weights : 0);
   // A checkpoint is written from a copy in the host's memory while training goes on.
   const int64_t copy = c.device.name == "cpu" ? weights + states : 0;
-  const int64_t needed = p.peak_bytes + copy;
+  const int64_t needed = p.most_peak_bytes() + copy;
   if (p.device_memory_bytes > 0 && needed > p.device_memory_bytes) {
     const auto bytes = [](int64_t n) { return bytes_text(static_cast<double>(n)); };
     const std::string while_saving =
         copy == 0 ? "" : fmt::format(", and {} while a checkpoint is written", bytes(needed));
     add(p.problems, ErrorCode::kConfig,
-        fmt::format("a step needs {} of memory{}; the device has {}", bytes(p.peak_bytes),
+        fmt::format("a step needs {} of memory{}; the device has {}", bytes(p.most_peak_bytes()),
                     while_saving, bytes(p.device_memory_bytes)),
         memory_advice(memory_options(c, p.model.spec, p.precision.precision, p.peak_bytes),
                       p.device_memory_bytes - copy));
@@ -354,6 +365,12 @@ void inspect_continuation(const std::string& resume, Preflight& p) {
   });
 }
 
+int64_t Preflight::most_peak_bytes() const {
+  int64_t most = peak_bytes;
+  for (const int64_t peak : stage_peak_bytes) most = std::max(most, peak);
+  return most;
+}
+
 std::string describe(const Preflight& p) {
   const RunConfig& c = p.run.config;
   std::string text = effective_toml(p.run);
@@ -390,6 +407,11 @@ std::string describe(const Preflight& p) {
         fmt::format("memory     {} at the peak of a step, {} between steps; the {} has {}\n",
                     bytes(p.peak_bytes), bytes(p.resident_bytes),
                     c.device.name == "cpu" ? "machine" : "device", bytes(p.device_memory_bytes));
+    if (!p.stage_peak_bytes.empty()) {
+      std::vector<std::string> stages;
+      for (const int64_t peak : p.stage_peak_bytes) stages.push_back(bytes(peak));
+      text += fmt::format("           peak by rank of the pipeline: {}\n", fmt::join(stages, ", "));
+    }
     if (!p.peak_text.empty()) text += fmt::format("           {}\n", p.peak_text);
     if (p.host_peak_bytes > 0)
       text += fmt::format("           {} in the host's memory\n", bytes(p.host_peak_bytes));
@@ -437,7 +459,7 @@ OrderedJson to_json(const Preflight& p) {
       {"active_parameters", p.active_parameters},
       {"multi_token_prediction", nullptr},
       {"flops_per_token", p.flops_per_token},
-      {"peak_bytes", p.peak_bytes},
+      {"peak_bytes", p.most_peak_bytes()},
       {"steps", p.run.config.schedule.steps},
       {"continues_after", p.continues_after},
       {"problems", problems},

@@ -34,6 +34,9 @@ struct Preflight {
   int64_t resident_bytes = 0;     ///< of them held between steps
   int64_t host_peak_bytes = 0;    ///< most that is offloaded to the host
   std::string peak_text;          ///< where the peak is, and what is held there by kind
+  std::vector<int64_t>
+      stage_peak_bytes;  ///< of rank 0's plan of a pipeline: predicted, by rank of the pipeline; else empty
+  int64_t most_peak_bytes() const;  ///< of any rank that is known here
   /// Chosen kernels whose workspace is not known ("aten of attention"): peak_bytes is an estimate then.
   std::vector<std::string> unmodelled_kernels;
   int64_t disk_bytes = 0;  ///< largest that the run's folder will hold

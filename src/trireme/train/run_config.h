@@ -114,6 +114,7 @@ struct RunConfig {
     std::string cp_kind = "ring";
     int64_t ep = 1;
     int64_t etp = 1;
+    bool interleave = true;
     std::string reduction = "exact";
     double timeout_s = 600.0;
   } parallel;

@@ -332,7 +332,17 @@ std::vector<SchemaEntry> make_schema() {
                   "How context parallel attention communicates; without effect on one rank.",
                   kNoEffect));
   s.push_back(
-      key("parallel.ep", REF(parallel.ep), at_least(1), "Expert parallel ranks.", kNoEffect));
+      key("parallel.ep", REF(parallel.ep), at_least(1),
+          "Expert parallel ranks: data parallel ranks next to one another that have a layer's "
+          "experts between them; rows go to them and come back. Divides `dp`, which divides "
+          "`batch.lanes`. The result is the same.",
+          kNoEffect));
+  s.push_back(
+      key("parallel.interleave", REF(parallel.interleave), any(),
+          "With `ep`, without a pipeline: the forward of a micro-batch takes turns with the "
+          "backward of the one before it, so that exchanges hide; two micro-batches' "
+          "activations are held. The result is the same.",
+          kNoEffect));
   s.push_back(key("parallel.etp", REF(parallel.etp), at_least(1),
                   "Tensor parallel ranks of experts.", kNoEffect));
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),

@@ -32,10 +32,13 @@ inline model::ModelSpec deep(int layers, uint64_t seed = 4) {
   return model::spec_from_config(config.dump(), "deep.json");
 }
 
-inline model::ModelSpec deep_moe(const std::string& name, int layers, uint64_t seed = 4) {
-  for (const auto& variant : nn::testing::moe_variants()) {
-    if (variant.name == name)
-      return nn::testing::with_experts(deep(layers, seed), variant.moe, variant.first);
+/// `experts` of them, if groups come out even.
+inline model::ModelSpec deep_moe(const std::string& name, int layers, uint64_t seed = 4,
+                                 int64_t experts = 6) {
+  for (auto variant : nn::testing::moe_variants()) {
+    if (variant.name != name) continue;
+    if (experts % variant.moe.num_groups == 0) variant.moe.num_experts = experts;
+    return nn::testing::with_experts(deep(layers, seed), variant.moe, variant.first);
   }
   throw std::runtime_error(name);
 }
