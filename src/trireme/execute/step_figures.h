@@ -54,7 +54,8 @@ class StepFigures {
   const plan::Program& program_;
   std::vector<LaneFigures> lanes_;
   bool stop_requested_ = false;
-  std::vector<std::vector<double>> squares_;  ///< by part: of the nodes that are here, ascending
+  /// By place among tensor parallel ranks and by part: of the nodes that are here, ascending.
+  std::vector<std::vector<std::vector<double>>> squares_;
 };
 
 }  // namespace trireme::execute

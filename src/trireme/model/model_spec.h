@@ -201,6 +201,14 @@ struct PartSpec {
   std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "layer.3.router", "head"
 };
 
+/// Of a parameter that a rank holds a stretch of: [first, first + shape[dim]) along `dim` of one with the shape `whole`.
+struct ParameterShard {
+  std::vector<int64_t> whole;
+  int dim = 0;
+  int64_t first = 0;
+  bool operator==(const ParameterShard&) const = default;
+};
+
 /// One tensor of a model, trainable as a rule. The order in ModelSpec::parameters is part order, then the order in which
 /// fused products want them (query, key, value adjacent; gate, up adjacent). What a file of Hugging Face's holds of it is
 /// disk_layout.h's business; the fields for it are below.
@@ -226,6 +234,7 @@ struct ParameterSpec {
   /// Files name it so, not as transformers' modules do (`name` or `packed_on_disk`); with "{}", the number of an expert,
   /// they hold one tensor an expert. Empty: as the modules.
   std::string name_in_files;
+  std::optional<ParameterShard> shard;  ///< of a spec that one of several ranks has; empty: all of it
   int64_t numel() const;
   bool is_matrix() const { return shape.size() == 2; }
   /// Weight decay applies to matrices that multiply activations and to the token embedding (which
@@ -235,6 +244,16 @@ struct ParameterSpec {
   bool is_product() const;
   /// Of the routed experts: dimension 0 counts them, and a token uses top_k of its slices.
   bool is_expert() const;
+};
+
+/// Whose share of a model a spec describes: of so many tensor parallel ranks, the one at `place`.
+struct TensorShare {
+  int64_t ranks = 1;
+  int64_t place = 0;
+  bool is_cut() const { return ranks > 1; }
+  /// Of `tokens` of a micro-batch in a row, those that the rank has between parts: [first(tokens), first(tokens) + count(tokens)).
+  int64_t first(int64_t tokens) const { return tokens * place / ranks; }
+  int64_t count(int64_t tokens) const { return tokens * (place + 1) / ranks - first(tokens); }
 };
 
 struct ModelSpec {
@@ -256,6 +275,9 @@ struct ModelSpec {
   /// The loss is the head's + this / num_mtp_layers * the sum of the multi-token-prediction modules' (DeepSeek-V3's 0.3).
   double mtp_loss_weight = 0.3;
   NormSpec final_norm;
+  /// Cut over tensor parallel ranks: heads, widths of MLPs and shapes of parameters are this share's; hidden and vocab_size stay
+  /// the model's.
+  TensorShare tensor;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
   /// How a Hugging Face directory with this config stores its weights; not of the model itself, and not in config_json.

@@ -282,7 +282,8 @@ int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
   const Sizes sizes(spec, strategy);
   const PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
-  if (kind != PartKind::kDispatch && kind != PartKind::kExperts) return sizes.hidden;
+  if (kind != PartKind::kDispatch && kind != PartKind::kExperts)
+    return sizes.matrix(spec.tensor.count(sizes.tokens), sizes.width);
   return sizes.matrix(expert_rows(spec, strategy, part), sizes.width);
 }
 

@@ -33,6 +33,7 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
     bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
   }
   tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
+  if (spec.tensor.is_cut()) tensor_ = std::make_unique<TensorWriter>(spec, writer, sums);
 }
 
 bool MicroBatchWriter::delays(int part) const {
@@ -74,7 +75,15 @@ bool MicroBatchWriter::reads_input_for_weights(int part) const {
   }
 }
 
-void MicroBatchWriter::backward_input(MicroBatch& micro, int part) {
+void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_weight) {
+  if (tensor_) {
+    if (spec_.is_head(part)) {
+      tensor_->loss(micro, part, counted_);
+    } else {
+      tensor_->backward_input(micro, part, with_weight);
+    }
+    return;
+  }
   if (spec_.is_head(part)) {
     loss(micro, part);
     return;
@@ -125,6 +134,10 @@ void MicroBatchWriter::make_saved(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::forward(MicroBatch& micro, int part) {
+  if (tensor_) {
+    tensor_->forward(micro, part);
+    return;
+  }
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
   writer_.depend(sums_.take_gather(part));
   instruction.recompute = recompute(part);
@@ -255,6 +268,10 @@ void MicroBatchWriter::make_input_gradients(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
+  if (tensor_) {
+    tensor_->backward_weight(micro, part);
+    return;
+  }
   if (part == 0) {
     embedding_backward(micro);
     return;

@@ -13,6 +13,7 @@
 #include "trireme/plan/program_limits.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/recorded_work.h"
+#include "trireme/plan/tensor_share.h"
 #include "trireme/plan/weight_gathers.h"
 
 namespace trireme::plan {
@@ -53,6 +54,16 @@ const char* to_string(OpKind kind) {
       return "gather-parameters";
     case OpKind::kReleaseParameters:
       return "release-parameters";
+    case OpKind::kGatherTokens:
+      return "gather-tokens";
+    case OpKind::kScatterSums:
+      return "scatter-sums";
+    case OpKind::kGatherRows:
+      return "gather-rows";
+    case OpKind::kShareGradients:
+      return "share-gradients";
+    case OpKind::kAddShares:
+      return "add-shares";
     case OpKind::kSend:
       return "send";
     case OpKind::kReceive:
@@ -103,6 +114,10 @@ const char* to_string(BufferKind kind) {
       return "delayed";
     case BufferKind::kOptimizerState:
       return "optimizer-state";
+    case BufferKind::kTokens:
+      return "tokens";
+    case BufferKind::kSharedGradients:
+      return "shared-gradients";
     case BufferKind::kReplicaSlice:
       return "replica-slice";
     case BufferKind::kGatheredWeights:
@@ -126,8 +141,31 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
                       static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane()));
 }
 
+namespace {
+
+/// What a tensor parallel rank's optimizer keeps, of the parameters as it has them.
+void keep_own_states(const model::ModelSpec& share, Strategy& strategy) {
+  if (strategy.optimizer_state_bytes.empty()) return;
+  std::ranges::fill(strategy.optimizer_state_bytes, 0);
+  for (size_t i = 0; i < share.parameters.size(); ++i) {
+    const int64_t floats = strategy.state_floats.empty() ? 2 : strategy.state_floats[i];
+    strategy.optimizer_state_bytes[static_cast<size_t>(share.parameters[i].part)] +=
+        4 * floats * share.parameters[i].numel();
+  }
+}
+
+}  // namespace
+
 Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank,
                       const PipelineLayout& layout) {
+  if (strategy.parallel.tp > 1 && !spec.tensor.is_cut()) {
+    const int place = cluster::Mesh(mesh_shape(strategy.parallel)).coordinates(rank).tp;
+    model::ModelSpec share = spec;
+    cut_tensor(share, strategy.parallel.tp, place);
+    Strategy own = strategy;
+    keep_own_states(share, own);
+    return build_program(share, own, rank, layout);
+  }
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;
