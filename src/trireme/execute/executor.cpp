@@ -364,8 +364,7 @@ class Executor::Step {
       case plan::OpKind::kGatherRows:
       case plan::OpKind::kShareGradients:
       case plan::OpKind::kAddShares:
-        TRIREME_CHECK(false, "{} on a rank that has all of the model",
-                      to_string(instruction.kind));
+        TRIREME_CHECK(false, "{} on a rank that has all of the model", to_string(instruction.kind));
       case plan::OpKind::kCommit:
         break;
     }

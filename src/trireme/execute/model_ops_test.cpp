@@ -12,11 +12,11 @@ namespace {
 /// Forgets what was called: a kernel that nobody takes is added to every op.
 void forget_calls() {
   static int times = 0;
-  const kernels::KernelInfo info{.name = fmt::format("unused {}", times++),
-                                 .device = at::kCPU,
-                                 .priority = -1000};
-#define X(op, dtypes) \
-  kernels::registry().add<&kernels::op>(info, kernels::registry().find_named<&kernels::op>("cpu"));
+  const kernels::KernelInfo info{
+      .name = fmt::format("unused {}", times++), .device = at::kCPU, .priority = -1000};
+#define X(op, dtypes)                                                                           \
+  kernels::registry().add<&kernels::op>(info, kernels::registry().find_named<&kernels::op>("cp" \
+                                                                                           "u"));
   TRIREME_KERNEL_OPS(X)
 #undef X
 }
@@ -54,8 +54,9 @@ TEST(ModelOps, OfRecordedWorkAreThoseOfItsParts) {
   const model::ModelSpec spec = tiny(3);
   std::set<std::string> others = training_ops(spec, false);
   for (const std::string& op : recorded_ops(spec)) others.erase(op);
-  EXPECT_EQ(others, (std::set<std::string>{"embedding", "embedding_backward", "linear_cross_entropy",
-                                           "adamw_", "squares_by_block", "convert"}));
+  EXPECT_EQ(others,
+            (std::set<std::string>{"embedding", "embedding_backward", "linear_cross_entropy",
+                                   "adamw_", "squares_by_block", "convert"}));
   EXPECT_FALSE(recorded_ops(tiny_moe("balanced")).contains("grouped_linear"));
 }
 

@@ -107,8 +107,8 @@ void RankExchange::all_gather(const plan::Instruction& instruction, const at::Te
 void RankExchange::all_to_all(const plan::Instruction& instruction, const at::Tensor& out,
                               const std::vector<int64_t>& out_counts, const at::Tensor& in,
                               const std::vector<int64_t>& in_counts) {
-  issued(instruction, group(instruction)
-                          .all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
+  issued(instruction,
+         group(instruction).all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
 }
 
 void RankExchange::count_targets(const plan::Instruction& instruction,

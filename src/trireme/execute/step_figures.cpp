@@ -38,9 +38,8 @@ void StepFigures::add_router(int64_t lane, int layer, const nn::RouterStatistics
 
 void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_of) {
   const auto slice = static_cast<size_t>(program_.slice);
-  const int place = cluster::Mesh(plan::mesh_shape(program_.strategy.parallel))
-                        .coordinates(program_.rank)
-                        .tp;
+  const int place =
+      cluster::Mesh(plan::mesh_shape(program_.strategy.parallel)).coordinates(program_.rank).tp;
   std::vector<std::vector<double>>& squares = squares_[static_cast<size_t>(place)];
   std::vector<at::Tensor> sums(spec_.parts.size());
   const auto pieces_of = [&](int part, auto&& visit) {
@@ -84,9 +83,8 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     const std::vector<plan::SquaresRange>& ranges = program_.squares[at];
     const std::vector<int64_t>& bounds = program_.slices[at];
     const plan::BlockRange blocks = plan::blocks_of(ranges, bounds[slice], bounds[slice + 1]);
-    squares[at] =
-        plan::sums_of_nodes(plan::squares_nodes(blocks, plan::num_blocks(ranges)), blocks,
-                            std::vector<double>(values, values + on_host.numel()));
+    squares[at] = plan::sums_of_nodes(plan::squares_nodes(blocks, plan::num_blocks(ranges)), blocks,
+                                      std::vector<double>(values, values + on_host.numel()));
   }
 }
 

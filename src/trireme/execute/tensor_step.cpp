@@ -89,8 +89,7 @@ void TensorStep::execute(const Instruction& instruction, const MicroBatch& micro
 
 at::Tensor& TensorStep::used(const Instruction& instruction, size_t place,
                              const MicroBatch& micro) {
-  const plan::Buffer& buffer =
-      program_.buffers[static_cast<size_t>(instruction.uses.at(place))];
+  const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(instruction.uses.at(place))];
   const auto part = static_cast<size_t>(std::max(buffer.part, 0));
   if (buffer.kind == plan::BufferKind::kHidden) return micro.hidden->at(part);
   if (buffer.kind == plan::BufferKind::kHiddenGradient) return micro.gradient->at(part);
@@ -155,18 +154,17 @@ void TensorStep::backward_input(const Instruction& instruction, const MicroBatch
   const nn::SplitPart& part = split_.part(instruction.part);
   nn::SplitGraph& of = graph(instruction);
   if (instruction.phase == 1) {
-    nn::GradientSink into =
-        sink(instruction, [&](size_t place) { return part.is_after(place); });
+    nn::GradientSink into = sink(instruction, [&](size_t place) { return part.is_after(place); });
     keep(instruction, 0, of.begin_backward(used(instruction, 0, micro), into));
   } else if (instruction.phase == 2) {
     if (instruction.recompute == plan::Recompute::kSelective)
       of.give_input(used(instruction, 2, micro));
     keep(instruction, 0, of.backward_input(used(instruction, 0, micro)));
   } else {
-    nn::GradientSink into =
-        sink(instruction, [&](size_t place) { return part.is_before(place); });
-    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) = of.finish_backward(
-        used(instruction, 2, micro), used(instruction, 3, micro), used(instruction, 0, micro), into);
+    nn::GradientSink into = sink(instruction, [&](size_t place) { return part.is_before(place); });
+    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) =
+        of.finish_backward(used(instruction, 2, micro), used(instruction, 3, micro),
+                           used(instruction, 0, micro), into);
   }
 }
 
@@ -179,9 +177,8 @@ void TensorStep::backward_weight(const Instruction& instruction, const MicroBatc
   // The graph holds what it reads and frees it as soon as it is used.
   for (const int buffer : instruction.frees) tensors_.erase(buffer);
   const nn::SplitPart& part = split_.part(instruction.part);
-  nn::GradientSink into = sink(instruction, [&](size_t place) {
-    return !part.is_before(place) && !part.is_after(place);
-  });
+  nn::GradientSink into = sink(
+      instruction, [&](size_t place) { return !part.is_before(place) && !part.is_after(place); });
   graph(instruction).backward_weight(into);
 }
 
@@ -206,8 +203,8 @@ void TensorStep::loss(const Instruction& instruction, const MicroBatch& micro,
     for (const at::Tensor& losses : of.losses) sum = nn::add_losses(sum, losses);
     figures_.add_loss(instruction.lane, 0, sum);
     nn::GradientSink norm = into(false);
-    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) = head.finish(
-        used(instruction, 2, micro), of.statistics, used(instruction, 0, micro), norm);
+    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) =
+        head.finish(used(instruction, 2, micro), of.statistics, used(instruction, 0, micro), norm);
     losses_.erase(instruction.micro_batch);
     return;
   }
@@ -254,23 +251,20 @@ void TensorStep::scatter(const Instruction& instruction, const MicroBatch& micro
   const model::TensorShare& share = store_.spec().tensor;
   const int64_t own = share.count(tokens_);
   const at::Tensor out = at::empty({share.ranks, own, in.size(1)}, in.options());
-  exchange_.all_to_all(
-      instruction, out,
-      std::vector<int64_t>(static_cast<size_t>(share.ranks), own * in.size(1)), in,
-      nn::token_counts(share, tokens_, in.size(1)));
+  exchange_.all_to_all(instruction, out,
+                       std::vector<int64_t>(static_cast<size_t>(share.ranks), own * in.size(1)), in,
+                       nn::token_counts(share, tokens_, in.size(1)));
   keep(instruction, 0, out);
 }
 
 void TensorStep::share_gradients(const Instruction& instruction) {
-  const auto holders = static_cast<int64_t>(
-      program_.groups[static_cast<size_t>(instruction.group)].size());
+  const auto holders =
+      static_cast<int64_t>(program_.groups[static_cast<size_t>(instruction.group)].size());
   const at::Tensor flat = gradients_.of(instruction.lane, instruction.part);
-  const int64_t elements =
-      plan::num_shared_gradients(store_.spec(), instruction.part, holders);
+  const int64_t elements = plan::num_shared_gradients(store_.spec(), instruction.part, holders);
   const at::Tensor mine = at::empty({elements}, flat.options());
   int64_t at = 0;
-  for (const int parameter :
-       plan::shared_gradients(store_.spec(), instruction.part, holders)) {
+  for (const int parameter : plan::shared_gradients(store_.spec(), instruction.part, holders)) {
     const at::Tensor view = store_.view(flat, parameter).flatten();
     mine.narrow(0, at, view.numel()).copy_(view);
     at += view.numel();
@@ -288,8 +282,7 @@ void TensorStep::add_shares(const Instruction& instruction) {
     if (buffer.kind != plan::BufferKind::kSharedGradients) continue;
     const at::Tensor& all = tensors_.at(id);
     at::Tensor sum = all.select(0, 0);
-    for (int64_t rank = 1; rank < all.size(0); ++rank)
-      kernels::add_(sum, all.select(0, rank));
+    for (int64_t rank = 1; rank < all.size(0); ++rank) kernels::add_(sum, all.select(0, rank));
     int64_t at = 0;
     for (const int parameter :
          plan::shared_gradients(store_.spec(), instruction.part, all.size(0))) {
@@ -303,9 +296,8 @@ void TensorStep::add_shares(const Instruction& instruction) {
 void check_ids(const data::Batch& batch, int64_t vocab_size) {
   const auto outside = [&](int32_t id) { return id < 0 || id >= vocab_size; };
   const auto token = std::ranges::find_if(batch.tokens, outside);
-  const auto target = std::ranges::find_if(batch.targets, [&](int32_t id) {
-    return id != data::kIgnoredTarget && outside(id);
-  });
+  const auto target = std::ranges::find_if(
+      batch.targets, [&](int32_t id) { return id != data::kIgnoredTarget && outside(id); });
   const bool of_tokens = token != batch.tokens.end();
   TRIREME_USER_CHECK(!of_tokens && target == batch.targets.end(), kData,
                      "use the tokenizer that the data was made with, or raise model.vocab_size",

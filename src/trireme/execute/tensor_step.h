@@ -71,9 +71,10 @@ class TensorStep {
   RankExchange& exchange_;
   LaneGradients& gradients_;
   StepFigures& figures_;
-  const int64_t tokens_;  ///< of a micro-batch
+  const int64_t tokens_;               ///< of a micro-batch
   std::map<int, at::Tensor> tensors_;  ///< by buffer
-  std::map<std::pair<int64_t, int>, std::unique_ptr<nn::SplitGraph>> graphs_;  ///< by micro-batch and part
+  std::map<std::pair<int64_t, int>, std::unique_ptr<nn::SplitGraph>>
+      graphs_;                      ///< by micro-batch and part
   std::map<int64_t, Loss> losses_;  ///< by micro-batch
 };
 

@@ -118,6 +118,30 @@ int64_t ParameterSpec::numel() const {
   return product;
 }
 
+int64_t ParameterSpec::elements_in_a_row() const {
+  if (!shard) return numel();
+  int64_t product = 1;
+  for (size_t dim = shard->dim; dim < shape.size(); ++dim) product *= shape[dim];
+  return product;
+}
+
+int64_t ParameterSpec::whole_element(int64_t element) const {
+  if (!shard) return element;
+  const int64_t row = elements_in_a_row();
+  const int64_t inner = row / shape[shard->dim];
+  return element / row * (shard->whole[shard->dim] * inner) + shard->first * inner + element % row;
+}
+
+void ParameterSpec::cut(size_t dim, int64_t pieces, int64_t index) {
+  TRIREME_CHECK(dim < shape.size() && shape[dim] % pieces == 0 && index < pieces &&
+                    (!shard || shard->dim == dim),
+                "{} has no stretch {} of {} along dimension {}", name, index, pieces, dim);
+  if (pieces == 1) return;
+  if (!shard) shard = ParameterShard{shape, dim, 0};
+  shape[dim] /= pieces;
+  shard->first += index * shape[dim];
+}
+
 bool ParameterSpec::is_product() const {
   switch (role) {
     case Role::kQuery:
@@ -205,7 +229,7 @@ int64_t ModelSpec::active_numel(const ParameterSpec& parameter) const {
   if (!parameter.is_expert()) return parameter.numel();
   const int layer = parts[static_cast<size_t>(parameter.part)].layer;
   const MoeSpec& moe = *layers[static_cast<size_t>(layer)].moe;
-  return parameter.numel() / moe.num_experts * moe.top_k;
+  return parameter.numel() * moe.top_k / moe.num_experts;
 }
 
 int ModelSpec::parameter_index(const std::string& name) const {

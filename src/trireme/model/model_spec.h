@@ -201,10 +201,10 @@ struct PartSpec {
   std::string name;  ///< "embedding", "layer.3.attention", "layer.3.mlp", "layer.3.router", "head"
 };
 
-/// Of a parameter that a rank holds a stretch of: [first, first + shape[dim]) along `dim` of one with the shape `whole`.
+/// The place of a stretch in a whole tensor: elements [first, first + its own size) along dimension `dim`.
 struct ParameterShard {
-  std::vector<int64_t> whole;
-  int dim = 0;
+  std::vector<int64_t> whole;  ///< the whole tensor's shape
+  size_t dim = 0;
   int64_t first = 0;
   bool operator==(const ParameterShard&) const = default;
 };
@@ -234,8 +234,15 @@ struct ParameterSpec {
   /// Files name it so, not as transformers' modules do (`name` or `packed_on_disk`); with "{}", the number of an expert,
   /// they hold one tensor an expert. Empty: as the modules.
   std::string name_in_files;
-  std::optional<ParameterShard> shard;  ///< of a spec that one of several ranks has; empty: all of it
+  /// One rank's stretch of a parameter that ranks share; `shape` is the stretch's.
+  std::optional<ParameterShard> shard = {};
   int64_t numel() const;
+  const std::vector<int64_t>& whole_shape() const { return shard ? shard->whole : shape; }
+  /// Stretches of the whole tensor's elements that lie one after the other here: so many elements each, and where stretch i begins.
+  int64_t elements_in_a_row() const;
+  int64_t whole_element(int64_t element) const;
+  /// Makes it the stretch `index` of `pieces` equal ones along a dimension that they divide.
+  void cut(size_t dim, int64_t pieces, int64_t index);
   bool is_matrix() const { return shape.size() == 2; }
   /// Weight decay applies to matrices that multiply activations and to the token embedding (which
   /// is such a matrix where it is tied); never to norms, biases, positions.

@@ -14,9 +14,9 @@ AttentionPart::AttentionPart(const ParameterStore& store, int part,
       attention_(store.spec().layers[spec_.layer].attention),
       scope_(scope),
       parameters_(store.part_parameters(part)),
-      norms_(of_scope(scope,
-                      PartNorms(store, store.spec().layers[spec_.layer].attention_norm,
-                                store.spec().layers[spec_.layer].attention_post_norm, parameters_))),
+      norms_(of_scope(
+          scope, PartNorms(store, store.spec().layers[spec_.layer].attention_norm,
+                           store.spec().layers[spec_.layer].attention_post_norm, parameters_))),
       out_(store, parameters_, {model::Role::kAttentionOut}),
       rotary_(std::move(rotary)) {
   TRIREME_CHECK(attention_.rotary.has_value() == (rotary_ != nullptr), "{}: rotary table missing",

@@ -152,7 +152,8 @@ class GroupedAttentionPart::Graph final : public ProductsGraph {
   at::Tensor d_sinks_;
 };
 
-GroupedAttentionPart::GroupedAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary, PartScope scope)
+GroupedAttentionPart::GroupedAttentionPart(const ParameterStore& store, int part,
+                                           std::shared_ptr<RotaryTable> rotary, PartScope scope)
     : AttentionPart(store, part, std::move(rotary), scope),
       qkv_(store, parameters_, {model::Role::kQuery, model::Role::kKey, model::Role::kValue}) {
   if (!has_qk_norm()) return;

@@ -169,7 +169,8 @@ class LatentAttentionPart::Graph final : public ProductsGraph {
   NormGradients latent_gradients_;
 };
 
-LatentAttentionPart::LatentAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary, PartScope scope)
+LatentAttentionPart::LatentAttentionPart(const ParameterStore& store, int part,
+                                         std::shared_ptr<RotaryTable> rotary, PartScope scope)
     : AttentionPart(store, part, std::move(rotary), scope),
       latent_(attention_.latent.value()),
       down_(store, parameters_, down_roles(latent_)),

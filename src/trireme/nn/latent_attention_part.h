@@ -27,7 +27,7 @@ namespace trireme::nn {
 class LatentAttentionPart final : public AttentionPart {
  public:
   LatentAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary,
-      PartScope scope = PartScope::kWhole);
+                      PartScope scope = PartScope::kWhole);
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
                         SaveMode mode) override;
   Projected project(const at::Tensor& hidden, const at::Tensor& positions) const override;

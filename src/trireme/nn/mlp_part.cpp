@@ -136,8 +136,9 @@ MlpPart::MlpPart(const ParameterStore& store, int part, PartScope scope)
       mlp_(store.spec().layers[spec_.layer].mlp),
       scope_(scope),
       parameters_(store.part_parameters(part)),
-      norms_(of_scope(scope, PartNorms(store, store.spec().layers[spec_.layer].mlp_norm,
-                                       store.spec().layers[spec_.layer].mlp_post_norm, parameters_))),
+      norms_(
+          of_scope(scope, PartNorms(store, store.spec().layers[spec_.layer].mlp_norm,
+                                    store.spec().layers[spec_.layer].mlp_post_norm, parameters_))),
       up_(store, parameters_, {model::Role::kGate, model::Role::kUp}),
       down_(store, parameters_, {model::Role::kDown}) {}
 
@@ -179,9 +180,9 @@ ForwardResult MlpPart::forward(const at::Tensor& hidden, const BatchTensors&, bo
     result.output = norms_.after->forward(saved.projected, keep, saved.after_statistics);
     result.output = result.output.add_(x).view(hidden.sizes());
   } else {
-    result.output =
-        (scope_ == PartScope::kWhole ? down_.forward(saved.act, x) : down_.forward_without_bias(saved.act))
-            .view(hidden.sizes());
+    result.output = (scope_ == PartScope::kWhole ? down_.forward(saved.act, x)
+                                                 : down_.forward_without_bias(saved.act))
+                        .view(hidden.sizes());
   }
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, std::move(saved), mode);
   return result;

@@ -40,11 +40,13 @@ Model::Model(const ParameterStore& store) : store_(store) {
         break;
       case model::PartKind::kAttention:
         attention_.push_back(add(i, [&] {
-          return make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary), scope);
+          return make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary),
+                                     scope);
         }));
         break;
       case model::PartKind::kMlp:
-        feed_forward_.push_back({add(i, [&] { return std::make_unique<MlpPart>(store, i, scope); })});
+        feed_forward_.push_back(
+            {add(i, [&] { return std::make_unique<MlpPart>(store, i, scope); })});
         break;
       case model::PartKind::kRouter:
         feed_forward_.push_back({add(i, [&] { return std::make_unique<RouterPart>(store, i); })});

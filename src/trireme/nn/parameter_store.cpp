@@ -73,6 +73,14 @@ double normal_at(uint64_t seed, const std::string& name, uint64_t index) {
   return normal_pair(stream_key(seed, name), index / 2)[index % 2];
 }
 
+at::Tensor stretch(const at::Tensor& whole, const model::ParameterSpec& parameter) {
+  TRIREME_CHECK(whole.sizes() == at::IntArrayRef(parameter.whole_shape()), "{} has another shape",
+                parameter.name);
+  if (!parameter.shard) return whole;
+  const model::ParameterShard& shard = *parameter.shard;
+  return whole.narrow(static_cast<int64_t>(shard.dim), shard.first, parameter.shape[shard.dim]);
+}
+
 ParameterStore::ParameterStore(model::ModelSpec spec, at::ScalarType compute_dtype,
                                at::ScalarType master_dtype, at::Device device,
                                const std::vector<model::ElementRange>& masters,
@@ -164,9 +172,10 @@ at::Tensor ParameterStore::fused_view(const at::Tensor& flat, int first, int cou
   return head.shape.size() < 2 ? piece : piece.view({rows, columns});
 }
 
-// Elements of a parameter from `first` on, as many as `values` has.
+// Elements of a parameter from `first` on, as many as `values` has; of a stretch those of the whole tensor.
 void ParameterStore::fill(int index, uint64_t seed, int64_t first, at::Tensor values) const {
   const model::ParameterSpec& parameter = spec_.parameters[index];
+  const int64_t row = parameter.elements_in_a_row();
   switch (parameter.init.kind) {
     case model::InitKind::kOnes:
       values.fill_(1.0);
@@ -178,10 +187,16 @@ void ParameterStore::fill(int index, uint64_t seed, int64_t first, at::Tensor va
       const uint64_t key = stream_key(seed, parameter.name);
       // Drawn on the host: the same bits on every device.
       at::Tensor host = values.is_cpu() ? values : at::empty(values.sizes(), master_dtype_);
-      if (master_dtype_ == at::kDouble) {
-        fill_normal(host.data_ptr<double>(), first, host.numel(), key, parameter.init.std);
-      } else {
-        fill_normal(host.data_ptr<float>(), first, host.numel(), key, parameter.init.std);
+      for (int64_t at = 0; at < host.numel();) {
+        const int64_t element = first + at;
+        const int64_t count = std::min(host.numel() - at, row - element % row);
+        const int64_t whole = parameter.whole_element(element);
+        if (master_dtype_ == at::kDouble) {
+          fill_normal(host.data_ptr<double>() + at, whole, count, key, parameter.init.std);
+        } else {
+          fill_normal(host.data_ptr<float>() + at, whole, count, key, parameter.init.std);
+        }
+        at += count;
       }
       if (!values.is_cpu()) values.copy_(host);
       break;

@@ -86,8 +86,8 @@ class ParameterStore {
   at::Tensor fused_view(const at::Tensor& flat, int first, int count) const;
 
   /// Fills every master that is here by its InitSpec and refreshes the compute copy. The bits of an element
-  /// depend on (seed, parameter name, element index) alone: not on threads, order or other
-  /// parameters.
+  /// depend on (seed, parameter name, element index in the whole tensor) alone: not on threads, order, other
+  /// parameters or what of them is here.
   void initialize(uint64_t seed);
   /// compute = master rounded to the compute dtype, of the elements of one part or all that have masters. Nothing without a
   /// compute copy, nor where it has no memory.
@@ -113,6 +113,9 @@ class ParameterStore {
   std::vector<at::Tensor> master_;
   std::vector<at::Tensor> compute_;
 };
+
+/// A view of what a rank has of a whole tensor of that parameter; all of it where the parameter is no stretch.
+at::Tensor stretch(const at::Tensor& whole, const model::ParameterSpec& parameter);
 
 /// Element `index` of the normal N(0, 1) stream of (seed, name). Counter-based: any element alone.
 double normal_at(uint64_t seed, const std::string& name, uint64_t index);

@@ -134,6 +134,38 @@ TEST(ParameterStore, ASliceOfMastersHasTheBitsOfTheWhole) {
   }
 }
 
+TEST(ParameterStore, AStretchOfAParameterHasTheBitsOfTheWhole) {
+  ParameterStore whole(tiny(3));
+  whole.initialize(9);
+  for (const size_t dim : {0, 1}) {
+    for (int64_t index = 0; index < 4; ++index) {
+      model::ModelSpec spec = tiny(3);
+      int64_t cut = 0;
+      for (model::ParameterSpec& parameter : spec.parameters) {
+        if (dim >= parameter.shape.size() || parameter.shape[dim] % 4 != 0) continue;
+        // In two steps it is the same stretch.
+        parameter.cut(dim, 2, index / 2);
+        parameter.cut(dim, 2, index % 2);
+        ++cut;
+      }
+      ASSERT_GT(cut, 0);
+      ParameterStore store(spec);
+      store.initialize(9);
+      for (int i = 0; i < store.num_parameters(); ++i) {
+        const model::ParameterSpec& parameter = spec.parameters[static_cast<size_t>(i)];
+        const at::Tensor all = whole.master(i);
+        const at::Tensor expected =
+            parameter.shard ? all.chunk(4, static_cast<int64_t>(dim))[static_cast<size_t>(index)]
+                            : all;
+        EXPECT_TRUE(at::equal(store.master(i), expected)) << parameter.name;
+        EXPECT_TRUE(at::equal(stretch(all, parameter), expected)) << parameter.name;
+        store.set(i, stretch(all + 1.0, parameter));
+        EXPECT_TRUE(at::equal(store.master(i), expected + 1.0)) << parameter.name;
+      }
+    }
+  }
+}
+
 TEST(ParameterStore, PartsThatComeAreDrawnByTheirSharesAndHaveRoomOnlyWhereAsked) {
   for (const auto compute : {at::kFloat, at::kBFloat16}) {
     ParameterStore whole(tiny(3), compute);

@@ -60,7 +60,7 @@ enum class SaveMode {
 enum class PartScope {
   kWhole,    ///< all of it
   kProducts  ///< what lies between its norms, of an input that is normed: without them, without the residual, and without
-             ///< the bias of the last product, whose gradient it has. What tensor parallel ranks share (split_part.h).
+  ///< the bias of the last product, whose gradient it has. What tensor parallel ranks share (split_part.h).
 };
 
 /// The local graph of one part and one micro-batch. Thread-safety: used by the step thread only.

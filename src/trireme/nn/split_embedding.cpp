@@ -46,8 +46,8 @@ at::Tensor SplitEmbedding::finish(const BatchTensors& batch, const at::Tensor& p
   if (positions_.defined()) {
     const at::Tensor mine = batch.positions.flatten();
     const int64_t tokens = mine.size(0);
-    out.add_(positions_.index_select(
-        0, mine.narrow(0, share_.first(tokens), share_.count(tokens))));
+    out.add_(
+        positions_.index_select(0, mine.narrow(0, share_.first(tokens), share_.count(tokens))));
   }
   if (scale_ != 1.0) out.mul_(scale_);
   return out.unsqueeze(0);

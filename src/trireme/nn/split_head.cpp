@@ -47,8 +47,7 @@ SplitHead::Places SplitHead::places_of(const at::Tensor& targets) const {
 
 SplitHead::Rows SplitHead::measure(const at::Tensor& normed, const at::Tensor& targets) const {
   Rows rows;
-  rows.logits =
-      at::empty({normed.size(0), weight_.size(0)}, normed.options().dtype(at::kFloat));
+  rows.logits = at::empty({normed.size(0), weight_.size(0)}, normed.options().dtype(at::kFloat));
   kernels::linear(normed, weight_, std::nullopt, std::nullopt, rows.logits);
   if (softcap_ > 0.0) rows.logits.div_(softcap_).tanh_().mul_(softcap_);
   rows.statistics = at::empty({3, normed.size(0)}, rows.logits.options());
@@ -76,8 +75,11 @@ Normalizer normalizer_of(const at::Tensor& statistics) {
   Normalizer of{all.select(1, 0).amax(0), {}};
   at::Tensor sum = at::zeros_like(of.largest);
   for (int64_t rank = 0; rank < all.size(0); ++rank)
-    sum.add_(all.select(0, rank).select(0, 0).sub(of.largest).exp_().mul_(
-        all.select(0, rank).select(0, 1)));
+    sum.add_(all.select(0, rank)
+                 .select(0, 0)
+                 .sub(of.largest)
+                 .exp_()
+                 .mul_(all.select(0, rank).select(0, 1)));
   of.log_sum = sum.log_();
   return of;
 }
@@ -107,8 +109,7 @@ void SplitHead::spread(at::Tensor logits, const at::Tensor& statistics, const at
     logits.scatter_add_(1, places.ids, places.mine.mul(-gradient_scale));
     logits.mul_(slope);
   } else {
-    const at::Tensor mine =
-        statistics.select(0, place_).select(0, 0).to(at::kDouble);
+    const at::Tensor mine = statistics.select(0, place_).select(0, 0).to(at::kDouble);
     const at::Tensor factor =
         mine.sub(of.largest).sub_(of.log_sum).exp_().mul_(counts).mul_(gradient_scale);
     logits.mul_(factor.to(at::kFloat).unsqueeze(1));
@@ -120,7 +121,8 @@ void SplitHead::spread(at::Tensor logits, const at::Tensor& statistics, const at
     kernels::convert(logits, rounded);
   }
   kernels::linear_backward_input(rounded, weight_, d_normed);
-  kernels::linear_backward_weight(rounded, normed, sink.gradients[static_cast<size_t>(sink_weight_)],
+  kernels::linear_backward_weight(rounded, normed,
+                                  sink.gradients[static_cast<size_t>(sink_weight_)],
                                   sink.accumulate[static_cast<size_t>(sink_weight_)] != 0);
 }
 

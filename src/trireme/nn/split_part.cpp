@@ -62,8 +62,8 @@ at::Tensor SplitGraph::finish(const at::Tensor& hidden, const at::Tensor& pieces
 }
 
 void SplitGraph::give_input(const at::Tensor& gathered) {
-  static_cast<ProductsGraph&>(*products_).give_input(
-      gathered.view({batch_.rows, batch_.seq_len, gathered.size(-1)}));
+  static_cast<ProductsGraph&>(*products_)
+      .give_input(gathered.view({batch_.rows, batch_.seq_len, gathered.size(-1)}));
 }
 
 void SplitGraph::recompute() {
@@ -82,8 +82,7 @@ at::Tensor SplitGraph::begin_backward(const at::Tensor& grad_output, GradientSin
 }
 
 at::Tensor SplitGraph::backward_input(const at::Tensor& gathered) {
-  return products_
-      ->backward_input(gathered.view({batch_.rows, batch_.seq_len, gathered.size(-1)}))
+  return products_->backward_input(gathered.view({batch_.rows, batch_.seq_len, gathered.size(-1)}))
       .flatten(0, 1);
 }
 

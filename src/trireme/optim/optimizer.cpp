@@ -271,6 +271,21 @@ std::vector<StateTensor> state_views(const OptimizerConfig& config, const model:
   return all;
 }
 
+std::vector<StateTensor> part_state_views(const OptimizerConfig& config,
+                                          const model::ModelSpec& spec, int part,
+                                          const std::vector<at::Tensor>& states) {
+  const PartLayout layout = layouts_of(config, spec, {})[static_cast<size_t>(part)];
+  std::vector<StateTensor> all;
+  for (const Place& place : layout.places) add_views(place, states.at(0), states.at(1), all);
+  return all;
+}
+
+std::array<int64_t, 2> part_state_sizes(const OptimizerConfig& config, const model::ModelSpec& spec,
+                                        int part) {
+  const PartLayout layout = layouts_of(config, spec, {})[static_cast<size_t>(part)];
+  return {layout.numel, layout.second_numel};
+}
+
 int64_t state_bytes(const OptimizerConfig& config, const model::ModelSpec& spec, int part,
                     model::ElementRange elements) {
   Slices slices(spec.parts.size());

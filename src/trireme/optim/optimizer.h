@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -105,6 +106,14 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
 /// them, those of slices one after the other.
 std::vector<StateTensor> state_views(const OptimizerConfig& config, const model::ModelSpec& spec,
                                      const std::vector<std::vector<at::Tensor>>& part_states);
+
+/// The same of one part.
+std::vector<StateTensor> part_state_views(const OptimizerConfig& config,
+                                          const model::ModelSpec& spec, int part,
+                                          const std::vector<at::Tensor>& states);
+/// Elements of a whole part's first and second states.
+std::array<int64_t, 2> part_state_sizes(const OptimizerConfig& config, const model::ModelSpec& spec,
+                                        int part);
 
 /// Whether Muon updates this parameter: matrices inside the blocks, of a stack of experts each one on its own; embeddings,
 /// head, router and vectors get AdamW.

@@ -35,11 +35,14 @@ class Remover {
   void run() {
     id_of_.assign(program_.instructions.size(), kNone);
     buffer_of_.assign(program_.buffers.size(), kNone);
+    for (const Instruction& instruction : program_.instructions) uses_.push_back(instruction.uses);
     std::vector<Instruction> all;
     for (Instruction& instruction : program_.instructions) {
       const bool absent = is_of_micro_batch(instruction.kind) && is_absent(instruction.lane);
+      if (absent) leave_to_next(instruction);
       if (absent && !becomes_release(instruction)) continue;
       id_of_[static_cast<size_t>(instruction.id)] = static_cast<int>(all.size());
+      if (instruction.resource == Resource::kCompute) take_left(instruction);
       all.push_back(std::move(instruction));
     }
     std::vector<Buffer> buffers;
@@ -72,6 +75,36 @@ class Remover {
  private:
   bool is_absent(int64_t lane) const { return lane >= program_.strategy.lanes; }
 
+  /// What was sent for a lane that there is may be waited for, and freed, while an absent one is computed: that is left to what
+  /// this rank computes next.
+  void leave_to_next(const Instruction& instruction) {
+    for (const int id : instruction.frees) {
+      const Buffer& buffer = program_.buffers[static_cast<size_t>(id)];
+      if (buffer.kind == BufferKind::kGatheredWeights ||
+          id_of_[static_cast<size_t>(buffer.made_by)] == kNone)
+        continue;
+      left_.push_back(id);
+      for (const int on : instruction.depends_on) {
+        const std::vector<int>& uses = uses_[static_cast<size_t>(on)];
+        if (std::ranges::find(uses, id) != uses.end()) left_dependencies_.push_back(on);
+      }
+    }
+  }
+
+  void take_left(Instruction& instruction) {
+    for (const int id : left_) {
+      instruction.uses.push_back(id);
+      instruction.frees.push_back(id);
+      program_.buffers[static_cast<size_t>(id)].freed_after = instruction.id;
+    }
+    std::vector<int>& on = instruction.depends_on;
+    on.insert(on.end(), left_dependencies_.begin(), left_dependencies_.end());
+    std::ranges::sort(on);
+    on.erase(std::unique(on.begin(), on.end()), on.end());
+    left_.clear();
+    left_dependencies_.clear();
+  }
+
   /// Turns the last use of gathered weights into their release; false if it is none.
   bool becomes_release(Instruction& instruction) const {
     Instruction release;
@@ -97,8 +130,11 @@ class Remover {
   }
 
   Program& program_;
-  std::vector<int> id_of_;      ///< by old id; kNone: taken out
-  std::vector<int> buffer_of_;  ///< the same of buffers
+  std::vector<int> id_of_;              ///< by old id; kNone: taken out
+  std::vector<int> buffer_of_;          ///< the same of buffers
+  std::vector<std::vector<int>> uses_;  ///< by old id
+  std::vector<int> left_;               ///< buffers that the next one that computes frees
+  std::vector<int> left_dependencies_;
 };
 
 }  // namespace

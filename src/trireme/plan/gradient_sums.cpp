@@ -115,9 +115,8 @@ void GradientSums::find_tensor_groups(const cluster::Mesh& mesh) {
   for (const int64_t count : holders) {
     for (const std::vector<int>& ranks : mesh.groups(cluster::Dimension::kTensor)) {
       for (size_t first = 0; first < ranks.size(); first += static_cast<size_t>(count)) {
-        const std::vector<int> group(
-            ranks.begin() + static_cast<std::ptrdiff_t>(first),
-            ranks.begin() + static_cast<std::ptrdiff_t>(first) + count);
+        const std::vector<int> group(ranks.begin() + static_cast<std::ptrdiff_t>(first),
+                                     ranks.begin() + static_cast<std::ptrdiff_t>(first) + count);
         if (std::ranges::find(program.groups, group) == program.groups.end())
           program.groups.push_back(group);
         if (std::ranges::find(group, program.rank) != group.end())

@@ -34,7 +34,7 @@ struct MicroBatch {
   std::vector<int> saved_input;
   std::vector<int> saved_weight;
   std::vector<int> delayed;
-  std::vector<int> weight_gradient;  ///< of a router: of its weights
+  std::vector<int> weight_gradient;   ///< of a router: of its weights
   std::map<int, SplitBuffers> split;  ///< by part
 };
 

@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/plan/absent_lanes.h"
 #include "trireme/plan/gradient_sums.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/micro_batch_writer.h"
 #include "trireme/plan/offload.h"
@@ -13,7 +14,6 @@
 #include "trireme/plan/program_limits.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/recorded_work.h"
-#include "trireme/plan/tensor_share.h"
 #include "trireme/plan/weight_gathers.h"
 
 namespace trireme::plan {
@@ -159,9 +159,7 @@ void keep_own_states(const model::ModelSpec& share, Strategy& strategy) {
 Program build_program(const model::ModelSpec& spec, const Strategy& strategy, int rank,
                       const PipelineLayout& layout) {
   if (strategy.parallel.tp > 1 && !spec.tensor.is_cut()) {
-    const int place = cluster::Mesh(mesh_shape(strategy.parallel)).coordinates(rank).tp;
-    model::ModelSpec share = spec;
-    cut_tensor(share, strategy.parallel.tp, place);
+    const model::ModelSpec share = local_spec(spec, strategy.parallel, rank);
     Strategy own = strategy;
     keep_own_states(share, own);
     return build_program(share, own, rank, layout);

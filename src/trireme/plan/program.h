@@ -81,11 +81,11 @@ enum class OpKind {
   /// ZeRO 3: weights that came because other ranks use them are given up; computes nothing.
   kReleaseParameters,
   // Tensor parallel ranks (tensor_writer.h), `of_gradient` on the way back:
-  kGatherTokens,    ///< all ranks' tokens of what `uses` names first, in the order of the ranks
-  kScatterSums,     ///< of every rank's partial sum over all tokens the rows of this rank's tokens
-  kGatherRows,      ///< a loss's statistics of some rows of logits, of every rank's slice of the vocabulary
+  kGatherTokens,  ///< all ranks' tokens of what `uses` names first, in the order of the ranks
+  kScatterSums,   ///< of every rank's partial sum over all tokens the rows of this rank's tokens
+  kGatherRows,  ///< a loss's statistics of some rows of logits, of every rank's slice of the vocabulary
   kShareGradients,  ///< of what ranks of the group hold alike, each one's share of a part's gradient, to all of them
-  kAddShares,       ///< adds them in the order of the ranks
+  kAddShares,  ///< adds them in the order of the ranks
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
@@ -194,7 +194,8 @@ inline constexpr int64_t kSquaresBlock = 1024;
 struct SquaresRange {
   int64_t first = 0;
   int64_t elements = 0;
-  int64_t holders = 1;  ///< tensor parallel ranks, next to one another, that hold the same; the first of them counts it
+  int64_t holders =
+      1;  ///< tensor parallel ranks, next to one another, that hold the same; the first of them counts it
   bool operator==(const SquaresRange&) const = default;
   int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
 };

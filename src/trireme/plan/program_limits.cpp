@@ -43,15 +43,15 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
 
 }  // namespace
 
-std::vector<std::string> program_limits(const model::ModelSpec& spec,
-                                        const Strategy& strategy) {
+std::vector<std::string> program_limits(const model::ModelSpec& spec, const Strategy& strategy) {
   std::vector<std::string> reasons;
   const Parallel& parallel = strategy.parallel;
   const auto only_one = [&](const char* key, int64_t value) {
     if (value > 1)
-      reasons.push_back(fmt::format("parallel.{} = {}: training does not go over ranks in this way "
-                                    "yet; use parallel.{} = 1",
-                                    key, value, key));
+      reasons.push_back(
+          fmt::format("parallel.{} = {}: training does not go over ranks in this way "
+                      "yet; use parallel.{} = 1",
+                      key, value, key));
   };
   tensor_limits(spec, strategy, reasons);
   only_one("cp", parallel.cp);

@@ -47,8 +47,8 @@ SplitBytes split_bytes(const model::ModelSpec& spec, const model::ModelSpec& pro
   const int64_t sum = sum_workspace(sizes, own);
   if (after) {
     bytes.projected = bytes.rows + norm_statistics(after, own);
-    bytes.begin_backward_workspace = norm_gradients(after, sizes.width) +
-                                     sizes.kernels.norm_backward(own, sizes.width, *after);
+    bytes.begin_backward_workspace =
+        norm_gradients(after, sizes.width) + sizes.kernels.norm_backward(own, sizes.width, *after);
   }
   HighWater finish;
   finish.hold(bytes.rows);
@@ -78,13 +78,12 @@ SplitBytes split_embedding_bytes(const model::ModelSpec& spec, const Strategy& s
   finish.pass(sum_workspace(sizes, own));
   if (spec.learned_positions) finish.pass(bytes.rows);
   bytes.finish_workspace = finish.above(bytes.rows);
-  const int64_t table = strategy.kernels.embedding_gradient(
-      sizes.tokens, spec.vocab_size / spec.tensor.ranks);
-  bytes.products.backward_weight_workspace =
-      std::max(spec.learned_positions
-                   ? strategy.kernels.embedding_gradient(sizes.tokens, spec.max_positions)
-                   : 0,
-               places_bytes(sizes.tokens) + table);
+  const int64_t table =
+      strategy.kernels.embedding_gradient(sizes.tokens, spec.vocab_size / spec.tensor.ranks);
+  bytes.products.backward_weight_workspace = std::max(
+      spec.learned_positions ? strategy.kernels.embedding_gradient(sizes.tokens, spec.max_positions)
+                             : 0,
+      places_bytes(sizes.tokens) + table);
   return bytes;
 }
 

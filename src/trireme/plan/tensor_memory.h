@@ -11,8 +11,9 @@ struct SplitBytes {
   int64_t rows = 0;        ///< [n, d]: of the rank's own tokens
   int64_t all = 0;         ///< [N, d]: of all tokens
   int64_t statistics = 0;  ///< of the norm before, from the first phase to the backward's last
-  int64_t projected = 0;   ///< what the norm after keeps, from the forward's last phase to the backward's first
-  PartBytes products;      ///< of the phases in the middle
+  int64_t projected =
+      0;  ///< what the norm after keeps, from the forward's last phase to the backward's first
+  PartBytes products;  ///< of the phases in the middle
   int64_t finish_workspace = 0;
   int64_t begin_backward_workspace = 0;
   int64_t finish_backward_workspace = 0;

@@ -12,7 +12,7 @@ using model::Role;
 
 /// Equal stretches along a dimension, each on ranks / pieces neighbouring ranks; one piece: every rank has all of it.
 struct Cut {
-  int dim = 0;
+  size_t dim = 0;
   int64_t pieces = 1;
 };
 
@@ -35,7 +35,7 @@ Role role_of_cut(const model::ModelSpec& spec, size_t parameter) {
 Cut cut_of(const model::ModelSpec& spec, size_t index, int64_t ranks) {
   const model::ParameterSpec& parameter = spec.parameters[index];
   const int layer = spec.parts[static_cast<size_t>(parameter.part)].layer;
-  const int last_dim = static_cast<int>(parameter.shape.size()) - 1;
+  const size_t last_dim = parameter.shape.size() - 1;
   switch (role_of_cut(spec, index)) {
     case Role::kTokenEmbedding:
     case Role::kHead:
@@ -47,8 +47,7 @@ Cut cut_of(const model::ModelSpec& spec, size_t index, int64_t ranks) {
       return {0, ranks};
     case Role::kKey:
     case Role::kValue: {
-      const int64_t heads =
-          spec.layers[static_cast<size_t>(layer)].attention.num_kv_heads;
+      const int64_t heads = spec.layers[static_cast<size_t>(layer)].attention.num_kv_heads;
       return {0, std::min(heads, ranks)};
     }
     case Role::kAttentionOut:
@@ -70,14 +69,7 @@ void cut_tensor(model::ModelSpec& spec, int64_t ranks, int64_t place) {
   for (size_t i = 0; i < spec.parameters.size(); ++i) cuts.push_back(cut_of(spec, i, ranks));
   for (size_t i = 0; i < spec.parameters.size(); ++i) {
     const Cut& cut = cuts[i];
-    if (cut.pieces == 1) continue;
-    model::ParameterSpec& parameter = spec.parameters[i];
-    int64_t& size = parameter.shape[static_cast<size_t>(cut.dim)];
-    TRIREME_CHECK(size % cut.pieces == 0 && !parameter.shard, "{} is not cut into {}",
-                  parameter.name, cut.pieces);
-    const int64_t piece = place / (ranks / cut.pieces);
-    parameter.shard = {parameter.shape, cut.dim, piece * (size / cut.pieces)};
-    size /= cut.pieces;
+    spec.parameters[i].cut(cut.dim, cut.pieces, place / (ranks / cut.pieces));
   }
   for (model::LayerSpec& layer : spec.layers) {
     model::AttentionSpec& attention = layer.attention;
@@ -93,7 +85,7 @@ int64_t tensor_holders(const model::ModelSpec& spec, int parameter) {
   if (!spec.tensor.is_cut()) return 1;
   const model::ParameterSpec& of = spec.parameters[static_cast<size_t>(parameter)];
   if (!of.shard) return spec.tensor.ranks;
-  const auto dim = static_cast<size_t>(of.shard->dim);
+  const size_t dim = of.shard->dim;
   return spec.tensor.ranks * of.shape[dim] / of.shard->whole[dim];
 }
 

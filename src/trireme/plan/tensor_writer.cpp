@@ -33,15 +33,13 @@ const model::LayerSpec& TensorWriter::layer_of(int part) const {
 }
 
 bool TensorWriter::has_norm_before(int part) const {
-  const bool attention =
-      spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kAttention;
+  const bool attention = spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kAttention;
   return attention ? layer_of(part).attention_norm.has_value()
                    : layer_of(part).mlp_norm.has_value();
 }
 
 bool TensorWriter::has_norm_after(int part) const {
-  const bool attention =
-      spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kAttention;
+  const bool attention = spec_.parts[static_cast<size_t>(part)].kind == model::PartKind::kAttention;
   return attention ? layer_of(part).attention_post_norm.has_value()
                    : layer_of(part).mlp_post_norm.has_value();
 }
@@ -117,10 +115,8 @@ void TensorWriter::forward(MicroBatch& micro, int part) {
     return buffer;
   };
   if (recompute(part) != Recompute::kFull) {
-    if (bytes.products.saved_input > 0)
-      micro.saved_input[at] = save(bytes.products.saved_input);
-    if (bytes.products.saved_weight > 0)
-      micro.saved_weight[at] = save(bytes.products.saved_weight);
+    if (bytes.products.saved_input > 0) micro.saved_input[at] = save(bytes.products.saved_input);
+    if (bytes.products.saved_weight > 0) micro.saved_weight[at] = save(bytes.products.saved_weight);
   }
   if (recompute(part) == Recompute::kNone) buffers.gathered = gathered;
 
@@ -205,8 +201,8 @@ void TensorWriter::loss(MicroBatch& micro, int part, int counted) {
                kNone};
     writer_.make(made.logits);
     writer_.make(made.statistics);
-    made.all_statistics = exchange(OpKind::kGatherRows, micro, part, made.statistics,
-                                   bytes.all_statistics, false);
+    made.all_statistics =
+        exchange(OpKind::kGatherRows, micro, part, made.statistics, bytes.all_statistics, false);
     measured.push_back(made);
   };
   const auto spread = [&](int64_t chunk) {
@@ -263,8 +259,7 @@ void TensorWriter::gather_input_again(MicroBatch& micro, int part) {
   }
   buffers.again = source;
   buffers.gathered = exchange(OpKind::kGatherTokens, micro, part, source, bytes.all, false);
-  if (source == micro.hidden[at - 1])
-    writer_.depend(writer_.last_write(micro.hidden_gradient[at]));
+  if (source == micro.hidden[at - 1]) writer_.depend(writer_.last_write(micro.hidden_gradient[at]));
 }
 
 void TensorWriter::backward_input(MicroBatch& micro, int part, bool with_weight) {

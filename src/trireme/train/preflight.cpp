@@ -16,6 +16,7 @@
 #include "trireme/model/flops.h"
 #include "trireme/plan/explain_layout.h"
 #include "trireme/plan/held_memory.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/program_limits.h"
 #include "trireme/train/device_trial.h"
 #include "trireme/train/memory_advice.h"
@@ -196,6 +197,7 @@ void inspect_strategy(Preflight& p, int rank) {
   }
   if (!p.problems.empty()) return;
   p.program = plan::build_program(p.model.spec, strategy, rank);
+  p.local = plan::local_spec(p.model.spec, strategy.parallel, rank);
   // As the executor gives out memory.
   const plan::Simulation simulation = plan::simulate_in_issue_order(p.program);
   p.peak_bytes = simulation.peak_bytes;

@@ -21,6 +21,8 @@ struct Preflight {
   RunModel model;  ///< spec is empty if a problem kept it from being read
   PrecisionChoice precision;
   data::DataPair data;
+  model::ModelSpec
+      local;  ///< the model as this rank has it (plan/local_spec.h); empty if the program cannot be built
   plan::Program program;  ///< of a step with the full batch; no instructions if it cannot be built
   std::vector<Baseline> baselines;
 

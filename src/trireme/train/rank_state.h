@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "trireme/checkpoint/checkpoint.h"
@@ -12,38 +13,53 @@
 
 namespace trireme::train {
 
-/// Whole flat tensors of every part. On ranks that others' shares do not come to, undefined.
+/// Whole flat tensors of every part, laid out as the whole model's. On ranks that others' shares do not come to, undefined.
 struct WholeState {
   std::vector<at::Tensor> masters;                   ///< by part, float32
   std::vector<std::vector<at::Tensor>> part_states;  ///< by part, as Optimizer::part_states()
 };
 
 /// Brings the shares of a run's ranks together on rank 0, on the CPU; where rank 0 has all of a part, it is
-/// the part's own tensor. Ownership: borrows all three. Collective over the world: all ranks make it, and
+/// the part's own tensor. Ownership: borrows all but the configuration. Collective over the world: all ranks make it, and
 /// call it alike. Blocks.
 class StateGather {
  public:
-  StateGather(const nn::ParameterStore& store, const optim::Optimizer& optimizer,
-              comm::World& world);
+  /// `whole`: the model of which the store has a rank's part.
+  StateGather(const model::ModelSpec& whole, const nn::ParameterStore& store,
+              optim::OptimizerConfig config, const optim::Optimizer& optimizer, comm::World& world);
   WholeState masters();
   WholeState masters_and_states();
 
  private:
-  at::Tensor gather(const at::Tensor& share, size_t which);
+  /// What ranks have that hold the same stretches of a part's parameters, or all of them.
+  struct Holders {
+    std::vector<int> ranks;  ///< ascending
+    std::vector<int64_t>
+        firsts;  ///< by parameter of the part: where its stretch begins; 0: at the begin. Then the tensor parallel place
+  };
 
+  at::Tensor gather(const at::Tensor& share, size_t which, const Holders& holders);
+  at::Tensor masters_of(int part);
+  std::vector<at::Tensor> states_of(int part);
+  /// The store's spec as those ranks have it, for the parameters of a part.
+  model::ModelSpec spec_of(int part, const Holders& holders) const;
+
+  const model::ModelSpec& whole_;
   const nn::ParameterStore& store_;
+  const optim::OptimizerConfig config_;
   const optim::Optimizer& optimizer_;
   comm::World& world_;
   device::Device& device_;
   std::unique_ptr<comm::Group> ranks_;  ///< from the first share on
   std::vector<std::vector<int64_t>>
       counts_;  ///< by share (a part's masters, first and second states), by rank: elements
+  std::vector<std::vector<Holders>> holders_;  ///< by part; one of a part that is not cut
 };
 
-/// Views with parameters' shapes: of masters alone, and of all that a checkpoint holds.
-std::vector<checkpoint::NamedTensor> parameter_tensors(const nn::ParameterStore& store,
+/// Views with parameters' shapes: of masters alone, and of all that a checkpoint holds. `spec` is the whole model's.
+std::vector<checkpoint::NamedTensor> parameter_tensors(const model::ModelSpec& spec,
                                                        const WholeState& whole);
-std::vector<checkpoint::NamedTensor> state_tensors(const nn::ParameterStore& store,
+std::vector<checkpoint::NamedTensor> state_tensors(const model::ModelSpec& spec,
                                                    const optim::OptimizerConfig& config,
                                                    const WholeState& whole);
 

@@ -76,10 +76,10 @@ void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store
   const auto tensor_of = [&](const std::string& name, const model::ParameterSpec& parameter) {
     check_muon_of_experts(checkpoint, name, store.spec());
     const at::Tensor theirs = checkpoint.tensor(name);
-    TRIREME_USER_CHECK(theirs.sizes() == at::IntArrayRef(parameter.shape), kData,
+    TRIREME_USER_CHECK(theirs.sizes() == at::IntArrayRef(parameter.whole_shape()), kData,
                        "the checkpoint is of another model", "{}: tensor {} has another shape",
                        checkpoint.path().string(), name);
-    return theirs;
+    return nn::stretch(theirs, parameter);
   };
   for (int i = 0; i < store.num_parameters(); ++i) {
     const model::ParameterSpec& parameter = store.spec().parameters[static_cast<size_t>(i)];

@@ -66,18 +66,18 @@ class Run {
         options_(options),
         world_(options.world != nullptr ? *options.world : *alone_),
         folder_(folder),
-        store_(p_.model.spec,
+        store_(p_.local,
                p_.precision.precision == plan::Precision::kBf16 ? at::kBFloat16 : at::kFloat,
                at::kFloat, device::get_device(c_.device.name).torch_device(),
-               execute::master_shares(p_.model.spec, p_.program), p_.program.has_part,
-               execute::gathered_parts(p_.model.spec, p_.program)),
+               execute::master_shares(p_.local, p_.program), p_.program.has_part,
+               execute::gathered_parts(p_.local, p_.program)),
         model_(store_),
         optimizer_(optim::make_optimizer(
-            optimizer_of(c_), p_.model.spec, store_.device(),
+            optimizer_of(c_), p_.local, store_.device(),
             c_.memory.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
-            execute::state_shares(p_.model.spec, p_.program))),
+            execute::state_shares(p_.local, p_.program))),
         executor_(model_, store_, *optimizer_, options.world),
-        gather_(store_, *optimizer_, world_),
+        gather_(p_.model.spec, store_, optimizer_of(c_), *optimizer_, world_),
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
         progress_(c_.log.every, options.quiet || folder == nullptr) {
@@ -161,7 +161,7 @@ void Run::initialize() {
   for (size_t i = 0; i < p_.model.initial->parameters.size(); ++i) {
     if (!store_.has_part(p_.model.spec.parameters[i].part)) continue;
     const checkpoint::TensorToWrite& parameter = p_.model.initial->parameters[i];
-    store_.set(static_cast<int>(i), parameter.make());
+    store_.set(static_cast<int>(i), nn::stretch(parameter.make(), p_.local.parameters[i]));
     if (parameter.release) parameter.release();
   }
   store_.refresh_compute();
@@ -364,7 +364,7 @@ void Run::save() {
   state.train = to_json(state_);
   state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
   state.texts["run.toml"] = effective_toml(p_.run);
-  writer_->save(state_tensors(store_, optimizer_of(c_), whole), std::move(state));
+  writer_->save(state_tensors(p_.model.spec, optimizer_of(c_), whole), std::move(state));
   checkpoint_stall_s_ += steady_clock().now_s() - start;
 }
 
@@ -437,7 +437,7 @@ TrainResult Run::finish() {
   if (folder_ == nullptr) return result;
   writer_->wait();
   if (c_.hf_export.enabled) {
-    const std::vector<checkpoint::NamedTensor> parameters = parameter_tensors(store_, whole);
+    const std::vector<checkpoint::NamedTensor> parameters = parameter_tensors(p_.model.spec, whole);
     checkpoint::ExportOptions export_options;
     export_options.replace = true;
     const auto exported = checkpoint::export_huggingface(

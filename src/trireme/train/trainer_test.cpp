@@ -338,9 +338,9 @@ TEST_P(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
   store.initialize(1);
   const auto optimizer = optim::make_optimizer(optimizer_of(muon.config), spec);
   const auto alone = comm::single_rank();
-  std::vector<checkpoint::NamedTensor> tensors =
-      state_tensors(store, optimizer_of(muon.config),
-                    StateGather(store, *optimizer, *alone).masters_and_states());
+  std::vector<checkpoint::NamedTensor> tensors = state_tensors(
+      spec, optimizer_of(muon.config),
+      StateGather(spec, store, optimizer_of(muon.config), *optimizer, *alone).masters_and_states());
   const std::string momentum = "optimizer.momentum_buffer.";
   std::string moved;
   for (checkpoint::NamedTensor& tensor : tensors) {

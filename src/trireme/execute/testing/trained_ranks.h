@@ -9,6 +9,7 @@
 #include "trireme/execute/rank_shares.h"
 #include "trireme/execute/testing/trained_runs.h"
 #include "trireme/execute/weight_gather.h"
+#include "trireme/plan/local_spec.h"
 
 namespace trireme::execute {
 
@@ -30,22 +31,23 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   plan::Program program = plan::build_program(one.spec, one.strategy, world.rank());
   if (change) change(program);
   const bool bf16 = one.strategy.precision == plan::Precision::kBf16;
-  nn::ParameterStore store(one.spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
-                           master_shares(one.spec, program), program.has_part,
-                           gathered_parts(one.spec, program));
+  const model::ModelSpec spec = plan::local_spec(one.spec, one.strategy.parallel, world.rank());
+  nn::ParameterStore store(spec, bf16 ? at::kBFloat16 : at::kFloat, at::kFloat, device,
+                           master_shares(spec, program), program.has_part,
+                           gathered_parts(spec, program));
   store.initialize(6);
   nn::Model model(store);
   const auto optimizer = optim::make_optimizer(
       one.optimizer, store.spec(), device,
       one.strategy.offload_optimizer ? optim::StatePlace::kHost : optim::StatePlace::kDevice,
-      state_shares(one.spec, program));
+      state_shares(spec, program));
   Executor executor(model, store, *optimizer, &world);
   StepInput input;
   input.learning_rate = 1e-2;
   input.clip_norm = 1.0;
   RankTrained trained;
   trained.has_part = program.has_part;
-  for (input.step = 0; input.step < 3; ++input.step) {
+  for (input.step = 0; input.step < one.steps; ++input.step) {
     const std::vector<data::Batch> all =
         random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
                        one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));
