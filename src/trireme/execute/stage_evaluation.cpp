@@ -32,11 +32,17 @@ StageEvaluation::StageEvaluation(nn::Model& model, nn::ParameterStore& store,
   const auto last = static_cast<size_t>(program.pipeline_rank_of(model.spec().head_part()));
   for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kPipeline)) {
     auto group = members.size() == 1 ? nullptr : world.make_group(members, device_);
+    // Tensor parallel ranks lie next to one another, and are one pipeline together.
+    if (mesh.coordinates(members.front()).tp == 0) last_ranks_.push_back(members[last]);
     if (std::ranges::find(members, world.rank()) != members.end()) {
       group_ = std::move(group);
-      pipeline_ = static_cast<int>(last_ranks_.size());
+      pipeline_ = static_cast<int>(last_ranks_.size()) - 1;
     }
-    last_ranks_.push_back(members[last]);
+  }
+  if (!model.spec().tensor.is_cut()) return;
+  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kTensor)) {
+    auto group = world.make_group(members, device_);
+    if (group != nullptr) tensor_ = std::make_unique<TensorEvaluation>(model, std::move(group));
   }
 }
 
@@ -65,7 +71,7 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
     const auto receive = [&](size_t i) {
       world_.check();
       if (!receives) return;
-      hidden[i] = at::empty({batches[i].rows, batches[i].seq_len, model_.spec().hidden},
+      hidden[i] = at::empty(nn::hidden_shape(model_.spec(), batches[i].rows, batches[i].seq_len),
                             at::TensorOptions()
                                 .dtype(model_.store().compute_dtype())
                                 .device(model_.store().device()));
@@ -79,6 +85,14 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
          part < std::min(stage.end_part, model_.spec().head_part() + 1); ++part)
       parts.push_back(part);
     const auto run = [&](int part, size_t i) {
+      if (tensor_ != nullptr) {
+        if (part == model_.spec().head_part()) {
+          results[i] = tensor_->head(batches[i], tensors[i], hidden[i], loss_chunk_rows);
+        } else {
+          hidden[i] = tensor_->forward(part, hidden[i], tensors[i]);
+        }
+        return;
+      }
       if (part == model_.spec().head_part()) {
         results[i] = evaluate_head(model_, batches[i], tensors[i], hidden[i], loss_chunk_rows);
       } else {

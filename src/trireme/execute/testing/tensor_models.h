@@ -13,7 +13,8 @@ namespace trireme::execute {
 /// Families that differ in what ranks share: biases and learned positions (gpt2), untied ("llama"), tied with biases, norms of heads
 /// (qwen3), norms before and after with capped logits (gemma2), sinks, latent attention, and one key and value head.
 inline std::vector<std::string> tensor_model_names() {
-  return {"gpt2", "llama", "biased", "qwen3", "gemma2", "sinks", "latent", "latent_queries", "one_kv_head"};
+  return {"gpt2",  "llama",  "biased",         "qwen3",      "gemma2",
+          "sinks", "latent", "latent_queries", "one_kv_head"};
 }
 
 inline model::ModelSpec tensor_model(const std::string& name, int layers = 2, int64_t vocab = 64) {
@@ -30,8 +31,8 @@ inline model::ModelSpec tensor_model(const std::string& name, int layers = 2, in
                  {"tie_word_embeddings", name != "llama"}};
   const auto spec = [&] { return model::spec_from_config(config.dump(), "tensor.json"); };
   if (name == "gpt2") {
-    config = {{"model_type", "gpt2"}, {"vocab_size", vocab}, {"n_embd", 32},
-              {"n_inner", 48},        {"n_layer", layers},   {"n_head", 4},
+    config = {{"model_type", "gpt2"}, {"vocab_size", vocab},     {"n_embd", 32},
+              {"n_inner", 48},        {"n_layer", layers},       {"n_head", 4},
               {"n_positions", 64},    {"initializer_range", 0.2}};
     return spec();
   }

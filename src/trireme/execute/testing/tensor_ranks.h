@@ -45,10 +45,10 @@ inline Trained train_on_tensor_ranks(
       static_cast<int>(ranks),
       [&](comm::World& world) {
         const auto rank = static_cast<size_t>(world.rank());
-        all[rank] = train_rank(one, world, devices[rank % devices.size()],
-                               [&](plan::Program& program) {
-                                 if (change) change(world.rank(), program);
-                               });
+        all[rank] =
+            train_rank(one, world, devices[rank % devices.size()], [&](plan::Program& program) {
+              if (change) change(world.rank(), program);
+            });
       },
       options);
   Trained trained;
