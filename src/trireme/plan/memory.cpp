@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/part_memory.h"
 #include "trireme/plan/shards.h"
 
@@ -342,6 +343,8 @@ int64_t state_bytes_of(const model::ModelSpec& spec, const Strategy& strategy, i
 
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program) {
+  if (strategy.parallel.tp > 1 && !program.slices.empty() && !spec.tensor.is_cut())
+    return resident_bytes(local_spec(spec, strategy.parallel, program.rank), strategy, program);
   ResidentBytes bytes;
   const bool copies = strategy.precision == Precision::kBf16;
   const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();

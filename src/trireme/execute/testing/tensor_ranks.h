@@ -7,10 +7,16 @@
 
 namespace trireme::execute {
 
-/// `share` of a part's flat elements of the rank's own layout, at its place in the whole part's. Whoever wrote there before had the
-/// same bits.
+struct TensorTrained : Trained {
+  /// What ranks should have had alike and had not: parameters, states, losses, norms.
+  std::vector<std::string> different;
+};
+
+/// `share` of a part's flat elements of the rank's own layout, at its place in the whole part's. Names what somebody else wrote there
+/// with other bits.
 inline void put_stretches(const model::ModelSpec& local, const model::ModelSpec& whole, int part,
-                          const at::Tensor& share, at::Tensor& into, at::Tensor& written) {
+                          const at::Tensor& share, at::Tensor& into, at::Tensor& written,
+                          std::vector<std::string>& different) {
   int64_t from = 0;
   int64_t to = 0;
   for (size_t i = 0; i < whole.parameters.size(); ++i) {
@@ -23,9 +29,7 @@ inline void put_stretches(const model::ModelSpec& local, const model::ModelSpec&
     };
     at::Tensor target = place(into);
     at::Tensor seen = place(written);
-    if (seen.any().item<bool>()) {
-      EXPECT_TRUE(at::equal(target, values)) << all.name << " differs between ranks that hold it";
-    }
+    if (seen.any().item<bool>() && !at::equal(target, values)) different.push_back(all.name);
     target.copy_(values);
     seen.fill_(true);
     from += mine.numel();
@@ -34,7 +38,7 @@ inline void put_stretches(const model::ModelSpec& local, const model::ModelSpec&
 }
 
 /// The case over its strategy's ranks; `change` may plant something in the program of a rank.
-inline Trained train_on_tensor_ranks(
+inline TensorTrained train_on_tensor_ranks(
     const TrainingCase& one, const std::vector<at::Device>& devices = {at::kCPU},
     const std::function<void(int rank, plan::Program&)>& change = {},
     const comm::LocalOptions& options = {}) {
@@ -51,12 +55,13 @@ inline Trained train_on_tensor_ranks(
             });
       },
       options);
-  Trained trained;
+  TensorTrained trained;
   trained.steps = all.front().steps;
   for (const RankTrained& rank : all) {
     for (size_t step = 0; step < trained.steps.size(); ++step) {
-      EXPECT_EQ(rank.steps[step].loss, trained.steps[step].loss);
-      EXPECT_EQ(rank.steps[step].grad_norm, trained.steps[step].grad_norm);
+      if (rank.steps[step].loss != trained.steps[step].loss) trained.different.emplace_back("loss");
+      if (rank.steps[step].grad_norm != trained.steps[step].grad_norm)
+        trained.different.emplace_back("norm");
       EXPECT_EQ(rank.steps[step].tokens, trained.steps[step].tokens);
       EXPECT_EQ(rank.steps[step].num_targets, trained.steps[step].num_targets);
     }
@@ -89,10 +94,11 @@ inline Trained train_on_tensor_ranks(
           if (shared || shares[i].empty()) shares[i].push_back(of.states[part][i]);
         }
       }
-      put_stretches(local, one.spec, static_cast<int>(part), masters, weights, seen);
+      put_stretches(local, one.spec, static_cast<int>(part), masters, weights, seen,
+                    trained.different);
       for (size_t i = 0; i < 2; ++i)
         put_stretches(local, one.spec, static_cast<int>(part), at::cat(shares[i]), states[part][i],
-                      seen_states[i]);
+                      seen_states[i], trained.different);
     }
     EXPECT_TRUE(elements == 0 || seen.all().item<bool>()) << "part " << part << " is not complete";
     trained.weights.push_back(weights);
