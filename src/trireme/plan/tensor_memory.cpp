@@ -106,7 +106,7 @@ SplitLossBytes split_loss_bytes(const model::ModelSpec& spec, const Strategy& st
   bytes.measure_workspace = measure.above(0);
 
   HighWater spread;
-  if (capped) spread.hold(bytes.logits);  // the cap's slope
+  if (capped) spread.pass(bytes.logits);  // the cap's slope
   if (sizes.precision == Precision::kBf16)
     spread.hold(tensor_bytes(2 * rows * vocabulary));  // the logits' gradient, rounded
   spread.hold(places_bytes(rows));
