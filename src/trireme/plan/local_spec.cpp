@@ -20,6 +20,7 @@ model::ModelSpec local_spec(const model::ModelSpec& whole, const Parallel& paral
 
 model::ModelSpec whole_spec(const model::ModelSpec& local) {
   model::ModelSpec spec = local;
+  join_tensor(spec);
   for (model::ParameterSpec& parameter : spec.parameters) {
     parameter.shape = parameter.whole_shape();
     parameter.shard.reset();

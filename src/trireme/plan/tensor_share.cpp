@@ -81,6 +81,23 @@ void cut_tensor(model::ModelSpec& spec, int64_t ranks, int64_t place) {
   spec.tensor = {ranks, place};
 }
 
+void join_tensor(model::ModelSpec& spec) {
+  if (!spec.tensor.is_cut()) return;
+  const int64_t ranks = spec.tensor.ranks;
+  for (model::LayerSpec& layer : spec.layers) {
+    layer.attention.num_heads *= ranks;
+    if (layer.attention.latent) layer.attention.num_kv_heads = layer.attention.num_heads;
+    layer.mlp.hidden *= ranks;
+  }
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    if (parameter.role != Role::kKey) continue;
+    const int layer = spec.parts[static_cast<size_t>(parameter.part)].layer;
+    model::AttentionSpec& attention = spec.layers[static_cast<size_t>(layer)].attention;
+    attention.num_kv_heads = parameter.whole_shape().front() / attention.head_dim;
+  }
+  spec.tensor = {};
+}
+
 int64_t tensor_holders(const model::ModelSpec& spec, int parameter) {
   if (!spec.tensor.is_cut()) return 1;
   const model::ParameterSpec& of = spec.parameters[static_cast<size_t>(parameter)];

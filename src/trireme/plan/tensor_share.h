@@ -13,6 +13,9 @@ namespace trireme::plan {
 /// validate_parallel() says.
 void cut_tensor(model::ModelSpec& spec, int64_t ranks, int64_t place);
 
+/// The layers of a spec that is cut become the whole model's again; its parameters stay the share's.
+void join_tensor(model::ModelSpec& spec);
+
 /// How many tensor parallel ranks, next to one another, hold the same stretch of a parameter; 1: each rank has its own. Of a spec
 /// that is cut.
 int64_t tensor_holders(const model::ModelSpec& spec, int parameter);
