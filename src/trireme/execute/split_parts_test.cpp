@@ -16,9 +16,17 @@ namespace {
 /// Flat gradients of a part and what a sink of it is.
 struct Gradients {
   Gradients(const nn::ParameterStore& store, const std::vector<int>& parameters) {
+    int64_t elements = 0;
+    const auto& all = store.spec().parameters;
+    for (const int index : parameters) elements += all[static_cast<size_t>(index)].numel();
+    // One after the other, as a part's accumulator has them.
+    const at::Tensor flat = at::zeros({elements});
+    int64_t at = 0;
     for (const int index : parameters) {
-      sink.gradients.push_back(at::zeros(store.spec().parameters[static_cast<size_t>(index)].shape));
+      const model::ParameterSpec& parameter = all[static_cast<size_t>(index)];
+      sink.gradients.push_back(flat.narrow(0, at, parameter.numel()).view(parameter.shape));
       sink.accumulate.push_back(1);
+      at += parameter.numel();
     }
   }
   nn::GradientSink sink;
@@ -37,8 +45,8 @@ class Shares {
           std::make_unique<nn::ParameterStore>(plan::local_spec(whole, parallel, rank)));
       for (int i = 0; i < store.num_parameters(); ++i)
         stores.back()->set(
-            i, nn::stretch(store.master(i),
-                           stores.back()->spec().parameters[static_cast<size_t>(i)]));
+            i,
+            nn::stretch(store.master(i), stores.back()->spec().parameters[static_cast<size_t>(i)]));
       models.push_back(std::make_unique<nn::Model>(*stores.back()));
       splits.push_back(std::make_unique<nn::SplitModel>(*models.back()));
     }
@@ -79,7 +87,8 @@ class Shares {
       if (plan::has_shared_gradient(local, parameter) || first)
         nn::stretch(sum, local.parameters[static_cast<size_t>(parameter)]).add_(of_ranks[rank]);
       if (!plan::has_shared_gradient(local, parameter) && holders > 1)
-        EXPECT_TRUE(at::equal(of_ranks[rank], of_ranks[rank - rank % static_cast<size_t>(holders)]));
+        EXPECT_TRUE(
+            at::equal(of_ranks[rank], of_ranks[rank - rank % static_cast<size_t>(holders)]));
     }
     return sum;
   }
@@ -142,9 +151,8 @@ void check_part(Shares& shares, int part, const nn::BatchTensors& batch, nn::Sav
   const at::Tensor gathered = at::cat(normed);
   std::vector<at::Tensor> pieces =
       shares.scatter(each([&](size_t rank) { return graphs[rank]->multiply(gathered); }));
-  const at::Tensor y = at::cat(each([&](size_t rank) {
-    return graphs[rank]->finish(rows[rank], pieces[rank]).squeeze(0);
-  }));
+  const at::Tensor y = at::cat(
+      each([&](size_t rank) { return graphs[rank]->finish(rows[rank], pieces[rank]).squeeze(0); }));
   expect_near(y, plain.output.flatten(0, 1), "output");
 
   const at::Tensor gradient = at::cat(each([&](size_t rank) {
@@ -201,7 +209,8 @@ void check_head(Shares& shares, const nn::BatchTensors& batch, int64_t chunk_row
   const at::Tensor x = at::randn({batch.rows, batch.seq_len, shares.store.spec().hidden});
   const std::vector<int>& parameters = shares.model.head().gradient_parameters();
   Gradients want(shares.store, parameters);
-  const nn::LossResult plain = shares.model.head().loss(x, batch, 0.125, chunk_rows, &want.sink, true);
+  const nn::LossResult plain =
+      shares.model.head().loss(x, batch, 0.125, chunk_rows, &want.sink, true);
 
   std::vector<nn::NormStatistics> statistics(shares.ranks());
   std::vector<at::Tensor> normed;
@@ -259,11 +268,12 @@ TEST_F(SplitPartsTest, TogetherAreThePartsOfOneRank) {
     for (const int64_t tp : {2, 4}) {
       for (const auto& [rows, length] : {std::pair{1, 12}, {3, 7}}) {  // evenly, and not
         Shares shares(tensor_model(name), tp, ++seed);
-        const nn::BatchTensors batch =
-            to_tensors(random_batches(shares.store.spec(), 1, rows, length, seed).front(), 0, at::kCPU);
+        const nn::BatchTensors batch = to_tensors(
+            random_batches(shares.store.spec(), 1, rows, length, seed).front(), 0, at::kCPU);
         SCOPED_TRACE(fmt::format("{} tp {}, {} x {}", name, tp, rows, length));
         check_embedding(shares, batch);
-        for (const auto mode : {nn::SaveMode::kAll, nn::SaveMode::kSelective, nn::SaveMode::kInputOnly}) {
+        for (const auto mode :
+             {nn::SaveMode::kAll, nn::SaveMode::kSelective, nn::SaveMode::kInputOnly}) {
           check_part(shares, 1, batch, mode);
           check_part(shares, 2, batch, mode);
         }

@@ -27,8 +27,7 @@ int index_of(const model::ModelSpec& spec, const std::string& name) {
 TEST(TensorShare, EveryElementIsOnAsManyRanksAsItsHoldersAreTold) {
   for (const int kv_heads : {1, 2, 8}) {
     for (const int64_t tp : {2, 4, 8}) {
-      const model::ModelSpec whole =
-          llama(kv_heads, R"(,"attention_bias":true,"mlp_bias":true)");
+      const model::ModelSpec whole = llama(kv_heads, R"(,"attention_bias":true,"mlp_bias":true)");
       for (int parameter = 0; parameter < static_cast<int>(whole.parameters.size()); ++parameter) {
         const auto at = static_cast<size_t>(parameter);
         std::vector<int64_t> seen(static_cast<size_t>(whole.parameters[at].numel()), 0);
@@ -69,8 +68,9 @@ TEST(TensorShare, ShapesAreTheRanksOwn) {
   EXPECT_EQ(share.layers[0].attention.num_kv_heads, 1);
   EXPECT_EQ(share.layers[0].mlp.hidden, 12);
   // Ranks 2 and 3 have the second key head.
-  EXPECT_EQ(share.parameters[static_cast<size_t>(
-                                 index_of(share, "model.layers.0.self_attn.k_proj.weight"))]
+  EXPECT_EQ(share
+                .parameters[static_cast<size_t>(
+                    index_of(share, "model.layers.0.self_attn.k_proj.weight"))]
                 .shard->first,
             4);
 }
@@ -81,16 +81,16 @@ TEST(TensorShare, WhoHasAPartOfAGradient) {
   const auto shared = [&](const std::string& name) {
     return has_shared_gradient(share, index_of(share, name));
   };
-  EXPECT_TRUE(shared("model.layers.0.input_layernorm.weight"));   // of own tokens
+  EXPECT_TRUE(shared("model.layers.0.input_layernorm.weight"));  // of own tokens
   EXPECT_TRUE(shared("model.norm.weight"));
   EXPECT_TRUE(shared("model.layers.0.self_attn.k_proj.weight"));  // of own query heads
   EXPECT_TRUE(shared("model.layers.0.self_attn.v_proj.bias"));
   EXPECT_FALSE(shared("model.layers.0.self_attn.q_proj.weight"));
-  EXPECT_FALSE(shared("model.layers.0.self_attn.o_proj.bias"));   // of all tokens on every rank
+  EXPECT_FALSE(shared("model.layers.0.self_attn.o_proj.bias"));  // of all tokens on every rank
   EXPECT_FALSE(shared("model.layers.0.mlp.down_proj.bias"));
   EXPECT_FALSE(shared("model.embed_tokens.weight"));
-  EXPECT_EQ(num_shared_gradients(share, 1, 4), 32);                    // the norm before
-  EXPECT_EQ(num_shared_gradients(share, 1, 2), 2 * (4 * 32 + 4));      // key and value
+  EXPECT_EQ(num_shared_gradients(share, 1, 4), 32);                // the norm before
+  EXPECT_EQ(num_shared_gradients(share, 1, 2), 2 * (4 * 32 + 4));  // key and value
   EXPECT_EQ(num_shared_gradients(share, 2, 4), 32);
 }
 

@@ -78,8 +78,13 @@ TEST(TensorWriter, SendsWhatTheoryNeeds) {
 
 TEST(TensorWriter, AllRanksMeanTheSameTransfers) {
   const model::ModelSpec spec = llama(R"(,"tie_word_embeddings":false)");
-  for (const auto& [tp, dp, pp, zero] : {std::tuple{2, 1, 1, 0}, {4, 1, 1, 0}, {2, 2, 1, 2},
-                                         {2, 2, 1, 3}, {2, 1, 2, 0}, {2, 3, 2, 2}, {4, 2, 1, 3}}) {
+  for (const auto& [tp, dp, pp, zero] : {std::tuple{2, 1, 1, 0},
+                                         {4, 1, 1, 0},
+                                         {2, 2, 1, 2},
+                                         {2, 2, 1, 3},
+                                         {2, 1, 2, 0},
+                                         {2, 3, 2, 2},
+                                         {4, 2, 1, 3}}) {
     Strategy strategy = strategy_of(tp);
     strategy.parallel.dp = dp;
     strategy.parallel.pp = pp;
