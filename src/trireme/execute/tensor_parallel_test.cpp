@@ -143,6 +143,24 @@ TEST_F(TensorParallelTest, PipelinesOfThemEndWithTheSameBits) {
   }
 }
 
+// First and last stage on one rank: both add to the embedding's gradients.
+TEST_F(TensorParallelTest, PipelinesWithATiedHeadEndWithTheSameBits) {
+  TrainingCase one = case_of("gemma2", Precision::kFp32, 6);
+  one.strategy.parallel.tp = 2;
+  const TensorTrained want = train_on_tensor_ranks(one);
+  for (const auto schedule : {plan::ScheduleKind::kZeroBubbleV, plan::ScheduleKind::kDualPipeV,
+                              plan::ScheduleKind::kVHalf}) {
+    TrainingCase other = one;
+    other.strategy.parallel.pp = 2;
+    other.strategy.parallel.schedule = schedule;
+    other.strategy.parallel.chunks = 2;
+    SCOPED_TRACE(plan::describe(other.strategy.parallel));
+    const TensorTrained got = train_on_tensor_ranks(other, {at::kCPU}, {}, late());
+    EXPECT_EQ(got.different, std::vector<std::string>());
+    expect_same_bits(got, want);
+  }
+}
+
 TEST_F(TensorParallelTest, RanksOnSimulatedDevicesEndWithTheBitsOfTheCpu) {
   std::vector<at::Device> devices;
   for (const char* name : {"sim:0", "sim:1"})

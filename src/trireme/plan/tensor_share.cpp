@@ -66,6 +66,7 @@ void cut_tensor(model::ModelSpec& spec, int64_t ranks, int64_t place) {
                 ranks);
   if (ranks == 1) return;
   std::vector<Cut> cuts;
+  cuts.reserve(spec.parameters.size());
   for (size_t i = 0; i < spec.parameters.size(); ++i) cuts.push_back(cut_of(spec, i, ranks));
   for (size_t i = 0; i < spec.parameters.size(); ++i) {
     const Cut& cut = cuts[i];
