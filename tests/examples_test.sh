@@ -97,6 +97,31 @@ check "experts: one rank" "$TRIREME" train "$examples/experts/run.toml" "${small
 check "experts: the same bits" cmp runs/experts/export/model.safetensors runs/experts-one/export/model.safetensors
 check "pipeline: the same bits" cmp runs/pipeline/export/model.safetensors runs/pipeline-one/export/model.safetensors
 check "pipeline: the same bits in a V" cmp runs/pipeline-v/export/model.safetensors runs/pipeline-one/export/model.safetensors
+small_tensor=("${small_pipeline[@]}" --set data.valid_fraction=0.2 --set eval.every=1 --set checkpoint.every=1)
+check "tensor" "$TRIREME" launch --threads 2 -- train "$examples/tensor/run.toml" "${small_tensor[@]}"
+check "tensor: processes" "$TRIREME" launch --nproc 2 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set out=runs/tensor-processes
+check "tensor: with ZeRO" "$TRIREME" launch --threads 4 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.dp=2 \
+  --set parallel.zero=2 --set out=runs/tensor-zero
+check "tensor: with a pipeline" "$TRIREME" launch --threads 4 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.pp=2 \
+  --set out=runs/tensor-pipeline
+for other in processes zero pipeline; do
+  check "tensor: the same bits with $other" cmp runs/tensor/export/model.safetensors "runs/tensor-$other/export/model.safetensors"
+done
+check "tensor: one rank" "$TRIREME" train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.tp=1 --set out=runs/tensor-one
+near='
+import json, sys
+runs = [[json.loads(line) for line in open(f"runs/{name}/metrics.jsonl")] for name in sys.argv[1:]]
+assert [len(run) for run in runs] == [2, 2], runs
+for one, other in zip(*runs):
+    # Float32 sums of 128 products in another order, nine of them in a row.
+    for key in ("loss", "grad_norm", "valid_loss"):
+        assert abs(one[key] / other[key] - 1) < 2 * 128 * 9 * 2**-24, (key, one[key], other[key])'
+check "tensor: close to one rank" python3 -c "$near" tensor tensor-one
+# One rank goes on from the first checkpoint of two, and two from the one of one.
+rm -rf runs/tensor/checkpoints/step-2 runs/tensor/export runs/tensor-one/checkpoints/step-2 runs/tensor-one/export
+check "tensor: one rank goes on" "$TRIREME" train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.tp=1
+check "tensor: two ranks go on" "$TRIREME" launch --threads 2 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set out=runs/tensor-one
+check "tensor: still close" python3 -c "$near" tensor tensor-one
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once
 
 check "jsonl: inspect" "$TRIREME" data inspect jsonl/forum.jsonl

@@ -23,6 +23,7 @@
 #include "trireme/execute/step_counts.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/execute/step_timer.h"
+#include "trireme/execute/tensor_step.h"
 #include "trireme/optim/optimizer.h"
 
 namespace trireme::execute {
@@ -76,6 +77,8 @@ class Executor::Step {
     }
     gradients_.emplace(store_, program, recorded_);
     if (!program.expert_lanes.empty()) experts_.emplace(model_, program, *exchange_, access());
+    if (executor.split_ != nullptr)
+      tensor_.emplace(*executor.split_, store_, program, *exchange_, *gradients_, figures_);
     result_.measurements.resize(program.instructions.size());
   }
 
@@ -251,6 +254,10 @@ class Executor::Step {
         break;
       case plan::BufferKind::kExchangedRows:
       case plan::BufferKind::kExchangedGradient:
+      case plan::BufferKind::kTokens:
+      case plan::BufferKind::kSharedGradients:
+        tensor_->free(buffer);
+        break;
       case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
@@ -266,6 +273,10 @@ class Executor::Step {
     }
     const int part = instruction.part;
     const auto at_part = static_cast<size_t>(std::max(part, 0));
+    if (tensor_ && TensorStep::runs(instruction)) {
+      tensor_->execute(instruction, tensor_micro_batch(instruction), 1.0 / total_targets_.front());
+      return;
+    }
     switch (instruction.kind) {
       case plan::OpKind::kLoadBatch:
         load(micro(instruction.micro_batch));
@@ -361,9 +372,21 @@ class Executor::Step {
       case plan::OpKind::kReload:
         copies_.reload(instruction);
         break;
+      case plan::OpKind::kGatherTokens:
+      case plan::OpKind::kScatterSums:
+      case plan::OpKind::kGatherRows:
+      case plan::OpKind::kShareGradients:
+      case plan::OpKind::kAddShares:
+        TRIREME_CHECK(false, "{} on a rank that has all of the model", to_string(instruction.kind));
       case plan::OpKind::kCommit:
         break;
     }
+  }
+
+  TensorStep::MicroBatch tensor_micro_batch(const plan::Instruction& instruction) {
+    if (instruction.micro_batch < 0) return {};
+    MicroBatch& at = micro(instruction.micro_batch);
+    return {at.input, &at.batch, &at.hidden, &at.gradient};
   }
 
   void wait_for_queues(const plan::Instruction& instruction) {
@@ -562,6 +585,7 @@ class Executor::Step {
   std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
   std::optional<LaneGradients> gradients_;
   std::optional<ExpertExchange> experts_;  ///< where they are spread over ranks
+  std::optional<TensorStep> tensor_;       ///< of a tensor parallel rank
   StepResult result_;
 };
 
@@ -569,6 +593,7 @@ Executor::Executor(nn::Model& model, nn::ParameterStore& store, optim::Optimizer
                    comm::World* world)
     : model_(model), store_(store), optimizer_(optimizer) {
   if (world != nullptr) exchange_ = std::make_unique<RankExchange>(*world, store);
+  if (store.spec().tensor.is_cut()) split_ = std::make_unique<nn::SplitModel>(model);
   TRIREME_CHECK(store.master_dtype() == at::kFloat, "training needs float32 masters");
 }
 

@@ -23,6 +23,10 @@ namespace trireme::optim {
 class Optimizer;
 }
 
+namespace trireme::nn {
+class SplitModel;
+}
+
 namespace trireme::execute {
 
 class DeviceCopies;
@@ -107,6 +111,7 @@ class Executor {
   nn::Model& model_;
   nn::ParameterStore& store_;
   optim::Optimizer& optimizer_;
+  std::unique_ptr<nn::SplitModel> split_;  ///< of a tensor parallel rank
   std::unique_ptr<RankExchange> exchange_;
   std::unique_ptr<RecordedStep> recorded_;  ///< from the first program that records on
   std::unique_ptr<DeviceCopies> copies_;    ///< from the first program that offloads on

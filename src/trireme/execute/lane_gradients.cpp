@@ -28,11 +28,22 @@ void LaneGradients::make(const plan::Buffer& buffer) {
 }
 
 nn::GradientSink LaneGradients::sink_of(const nn::Part& part, int64_t lane) {
+  return sink_of(part.gradient_parameters(), lane, [](size_t) { return true; });
+}
+
+nn::GradientSink LaneGradients::sink_of(const std::vector<int>& parameters, int64_t lane,
+                                        const std::function<bool(size_t place)>& writes) {
   Lane& into = lanes_.at(static_cast<size_t>(lane));
   nn::GradientSink sink;
-  for (const int parameter : part.gradient_parameters()) {
+  for (size_t place = 0; place < parameters.size(); ++place) {
+    const int parameter = parameters[place];
     const model::ParameterSpec& spec = store_.spec().parameters[parameter];
     const at::Tensor& flat = into.gradients.at(static_cast<size_t>(spec.part));
+    if (!writes(place)) {
+      sink.gradients.emplace_back();
+      sink.accumulate.push_back(0);
+      continue;
+    }
     TRIREME_CHECK(flat.defined(), "no accumulator for {}", spec.name);
     sink.gradients.push_back(store_.view(flat, parameter));
     char& written = into.written[static_cast<size_t>(parameter)];

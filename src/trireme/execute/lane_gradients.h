@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "trireme/execute/recorded_step.h"
@@ -26,6 +27,9 @@ class LaneGradients {
 
   /// Where a part's gradients of a lane go. The next sink adds to what this one has written.
   nn::GradientSink sink_of(const nn::Part& part, int64_t lane);
+  /// The same of `parameters`, for the entries that are written now; the others stay as they are, and are undefined in the sink.
+  nn::GradientSink sink_of(const std::vector<int>& parameters, int64_t lane,
+                           const std::function<bool(size_t place)>& writes);
   /// kCombineLanes: the right group's sum is added to the left's.
   void combine(const plan::Instruction& instruction);
 

@@ -78,10 +78,9 @@ Measured run(const TrainingCase& one) {
           });
           plan::StageCost& cost =
               measured.costs[static_cast<size_t>(stage - program.stages.begin())];
-          double& part = instruction.kind == plan::OpKind::kForward ? cost.forward
-                         : instruction.kind == plan::OpKind::kBackwardWeight
-                             ? cost.backward_weight
-                             : cost.backward_input;
+          double& part = instruction.kind == plan::OpKind::kForward          ? cost.forward
+                         : instruction.kind == plan::OpKind::kBackwardWeight ? cost.backward_weight
+                                                                             : cost.backward_input;
           part += took / static_cast<double>(one.strategy.micro_batches());
         }
       },

@@ -10,6 +10,7 @@
 #include "trireme/cluster/mesh.h"
 #include "trireme/execute/weight_gather.h"
 #include "trireme/kernels/ops.h"
+#include "trireme/nn/part.h"
 #include "trireme/plan/figures.h"
 #include "trireme/plan/shards.h"
 
@@ -98,6 +99,18 @@ void RankExchange::place_times(double begin_s, std::vector<plan::Measurement>& m
   }
 }
 
+void RankExchange::all_gather(const plan::Instruction& instruction, const at::Tensor& out,
+                              const std::vector<int64_t>& counts, const at::Tensor& in) {
+  issued(instruction, group(instruction).all_gather(out, counts, in, device_.compute_queue()));
+}
+
+void RankExchange::all_to_all(const plan::Instruction& instruction, const at::Tensor& out,
+                              const std::vector<int64_t>& out_counts, const at::Tensor& in,
+                              const std::vector<int64_t>& in_counts) {
+  issued(instruction,
+         group(instruction).all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
+}
+
 void RankExchange::count_targets(const plan::Instruction& instruction,
                                  const std::vector<int64_t>& mine) {
   comm::Group& ranks = group(instruction);
@@ -116,7 +129,9 @@ std::vector<int64_t> RankExchange::counted() const {
   std::vector<int64_t> sums(static_cast<size_t>(counts_.size(1)));
   for (size_t i = 0; i < all.size(); ++i) {
     const auto rank = static_cast<int>(i / sums.size());
-    if (mesh.coordinates(rank).pp == program_->pipeline_rank_of(0)) sums[i % sums.size()] += all[i];
+    const cluster::Coordinates where = mesh.coordinates(rank);
+    // Tensor parallel ranks have the same micro-batches.
+    if (where.pp == program_->pipeline_rank_of(0) && where.tp == 0) sums[i % sums.size()] += all[i];
   }
   return sums;
 }
@@ -263,7 +278,7 @@ void RankExchange::send(const plan::Instruction& instruction, const at::Tensor& 
 at::Tensor RankExchange::receive(const plan::Instruction& instruction) {
   const plan::Strategy& strategy = program_->strategy;
   at::Tensor tensor =
-      at::empty({strategy.micro, strategy.seq_len, store_.spec().hidden},
+      at::empty(nn::hidden_shape(store_.spec(), strategy.micro, strategy.seq_len),
                 at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
   issued(instruction,
          group(instruction).receive(tensor, instruction.peer, device_.compute_queue()));

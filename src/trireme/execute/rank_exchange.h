@@ -27,6 +27,14 @@ class RankExchange {
   /// Collective over the world the first time, when it makes the program's groups. The program outlives the step.
   void begin_step(const plan::Program& program);
 
+  /// Every rank of the group's `in`, `counts[r]` elements of rank r, one after the other in `out`.
+  void all_gather(const plan::Instruction& instruction, const at::Tensor& out,
+                  const std::vector<int64_t>& counts, const at::Tensor& in);
+  /// `in_counts[r]` elements of `in` to rank r, `out_counts[r]` of `out` from it.
+  void all_to_all(const plan::Instruction& instruction, const at::Tensor& out,
+                  const std::vector<int64_t>& out_counts, const at::Tensor& in,
+                  const std::vector<int64_t>& in_counts);
+
   void count_targets(const plan::Instruction& instruction, const std::vector<int64_t>& mine);
   /// Sums over the ranks that have the first part, each of which has other micro-batches; after wait().
   std::vector<int64_t> counted() const;

@@ -33,16 +33,23 @@ StageEvaluation::StageEvaluation(nn::Model& model, nn::ParameterStore& store,
   const auto last = static_cast<size_t>(program.pipeline_rank_of(model.spec().head_part()));
   for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kPipeline)) {
     auto group = members.size() == 1 ? nullptr : world.make_group(members, device_);
+    // Tensor parallel ranks lie next to one another, and are one pipeline together.
+    if (mesh.coordinates(members.front()).tp == 0) last_ranks_.push_back(members[last]);
     if (std::ranges::find(members, world.rank()) != members.end()) {
       group_ = std::move(group);
-      pipeline_ = static_cast<int>(last_ranks_.size());
+      pipeline_ = static_cast<int>(last_ranks_.size()) - 1;
     }
-    last_ranks_.push_back(members[last]);
   }
-  if (program.expert_lanes.empty()) return;
-  for (const std::vector<int>& members : mesh.groups(cluster::Dimension::kExpert)) {
-    if (auto group = world.make_group(members, device_)) expert_group_ = std::move(group);
-  }
+  const auto own_group = [&](cluster::Dimension dimension) {
+    std::unique_ptr<comm::Group> own;
+    for (const std::vector<int>& members : mesh.groups(dimension)) {
+      if (auto group = world.make_group(members, device_)) own = std::move(group);
+    }
+    return own;
+  };
+  if (model.spec().tensor.is_cut())
+    tensor_ = std::make_unique<TensorEvaluation>(model, own_group(cluster::Dimension::kTensor));
+  if (!program.expert_lanes.empty()) expert_group_ = own_group(cluster::Dimension::kExpert);
 }
 
 int64_t StageEvaluation::batches_at_once() const {
@@ -75,7 +82,7 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
     const auto receive = [&](size_t i) {
       world_.check();
       if (!receives) return;
-      hidden[i] = at::empty({batches[i].rows, batches[i].seq_len, model_.spec().hidden},
+      hidden[i] = at::empty(nn::hidden_shape(model_.spec(), batches[i].rows, batches[i].seq_len),
                             at::TensorOptions()
                                 .dtype(model_.store().compute_dtype())
                                 .device(model_.store().device()));
@@ -89,6 +96,14 @@ std::vector<EvaluationResult> StageEvaluation::evaluate(const std::vector<data::
          part < std::min(stage.end_part, model_.spec().head_part() + 1); ++part)
       parts.push_back(part);
     const auto run = [&](int part, size_t i) {
+      if (tensor_ != nullptr) {
+        if (part == model_.spec().head_part()) {
+          results[i] = tensor_->head(batches[i], tensors[i], hidden[i], loss_chunk_rows);
+        } else {
+          hidden[i] = tensor_->forward(part, hidden[i], tensors[i]);
+        }
+        return;
+      }
       const bool has_batch = i < batches.size();
       if (expert_group_ != nullptr &&
           model_.spec().parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts) {

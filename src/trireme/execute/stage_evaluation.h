@@ -1,4 +1,5 @@
-// Losses without a program over ranks that have a model together: stages of a pipeline, weights that come for their use.
+// Losses without a program over ranks that have a model together: stages of a pipeline, weights that come for their use, tensor
+// parallel ranks.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +9,13 @@
 
 #include "trireme/comm/group.h"
 #include "trireme/execute/evaluation.h"
+#include "trireme/execute/tensor_evaluation.h"
 #include "trireme/execute/weight_gather.h"
 #include "trireme/plan/program.h"
 
 namespace trireme::execute {
 
-/// One rank's side of it; of a run without a pipeline, every rank is one. Thread-safety: one thread. Ownership: borrows the model,
+/// One rank's side of it; of a run without a pipeline, every rank is one, or the tensor parallel ranks that share its parts. Thread-safety: one thread. Ownership: borrows the model,
 /// its store and the world.
 class StageEvaluation {
  public:
@@ -23,7 +25,7 @@ class StageEvaluation {
 
   int num_pipelines() const { return static_cast<int>(last_ranks_.size()); }
   int pipeline() const { return pipeline_; }  ///< this rank's
-  /// By pipeline: the rank of the world that has the head.
+  /// By pipeline: the rank of the world that has the head, or the first of those that share it.
   const std::vector<int>& last_ranks() const { return last_ranks_; }
   bool has_head() const { return has_head_; }
   /// So many batches at once keep all ranks busy, or share a gather of the weights.
@@ -48,6 +50,7 @@ class StageEvaluation {
   std::unique_ptr<comm::Group> group_;  ///< of a pipeline
   std::unique_ptr<comm::Group>
       expert_group_;  ///< of the ranks that experts are spread over; null: they are not
+  std::unique_ptr<TensorEvaluation> tensor_;  ///< of parts that ranks share
   int pipeline_ = 0;
   std::vector<int> last_ranks_;
   bool has_head_ = false;

@@ -19,7 +19,8 @@ StepFigures::StepFigures(const model::ModelSpec& spec, const plan::Program& prog
     : spec_(spec),
       program_(program),
       lanes_(static_cast<size_t>(program.strategy.lanes)),
-      squares_(spec.parts.size()) {
+      squares_(static_cast<size_t>(program.strategy.parallel.tp),
+               std::vector<std::vector<NodeSum>>(spec.parts.size())) {
   for (LaneFigures& lane : lanes_)
     lane.losses.assign(1 + static_cast<size_t>(spec.num_mtp_layers), 0.0);
 }
@@ -36,6 +37,9 @@ void StepFigures::add_router(int64_t lane, int layer, const nn::RouterStatistics
 }
 
 void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_of) {
+  const int place =
+      cluster::Mesh(plan::mesh_shape(program_.strategy.parallel)).coordinates(program_.rank).tp;
+  std::vector<std::vector<NodeSum>>& squares = squares_[static_cast<size_t>(place)];
   std::vector<at::Tensor> sums(spec_.parts.size());
   const auto pieces_of = [&](int part, auto&& visit) {
     const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
@@ -43,7 +47,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     for (const plan::SquaresRange& range : program_.squares[static_cast<size_t>(part)]) {
       const int64_t first = std::max(range.first, bounds[slice]);
       const int64_t last = std::min(range.first + range.elements, bounds[slice + 1]);
-      if (first < last) visit(first - bounds[slice], last - first);
+      if (first < last) visit(first - bounds[slice], last - first, range.holders);
     }
   };
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
@@ -52,22 +56,27 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     const auto blocks_in = [](int64_t elements) {
       return (elements + plan::kSquaresBlock - 1) / plan::kSquaresBlock;
     };
-    pieces_of(part, [&](int64_t, int64_t count) { blocks += blocks_in(count); });
+    pieces_of(part, [&](int64_t, int64_t count, int64_t) { blocks += blocks_in(count); });
     if (blocks == 0) continue;
     const at::Tensor gradient = slice_of(part);
     at::Tensor& of_part = sums[static_cast<size_t>(part)];
     of_part = at::empty({blocks}, gradient.options().dtype(at::kDouble));
     int64_t at = 0;
-    pieces_of(part, [&](int64_t first, int64_t count) {
+    pieces_of(part, [&](int64_t first, int64_t count, int64_t holders) {
       at::Tensor out = of_part.narrow(0, at, blocks_in(count));
-      kernels::squares_by_block(gradient.narrow(0, first, count), out);
+      // What several ranks hold alike counts once.
+      if (place % holders == 0) {
+        kernels::squares_by_block(gradient.narrow(0, first, count), out);
+      } else {
+        out.zero_();
+      }
       at += blocks_in(count);
     });
   }
   // All are issued before the first one is waited for.
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
     const auto at = static_cast<size_t>(part);
-    squares_[at].clear();
+    squares[at].clear();
     if (!sums[at].defined()) continue;
     const at::Tensor on_host = sums[at].cpu();
     const auto* values = on_host.data_ptr<double>();
@@ -79,7 +88,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
       const auto nodes = plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part));
       const std::vector<double> of_nodes = plan::sums_of_nodes(
           nodes, blocks, std::vector<double>(values + done, values + done + count));
-      for (size_t i = 0; i < nodes.size(); ++i) squares_[at].emplace_back(nodes[i], of_nodes[i]);
+      for (size_t i = 0; i < nodes.size(); ++i) squares[at].emplace_back(nodes[i], of_nodes[i]);
       done += count;
     }
     TRIREME_CHECK(done == on_host.numel(), "part {}: {} blocks of {}", part, on_host.numel(), done);
@@ -93,8 +102,11 @@ std::vector<double> StepFigures::mine() const {
     const auto& losses = lanes_[static_cast<size_t>(lane)].losses;
     values.insert(values.end(), losses.begin(), losses.end());
   }
-  for (const std::vector<NodeSum>& squares : squares_) {
-    for (const NodeSum& sum : squares) values.push_back(sum.second);
+  // Of its own place alone, before all ranks' are taken in.
+  for (const auto& of_place : squares_) {
+    for (const std::vector<NodeSum>& squares : of_place) {
+      for (const NodeSum& sum : squares) values.push_back(sum.second);
+    }
   }
   for (const int64_t lane : program_.lanes) {
     for (const auto& [layer, router] : lanes_[static_cast<size_t>(lane)].routers) {
@@ -109,13 +121,16 @@ std::vector<double> StepFigures::mine() const {
 
 void StepFigures::take(const std::vector<double>& all) {
   const plan::Parallel& parallel = program_.strategy.parallel;
-  for (std::vector<NodeSum>& squares : squares_) squares.clear();
+  for (auto& of_place : squares_) {
+    for (std::vector<NodeSum>& squares : of_place) squares.clear();
+  }
   auto next = all.begin();
   const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
   // Ranks of a stage come in the order of their slices.
   for (int rank = 0; rank < mesh.size(); ++rank) {
     const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
     const int place = mesh.coordinates(rank).pp;
+    auto& squares = squares_[static_cast<size_t>(mesh.coordinates(rank).tp)];
     const auto has = [&](int part) { return program_.pipeline_rank_of(part) == place; };
     const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, parallel.dp);
     for (const int64_t lane : lanes) {
@@ -129,7 +144,7 @@ void StepFigures::take(const std::vector<double>& all) {
       for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, rank)) {
         for (const cluster::LaneNode& node :
              plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part)))
-          squares_[static_cast<size_t>(part)].emplace_back(node, *next++);
+          squares[static_cast<size_t>(part)].emplace_back(node, *next++);
       }
     }
     for (const int64_t lane : lanes) {
@@ -168,16 +183,18 @@ double StepFigures::loss_sum(size_t depth) const {
 double StepFigures::gradient_norm() const {
   double sum = 0.0;
   for (int part = 0; part < static_cast<int>(spec_.parts.size()); ++part) {
-    std::vector<NodeSum> all = squares_[static_cast<size_t>(part)];
-    // Ranks come in the order of their slices; those of experts take turns.
-    std::ranges::sort(all, {}, [](const NodeSum& one) { return one.first.first; });
-    std::vector<cluster::LaneNode> nodes;
-    std::vector<double> sums;
-    for (const auto& [node, value] : all) {
-      nodes.push_back(node);
-      sums.push_back(value);
+    for (const auto& of_place : squares_) {
+      std::vector<NodeSum> all = of_place[static_cast<size_t>(part)];
+      // Ranks come in the order of their slices; those of experts take turns.
+      std::ranges::sort(all, {}, [](const NodeSum& one) { return one.first.first; });
+      std::vector<cluster::LaneNode> nodes;
+      std::vector<double> sums;
+      for (const auto& [node, value] : all) {
+        nodes.push_back(node);
+        sums.push_back(value);
+      }
+      sum += plan::sum_of_tree(nodes, std::move(sums));
     }
-    sum += plan::sum_of_tree(nodes, std::move(sums));
   }
   return std::sqrt(sum);
 }

@@ -57,7 +57,8 @@ class StepFigures {
   bool stop_requested_ = false;
   /// Of a part: a node of the tree over its blocks, and the sum below it.
   using NodeSum = std::pair<cluster::LaneNode, double>;
-  std::vector<std::vector<NodeSum>> squares_;  ///< by part: of the nodes that are here
+  /// By place among tensor parallel ranks and by part: of the nodes that are here.
+  std::vector<std::vector<std::vector<NodeSum>>> squares_;
 };
 
 }  // namespace trireme::execute

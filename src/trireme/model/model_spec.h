@@ -253,6 +253,16 @@ struct ParameterSpec {
   bool is_expert() const;
 };
 
+/// Whose share of a model a spec describes: of so many tensor parallel ranks, the one at `place`.
+struct TensorShare {
+  int64_t ranks = 1;
+  int64_t place = 0;
+  bool is_cut() const { return ranks > 1; }
+  /// Of `tokens` of a micro-batch in a row, those that the rank has between parts: [first(tokens), first(tokens) + count(tokens)).
+  int64_t first(int64_t tokens) const { return tokens * place / ranks; }
+  int64_t count(int64_t tokens) const { return tokens * (place + 1) / ranks - first(tokens); }
+};
+
 struct ModelSpec {
   /// Hugging Face model_type; of a type that declares itself a variant of a family (kimi_k2), that family's.
   std::string family;
@@ -272,6 +282,9 @@ struct ModelSpec {
   /// The loss is the head's + this / num_mtp_layers * the sum of the multi-token-prediction modules' (DeepSeek-V3's 0.3).
   double mtp_loss_weight = 0.3;
   NormSpec final_norm;
+  /// Cut over tensor parallel ranks: heads, widths of MLPs and shapes of parameters are this share's; hidden and vocab_size stay
+  /// the model's.
+  TensorShare tensor;
   std::vector<PartSpec> parts;            ///< in forward order
   std::vector<ParameterSpec> parameters;  ///< tied tensors once
   /// How a Hugging Face directory with this config stores its weights; not of the model itself, and not in config_json.

@@ -9,12 +9,14 @@
 namespace trireme::nn {
 
 AttentionPart::AttentionPart(const ParameterStore& store, int part,
-                             std::shared_ptr<RotaryTable> rotary)
+                             std::shared_ptr<RotaryTable> rotary, PartScope scope)
     : spec_(store.spec().parts[part]),
       attention_(store.spec().layers[spec_.layer].attention),
+      scope_(scope),
       parameters_(store.part_parameters(part)),
-      norms_(store, store.spec().layers[spec_.layer].attention_norm,
-             store.spec().layers[spec_.layer].attention_post_norm, parameters_),
+      norms_(of_scope(
+          scope, PartNorms(store, store.spec().layers[spec_.layer].attention_norm,
+                           store.spec().layers[spec_.layer].attention_post_norm, parameters_))),
       out_(store, parameters_, {model::Role::kAttentionOut}),
       rotary_(std::move(rotary)) {
   TRIREME_CHECK(attention_.rotary.has_value() == (rotary_ != nullptr), "{}: rotary table missing",
@@ -24,6 +26,11 @@ AttentionPart::AttentionPart(const ParameterStore& store, int part,
     TRIREME_CHECK(place_of_sinks_ >= 0, "{}: sinks missing", spec_.name);
     sinks_ = store.compute(parameters_[static_cast<size_t>(place_of_sinks_)]);
   }
+}
+
+at::Tensor AttentionPart::project_out(const at::Tensor& attended, const at::Tensor& x) const {
+  return scope_ == PartScope::kWhole ? out_.forward(attended, x)
+                                     : out_.forward_without_bias(attended);
 }
 
 int AttentionPart::place_of(const ParameterStore& store, model::Role role) const {
@@ -61,11 +68,12 @@ CachedShape cached_shape(const model::AttentionSpec& attention) {
 }
 
 std::unique_ptr<AttentionPart> make_attention_part(const ParameterStore& store, int part,
-                                                   std::shared_ptr<RotaryTable> rotary) {
+                                                   std::shared_ptr<RotaryTable> rotary,
+                                                   PartScope scope) {
   const int layer = store.spec().parts[static_cast<size_t>(part)].layer;
   if (store.spec().layers[static_cast<size_t>(layer)].attention.latent)
-    return std::make_unique<LatentAttentionPart>(store, part, std::move(rotary));
-  return std::make_unique<GroupedAttentionPart>(store, part, std::move(rotary));
+    return std::make_unique<LatentAttentionPart>(store, part, std::move(rotary), scope);
+  return std::make_unique<GroupedAttentionPart>(store, part, std::move(rotary), scope);
 }
 
 }  // namespace trireme::nn

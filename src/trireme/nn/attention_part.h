@@ -38,7 +38,10 @@ class AttentionPart : public Part {
   at::Tensor finish(const at::Tensor& hidden, const at::Tensor& attended) const;
 
  protected:
-  AttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary);
+  AttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary,
+                PartScope scope);
+  /// Attention's result through the last product, as the part's scope has it.
+  at::Tensor project_out(const at::Tensor& attended, const at::Tensor& x) const;
   /// `batch` may be null: every row is one document.
   kernels::AttentionOptions options(const BatchTensors* batch) const;
   /// The place of the first parameter with a role among the part's; -1 without one.
@@ -46,6 +49,7 @@ class AttentionPart : public Part {
 
   model::PartSpec spec_;
   model::AttentionSpec attention_;
+  PartScope scope_;
   std::vector<int> parameters_;
   PartNorms norms_;
   Linear out_;
@@ -65,6 +69,7 @@ CachedShape cached_shape(const model::AttentionSpec& attention);
 
 /// `rotary` is null for models without; it is shared by the layers.
 std::unique_ptr<AttentionPart> make_attention_part(const ParameterStore& store, int part,
-                                                   std::shared_ptr<RotaryTable> rotary);
+                                                   std::shared_ptr<RotaryTable> rotary,
+                                                   PartScope scope = PartScope::kWhole);
 
 }  // namespace trireme::nn

@@ -53,13 +53,17 @@ EmbeddingPart::EmbeddingPart(const ParameterStore& store, int part)
       positions_ = store.compute(index);
     }
   }
-  scale_ = store.spec().embedding_scale;
-  // The factor has the precision of what it multiplies.
-  if (tokens_.scalar_type() == at::kBFloat16)
-    scale_ = static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(scale_))));
+  scale_ = embedding_scale(store);
   TRIREME_CHECK(tokens_.defined() &&
                     store.spec().parameters[parameters_[0]].role == model::Role::kTokenEmbedding,
                 "the embedding part starts with the token table");
+}
+
+double embedding_scale(const ParameterStore& store) {
+  const double scale = store.spec().embedding_scale;
+  // The factor has the precision of what it multiplies.
+  if (store.compute_dtype() != at::kBFloat16) return scale;
+  return static_cast<double>(static_cast<float>(at::BFloat16(static_cast<float>(scale))));
 }
 
 ForwardResult EmbeddingPart::forward(const at::Tensor&, const BatchTensors& batch, bool with_graph,

@@ -24,4 +24,7 @@ class EmbeddingPart final : public Part {
   double scale_ = 1.0;    ///< of the embeddings, rounded to the compute dtype
 };
 
+/// What the embeddings of a model are multiplied with, in the precision of its compute dtype.
+double embedding_scale(const ParameterStore& store);
+
 }  // namespace trireme::nn

@@ -20,7 +20,7 @@ struct GroupedAttentionPart::Saved {
   NormStatistics after_statistics;
 };
 
-class GroupedAttentionPart::Graph final : public PartGraph {
+class GroupedAttentionPart::Graph final : public ProductsGraph {
  public:
   Graph(const GroupedAttentionPart& part, at::Tensor x, const BatchTensors& batch, Saved saved)
       : part_(part), x_(std::move(x)), batch_(batch), saved_(std::move(saved)) {}
@@ -32,6 +32,9 @@ class GroupedAttentionPart::Graph final : public PartGraph {
     saved_.projected = part_.out_.forward(saved_.attended);
     part_.norms_.after->forward(saved_.projected, true, saved_.after_statistics);
   }
+
+  void drop_input() override { x_.reset(); }
+  void give_input(at::Tensor input) override { x_ = std::move(input); }
 
   std::vector<at::Tensor> kept() const override {
     return {saved_.statistics.mean,
@@ -97,7 +100,7 @@ class GroupedAttentionPart::Graph final : public PartGraph {
       NormStatistics unused;
       if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
     } else {
-      dx.add_(residual);
+      if (part_.scope_ == PartScope::kWhole) dx.add_(residual);
       saved_.normed = x;
     }
     saved_.statistics = {};
@@ -150,8 +153,8 @@ class GroupedAttentionPart::Graph final : public PartGraph {
 };
 
 GroupedAttentionPart::GroupedAttentionPart(const ParameterStore& store, int part,
-                                           std::shared_ptr<RotaryTable> rotary)
-    : AttentionPart(store, part, std::move(rotary)),
+                                           std::shared_ptr<RotaryTable> rotary, PartScope scope)
+    : AttentionPart(store, part, std::move(rotary), scope),
       qkv_(store, parameters_, {model::Role::kQuery, model::Role::kKey, model::Role::kValue}) {
   if (!has_qk_norm()) return;
   place_of_q_norm_ = place_of(store, model::Role::kQkNorm);
@@ -246,7 +249,7 @@ ForwardResult GroupedAttentionPart::forward(const at::Tensor& hidden, const Batc
     result.output = norms_.after->forward(saved.projected, keep, saved.after_statistics);
     result.output = result.output.add_(x).view(hidden.sizes());
   } else {
-    result.output = out_.forward(saved.attended, x).view(hidden.sizes());
+    result.output = project_out(saved.attended, x).view(hidden.sizes());
   }
   if (!keep) saved = {};
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, batch, std::move(saved));

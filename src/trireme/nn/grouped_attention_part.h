@@ -17,7 +17,8 @@ namespace trireme::nn {
 
 class GroupedAttentionPart final : public AttentionPart {
  public:
-  GroupedAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary);
+  GroupedAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary,
+                       PartScope scope = PartScope::kWhole);
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
                         SaveMode mode) override;
   Projected project(const at::Tensor& hidden, const at::Tensor& positions) const override;

@@ -35,7 +35,7 @@ struct LatentAttentionPart::Saved {
   at::Tensor logsumexp;  ///< [B, H, T]
 };
 
-class LatentAttentionPart::Graph final : public PartGraph {
+class LatentAttentionPart::Graph final : public ProductsGraph {
  public:
   Graph(const LatentAttentionPart& part, at::Tensor x, const BatchTensors& batch, Saved saved)
       : part_(part), x_(std::move(x)), batch_(batch), saved_(std::move(saved)) {}
@@ -43,6 +43,9 @@ class LatentAttentionPart::Graph final : public PartGraph {
   void recompute() override {
     if (!saved_.down.defined()) part_.make_saved(x_.flatten(0, 1), batch_, true, true, saved_);
   }
+
+  void drop_input() override { x_.reset(); }
+  void give_input(at::Tensor input) override { x_ = std::move(input); }
 
   std::vector<at::Tensor> kept() const override {
     return {saved_.statistics.mean,
@@ -93,7 +96,7 @@ class LatentAttentionPart::Graph final : public PartGraph {
       dx = part_.norms_.before->backward(dx, x, saved_.statistics, grad_output_, norm_gradients_);
       if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
     } else {
-      dx.add_(grad_output_);
+      if (part_.scope_ == PartScope::kWhole) dx.add_(grad_output_);
       saved_.normed = x;
     }
     saved_.statistics = {};
@@ -167,8 +170,8 @@ class LatentAttentionPart::Graph final : public PartGraph {
 };
 
 LatentAttentionPart::LatentAttentionPart(const ParameterStore& store, int part,
-                                         std::shared_ptr<RotaryTable> rotary)
-    : AttentionPart(store, part, std::move(rotary)),
+                                         std::shared_ptr<RotaryTable> rotary, PartScope scope)
+    : AttentionPart(store, part, std::move(rotary), scope),
       latent_(attention_.latent.value()),
       down_(store, parameters_, down_roles(latent_)),
       query_(store, parameters_, {model::Role::kQuery}),
@@ -267,7 +270,7 @@ ForwardResult LatentAttentionPart::forward(const at::Tensor& hidden, const Batch
   Saved saved;
   make_saved(x, batch, keep, with_graph && mode == SaveMode::kAll, saved);
   ForwardResult result;
-  result.output = out_.forward(saved.attended, x).view(hidden.sizes());
+  result.output = project_out(saved.attended, x).view(hidden.sizes());
   if (!keep) saved = {};
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, batch, std::move(saved));
   return result;

@@ -26,7 +26,8 @@ namespace trireme::nn {
 
 class LatentAttentionPart final : public AttentionPart {
  public:
-  LatentAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary);
+  LatentAttentionPart(const ParameterStore& store, int part, std::shared_ptr<RotaryTable> rotary,
+                      PartScope scope = PartScope::kWhole);
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
                         SaveMode mode) override;
   Projected project(const at::Tensor& hidden, const at::Tensor& positions) const override;

@@ -54,6 +54,12 @@ at::Tensor Linear::forward(const at::Tensor& x, const at::Tensor& residual) cons
   return y;
 }
 
+at::Tensor Linear::forward_without_bias(const at::Tensor& x) const {
+  at::Tensor y = at::empty({x.size(0), out_features()}, x.options());
+  kernels::linear(x, weight_, std::nullopt, std::nullopt, y);
+  return y;
+}
+
 at::Tensor Linear::forward_float(const at::Tensor& x) const {
   at::Tensor y = at::empty({x.size(0), out_features()}, x.options().dtype(at::kFloat));
   kernels::linear(x, weight_, bias_.defined() ? std::optional<at::Tensor>(bias_) : std::nullopt,

@@ -25,6 +25,9 @@ class Linear {
 
   /// x [N, in] -> a new [N, out], plus `residual` [N, out] where defined.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& residual = {}) const;
+  /// The same without bias and residual.
+  at::Tensor forward_without_bias(const at::Tensor& x) const;
+  const at::Tensor& bias() const { return bias_; }  ///< [out], or undefined
   /// The same in float32 from compute dtype, without a residual.
   at::Tensor forward_float(const at::Tensor& x) const;
   /// dy [N, out] -> a new [N, in].

@@ -31,7 +31,7 @@ struct MlpPart::Saved {
   NormStatistics after_statistics;
 };
 
-class MlpPart::Graph final : public PartGraph {
+class MlpPart::Graph final : public ProductsGraph {
  public:
   Graph(const MlpPart& part, at::Tensor x, Saved saved, SaveMode mode)
       : part_(part), x_(std::move(x)), saved_(std::move(saved)) {
@@ -47,6 +47,9 @@ class MlpPart::Graph final : public PartGraph {
     part_.make_saved(x_.flatten(0, 1), true, true, saved_);
     if (part_.norms_.after) part_.project(true, saved_);
   }
+
+  void drop_input() override { x_.reset(); }
+  void give_input(at::Tensor input) override { x_ = std::move(input); }
 
   std::vector<at::Tensor> kept() const override {
     return {saved_.statistics.mean,
@@ -96,7 +99,7 @@ class MlpPart::Graph final : public PartGraph {
       NormStatistics unused;
       if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
     } else {
-      dx.add_(residual);
+      if (part_.scope_ == PartScope::kWhole) dx.add_(residual);
       saved_.normed = x;
     }
     saved_.statistics = {};
@@ -128,12 +131,14 @@ class MlpPart::Graph final : public PartGraph {
   NormGradients after_gradients_;
 };
 
-MlpPart::MlpPart(const ParameterStore& store, int part)
+MlpPart::MlpPart(const ParameterStore& store, int part, PartScope scope)
     : spec_(store.spec().parts[part]),
       mlp_(store.spec().layers[spec_.layer].mlp),
+      scope_(scope),
       parameters_(store.part_parameters(part)),
-      norms_(store, store.spec().layers[spec_.layer].mlp_norm,
-             store.spec().layers[spec_.layer].mlp_post_norm, parameters_),
+      norms_(
+          of_scope(scope, PartNorms(store, store.spec().layers[spec_.layer].mlp_norm,
+                                    store.spec().layers[spec_.layer].mlp_post_norm, parameters_))),
       up_(store, parameters_, {model::Role::kGate, model::Role::kUp}),
       down_(store, parameters_, {model::Role::kDown}) {}
 
@@ -175,7 +180,9 @@ ForwardResult MlpPart::forward(const at::Tensor& hidden, const BatchTensors&, bo
     result.output = norms_.after->forward(saved.projected, keep, saved.after_statistics);
     result.output = result.output.add_(x).view(hidden.sizes());
   } else {
-    result.output = down_.forward(saved.act, x).view(hidden.sizes());
+    result.output = (scope_ == PartScope::kWhole ? down_.forward(saved.act, x)
+                                                 : down_.forward_without_bias(saved.act))
+                        .view(hidden.sizes());
   }
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, std::move(saved), mode);
   return result;

@@ -19,7 +19,7 @@ kernels::Activation to_kernel(model::Activation activation);
 
 class MlpPart final : public Part {
  public:
-  MlpPart(const ParameterStore& store, int part);
+  MlpPart(const ParameterStore& store, int part, PartScope scope = PartScope::kWhole);
   const model::PartSpec& spec() const override { return spec_; }
   const std::vector<int>& gradient_parameters() const override { return parameters_; }
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
@@ -35,6 +35,7 @@ class MlpPart final : public Part {
 
   model::PartSpec spec_;
   model::MlpSpec mlp_;
+  PartScope scope_;
   std::vector<int> parameters_;
   PartNorms norms_;
   Linear up_;  ///< gate and up as one product where the MLP is gated

@@ -19,6 +19,7 @@ Model::Model(const ParameterStore& store) : store_(store) {
   };
 
   const model::ModelSpec& spec = store.spec();
+  const PartScope scope = spec.tensor.is_cut() ? PartScope::kProducts : PartScope::kWhole;
   // A part that is not here keeps its place.
   const auto add = [&](int index, auto make) {
     using Made = typename decltype(make())::pointer;
@@ -39,11 +40,13 @@ Model::Model(const ParameterStore& store) : store_(store) {
         break;
       case model::PartKind::kAttention:
         attention_.push_back(add(i, [&] {
-          return make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary));
+          return make_attention_part(store, i, table_for(spec.layers[part.layer].attention.rotary),
+                                     scope);
         }));
         break;
       case model::PartKind::kMlp:
-        feed_forward_.push_back({add(i, [&] { return std::make_unique<MlpPart>(store, i); })});
+        feed_forward_.push_back(
+            {add(i, [&] { return std::make_unique<MlpPart>(store, i, scope); })});
         break;
       case model::PartKind::kRouter:
         feed_forward_.push_back({add(i, [&] { return std::make_unique<RouterPart>(store, i); })});

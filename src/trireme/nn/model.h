@@ -19,7 +19,8 @@
 
 namespace trireme::nn {
 
-/// Those that the store has: asking for another part is a mistake. Thread-safety: one thread at a time. Ownership: borrows the
+/// Those that the store has: asking for another part is a mistake. Of a spec that is cut over tensor parallel ranks, attention
+/// and MLPs are products alone (PartScope), and what else there is to do is split_model.h's business. Thread-safety: one thread at a time. Ownership: borrows the
 /// store, which must outlive it.
 class Model {
  public:

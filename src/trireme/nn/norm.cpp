@@ -86,6 +86,14 @@ PartNorms::PartNorms(const ParameterStore& store, const std::optional<model::Nor
   }
 }
 
+PartNorms of_scope(PartScope scope, PartNorms norms) {
+  if (scope == PartScope::kProducts) {
+    norms.before.reset();
+    norms.after.reset();
+  }
+  return norms;
+}
+
 void add_to_sink(GradientSink& sink, int index, const at::Tensor& value) {
   at::Tensor& target = sink.gradients[index];
   if (sink.accumulate[index]) {

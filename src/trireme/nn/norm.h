@@ -67,6 +67,9 @@ struct PartNorms {
   int after_place = -1;  ///< of its first parameter among the part's
 };
 
+/// None of them in PartScope::kProducts.
+PartNorms of_scope(PartScope scope, PartNorms norms);
+
 /// sink[index] = value, or += value. Float32, same shape.
 void add_to_sink(GradientSink& sink, int index, const at::Tensor& value);
 

@@ -58,6 +58,13 @@ enum class SaveMode {
   kInputOnly   ///< only the input: recompute() makes the rest again
 };
 
+/// How much of a part one object computes.
+enum class PartScope {
+  kWhole,    ///< all of it
+  kProducts  ///< what lies between its norms, of an input that is normed: without them, without the residual, and without
+  ///< the bias of the last product, whose gradient it has. What tensor parallel ranks share (split_part.h).
+};
+
 /// The local graph of one part and one micro-batch. Thread-safety: used by the step thread only.
 /// Order of calls: [recompute] backward_input backward_weight.
 class PartGraph {
@@ -74,6 +81,14 @@ class PartGraph {
   virtual std::vector<at::Tensor> kept() const = 0;
   /// Adds the parameters' gradients to `sink` and frees the rest.
   virtual void backward_weight(GradientSink& sink) = 0;
+};
+
+/// Of a part of PartScope::kProducts. Its input may be away between forward and backward, if it comes again before
+/// recompute() or backward_input().
+class ProductsGraph : public PartGraph {
+ public:
+  virtual void drop_input() = 0;
+  virtual void give_input(at::Tensor input) = 0;
 };
 
 struct ForwardResult {
@@ -95,6 +110,14 @@ class Part {
   virtual ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch,
                                 bool with_graph, SaveMode mode) = 0;
 };
+
+/// What a part hands on of a micro-batch: [rows, seq_len, hidden]; of a spec that is cut over tensor parallel ranks the rank's own
+/// tokens, [1, n, hidden].
+inline std::vector<int64_t> hidden_shape(const model::ModelSpec& spec, int64_t rows,
+                                         int64_t seq_len) {
+  if (spec.tensor.is_cut()) return {1, spec.tensor.count(rows * seq_len), spec.hidden};
+  return {rows, seq_len, spec.hidden};
+}
 
 /// What the head's loss leaves: the sum of the losses in nats (not yet divided) and the input's
 /// gradient.

@@ -19,6 +19,9 @@ bool is_of_micro_batch(OpKind kind) {
     case OpKind::kBackwardWeight:
     case OpKind::kSend:
     case OpKind::kReceive:
+    case OpKind::kGatherTokens:
+    case OpKind::kScatterSums:
+    case OpKind::kGatherRows:
       return true;
     default:
       return false;

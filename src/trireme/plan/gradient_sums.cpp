@@ -11,10 +11,14 @@
 #include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/shards.h"
+#include "trireme/plan/tensor_share.h"
 
 namespace trireme::plan {
 
 namespace {
+
+/// Parts whose shared gradients are under way while the backward pass goes on.
+constexpr size_t kSharedInFlight = 1;
 
 /// Transfers that run while the backward pass goes on: pieces are added so many parts later.
 constexpr size_t kPartsInFlight = 2;
@@ -132,6 +136,7 @@ void GradientSums::find_groups(const cluster::Mesh& mesh, int rank) {
   world_group_ = group_index(program, world);
   owners_.group = index(cluster::Dimension::kShard);
   replica_group_ = index(cluster::Dimension::kReplicate);
+  find_tensor_groups(mesh);
   pipeline_group_ = index(cluster::Dimension::kPipeline);
   if (mesh.shape().ep == 1) return;
   expert_group_ = index(cluster::Dimension::kExpert);
@@ -142,6 +147,30 @@ std::vector<int> GradientSums::owner_groups() const {
   std::vector<int> groups;
   for (int part = 0; part < num_parts_; ++part) groups.push_back(owners(part).group);
   return groups;
+}
+
+void GradientSums::find_tensor_groups(const cluster::Mesh& mesh) {
+  if (!spec_.tensor.is_cut()) return;
+  Program& program = writer_.program();
+  std::vector<int64_t> holders = {spec_.tensor.ranks};
+  for (int parameter = 0; parameter < static_cast<int>(spec_.parameters.size()); ++parameter) {
+    const int64_t count = tensor_holders(spec_, parameter);
+    if (count > 1 && std::ranges::find(holders, count) == holders.end()) holders.push_back(count);
+  }
+  std::ranges::sort(holders, std::greater<>());
+  for (const int64_t count : holders) {
+    for (const std::vector<int>& ranks : mesh.groups(cluster::Dimension::kTensor)) {
+      for (size_t first = 0; first < ranks.size(); first += static_cast<size_t>(count)) {
+        const std::vector<int> group(ranks.begin() + static_cast<std::ptrdiff_t>(first),
+                                     ranks.begin() + static_cast<std::ptrdiff_t>(first) + count);
+        if (std::ranges::find(program.groups, group) == program.groups.end())
+          program.groups.push_back(group);
+        if (std::ranges::find(group, program.rank) != group.end())
+          holder_groups_[count] = group_index(program, group);
+      }
+    }
+  }
+  tensor_group_ = holder_groups_.at(spec_.tensor.ranks);
 }
 
 int GradientSums::count_targets() {
@@ -181,6 +210,47 @@ void GradientSums::accumulate(int64_t lane, int part) {
 }
 
 void GradientSums::lane_done(int part, int64_t lane) {
+  if (tensor_group_ < 0) {
+    complete(part, lane);
+  } else {
+    share(part, lane);
+  }
+}
+
+void GradientSums::share(int part, int64_t lane) {
+  Shared shared{part, lane, {}};
+  // Of a lane that others alone have there is nothing to add.
+  const bool is_here = lane < strategy_.lanes;
+  for (const auto& [holders, group] : holder_groups_) {
+    const int64_t elements = num_shared_gradients(spec_, part, holders);
+    if (elements == 0 || !is_here) continue;
+    const int buffer =
+        writer_.new_buffer(BufferKind::kSharedGradients, part, kNone, lane,
+                           tensor_bytes(4 * elements) + tensor_bytes(4 * elements * holders));
+    Instruction& instruction = writer_.begin(OpKind::kShareGradients, part, kNone, lane);
+    instruction.resource = Resource::kCommunication;
+    instruction.group = group;
+    writer_.read(accumulators_[static_cast<size_t>(part)][static_cast<size_t>(lane)]);
+    writer_.make(buffer);
+    shared.buffers.push_back(buffer);
+  }
+  shared_.push_back(std::move(shared));
+  while (shared_.size() > kSharedInFlight) add_oldest_shares();
+}
+
+void GradientSums::add_oldest_shares() {
+  const Shared shared = std::move(shared_.front());
+  shared_.pop_front();
+  if (!shared.buffers.empty()) {
+    writer_.begin(OpKind::kAddShares, shared.part, kNone, shared.lane);
+    for (const int buffer : shared.buffers) writer_.read(buffer);
+    writer_.write(
+        accumulators_[static_cast<size_t>(shared.part)][static_cast<size_t>(shared.lane)]);
+  }
+  complete(shared.part, shared.lane);
+}
+
+void GradientSums::complete(int part, int64_t lane) {
   const std::vector<int64_t>& lanes = lanes_of_part(part);
   const Owners& owners = this->owners(part);
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
@@ -354,6 +424,7 @@ int GradientSums::finished_gradient(int part) const {
 }
 
 void GradientSums::finish_step() {
+  while (!shared_.empty()) add_oldest_shares();
   if (owners_.count > 1 && strategy_.parallel.zero >= 2) {
     // The last lanes of others, where this rank has one less.
     const size_t rounds = num_rounds(owners_);

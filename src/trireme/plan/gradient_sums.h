@@ -30,6 +30,9 @@ class GradientSums {
   /// At the begin: owners' weights of the step before become whole, part by part in the order of the forward pass; not of parts
   /// that are gathered for every use.
   void gather_weights();
+  /// Of the tensor parallel ranks; -1: there is one.
+  int tensor_group() const { return tensor_group_; }
+
   /// The gather that a part's first use waits for; kNone after that, and where there is none.
   int take_gather(int part);
   /// The current instruction adds to the accumulator of a part and a lane.
@@ -72,6 +75,18 @@ class GradientSums {
   }
   void find_groups(const cluster::Mesh& mesh, int rank);
   void spread_experts(const cluster::Mesh& mesh, int rank);
+  /// A part's gradients of a lane, of which tensor parallel ranks exchange those that they hold alike.
+  struct Shared {
+    int part;
+    int64_t lane;
+    std::vector<int> buffers;  ///< of the transfers; none: it has none such
+  };
+  void find_tensor_groups(const cluster::Mesh& mesh);
+  void share(int part, int64_t lane);
+  void add_oldest_shares();
+  /// This rank's gradients of the lane are as they stay: adds and sends what can be.
+  void complete(int part, int64_t lane);
+
   void combine_lanes(int part, int64_t lane);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
@@ -106,6 +121,10 @@ class GradientSums {
       slices_;  ///< [part]: by first lane of a node, its sum's buffer
   std::vector<std::vector<cluster::LaneNode>> held_;  ///< [part]: the nodes of slices_, ascending
   std::deque<Sent> sent_;
+  int tensor_group_ = -1;
+  /// Of tensor parallel ranks that hold the same stretches of something: indices in Program::groups, by their number.
+  std::map<int64_t, int> holder_groups_;
+  std::deque<Shared> shared_;
   std::vector<std::pair<int, int>> at_end_;  ///< transfers and their buffers
   std::vector<int> order_;                   ///< parts as they are done in a lane
 };

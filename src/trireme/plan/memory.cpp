@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/part_memory.h"
 #include "trireme/plan/shards.h"
 
@@ -282,7 +283,8 @@ int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {
   const Sizes sizes(spec, strategy);
   const PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
-  if (kind != PartKind::kDispatch && kind != PartKind::kExperts) return sizes.hidden;
+  if (kind != PartKind::kDispatch && kind != PartKind::kExperts)
+    return sizes.matrix(spec.tensor.count(sizes.tokens), sizes.width);
   return sizes.matrix(expert_rows(spec, strategy, part), sizes.width);
 }
 
@@ -344,6 +346,8 @@ int64_t state_bytes_of(const model::ModelSpec& spec, const Strategy& strategy, i
 
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program) {
+  if (strategy.parallel.tp > 1 && !program.slices.empty() && !spec.tensor.is_cut())
+    return resident_bytes(local_spec(spec, strategy.parallel, program.rank), strategy, program);
   ResidentBytes bytes;
   const bool copies = strategy.precision == Precision::kBf16;
   const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();

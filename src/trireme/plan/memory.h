@@ -35,7 +35,8 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
 
 /// Tokens, targets and positions as int64; tokens and targets once more for every module of multi-token prediction.
 int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy);
-/// Output of a part: [N, d], or [M, d] between dispatch and combine.
+/// Output of a part: [N, d], of a spec that is cut over tensor parallel ranks the rank's rows of it; or [M, d] between dispatch and
+/// combine.
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
 /// A float32 for every choice of the router of a MoE part's layer; 0 of other parts.
 int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part);
@@ -62,7 +63,7 @@ struct ResidentBytes {
     return master_weights + compute_weights + optimizer_states + tables + libraries;
   }
 };
-/// On the rank that `slices` and `slice` of the program are of; of a program without slices, of a rank that shares nothing.
+/// On the rank that the program is of, of its share where tensor parallel ranks share the model's; of a program without slices, of a rank that shares nothing.
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program = {});
 

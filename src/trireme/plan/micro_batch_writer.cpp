@@ -34,6 +34,7 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
   }
   tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
   at_once_ = writer.program().exchanged_micro_batches();
+  if (spec.tensor.is_cut()) tensor_ = std::make_unique<TensorWriter>(spec, writer, sums);
 }
 
 bool MicroBatchWriter::delays(int part) const {
@@ -75,7 +76,15 @@ bool MicroBatchWriter::reads_input_for_weights(int part) const {
   }
 }
 
-void MicroBatchWriter::backward_input(MicroBatch& micro, int part) {
+void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_weight) {
+  if (tensor_) {
+    if (spec_.is_head(part)) {
+      tensor_->loss(micro, part, counted_);
+    } else {
+      tensor_->backward_input(micro, part, with_weight);
+    }
+    return;
+  }
   if (spec_.is_head(part)) {
     loss(micro, part);
     return;
@@ -140,6 +149,10 @@ void MicroBatchWriter::make_saved(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::forward(MicroBatch& micro, int part) {
+  if (tensor_) {
+    tensor_->forward(micro, part);
+    return;
+  }
   if (spreads(part)) {
     forward_experts(micro, part);
     return;
@@ -279,6 +292,10 @@ void MicroBatchWriter::make_input_gradients(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
+  if (tensor_) {
+    tensor_->backward_weight(micro, part);
+    return;
+  }
   if (spreads(part)) {
     backward_weight_experts(micro, part);
     return;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -9,8 +10,19 @@
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/program_writer.h"
+#include "trireme/plan/tensor_writer.h"
 
 namespace trireme::plan {
+
+/// The same of a part that tensor parallel ranks share.
+struct SplitBuffers {
+  int gathered = ProgramWriter::kNone;    ///< all tokens of the products' input
+  int again = ProgramWriter::kNone;       ///< what it is gathered from a second time
+  int gradient = ProgramWriter::kNone;    ///< all tokens of the products' output's gradient
+  int statistics = ProgramWriter::kNone;  ///< of the norm before
+  int projected = ProgramWriter::kNone;   ///< of the norm after
+  bool has_weight = false;                ///< backward-weight is written
+};
 
 /// What a micro-batch's instructions hand to one another: buffers, per part.
 struct MicroBatch {
@@ -27,6 +39,7 @@ struct MicroBatch {
   /// Expert parallelism: the micro-batches whose rows come to this rank's experts at the same time, its own among them, in the order
   /// of their ranks. Of each only what its experts keep.
   std::vector<MicroBatch> sources;
+  std::map<int, SplitBuffers> split;  ///< by part
 };
 
 /// Ownership: borrows spec, writer and sums. The writer's program has its strategy, as validate() accepts it.
@@ -42,8 +55,9 @@ class MicroBatchWriter {
   void count_first(int instruction) { counted_ = instruction; }
 
   void forward(MicroBatch& micro, int part);  ///< any but the last head
-  /// A head's loss; of another part, recompute where the strategy says so, and backward-input. Neither of part 0.
-  void backward_input(MicroBatch& micro, int part);
+  /// A head's loss; of another part, recompute where the strategy says so, and backward-input. Neither of part 0. `with_weight`: its
+  /// backward-weight is the next call, and may be written already where it hides an exchange.
+  void backward_input(MicroBatch& micro, int part, bool with_weight);
   void backward_weight(MicroBatch& micro, int part);  ///< any with parameters but a head
 
   bool has_parameters(int part) const { return sums_.has_parameters(part); }
@@ -85,6 +99,7 @@ class MicroBatchWriter {
   void make_input_gradients(MicroBatch& micro, int part);
   void embedding_backward(MicroBatch& micro);
 
+  std::unique_ptr<TensorWriter> tensor_;  ///< of one of several tensor parallel ranks
   const model::ModelSpec& spec_;
   ProgramWriter& writer_;
   GradientSums& sums_;

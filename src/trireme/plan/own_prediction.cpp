@@ -38,6 +38,7 @@ double share_of(const LinkProfile& link, OpKind kind) {
     case OpKind::kReceive:
       return link.send_receive;
     case OpKind::kReduceGradients:
+    case OpKind::kScatterSums:
       return link.all_to_all;
     default:
       return link.all_gather;

@@ -207,17 +207,17 @@ void PipelineWriter::backward_input(int stage, int64_t index, int part, bool wit
   if (part + 1 == end_part(stage) && stage + 1 < layout_.stages.count() &&
       rank_of(stage + 1) != rank_)
     batch.hidden_gradient[static_cast<size_t>(part)] = received_.at({part, index, true});
+  // The embedding's comes last, after all that add to its gradients.
+  const bool weight_follows = (with_weight || keeps_order(part)) && part > 0 &&
+                              !spec_.is_head(part) && !micro_batches_.delays(part);
   if (part > 0) {
-    micro_batches_.backward_input(batch, part);
+    micro_batches_.backward_input(batch, part, weight_follows && sums_.has_parameters(part));
     wait_for_sent(kSentInFlight);
   }
   if (part > 0 && part == first_part(stage) && rank_of(stage - 1) != rank_)
     send(rank_of(stage - 1), {part - 1, index, true},
          batch.hidden_gradient[static_cast<size_t>(part) - 1]);
-  // The embedding's comes last, after all that add to its gradients.
-  if ((with_weight || keeps_order(part)) && part > 0 && !spec_.is_head(part) &&
-      !micro_batches_.delays(part))
-    backward_weight(index, part);
+  if (weight_follows) backward_weight(index, part);
 }
 
 void PipelineWriter::backward_weight(int64_t index, int part) {

@@ -58,6 +58,16 @@ const char* to_string(OpKind kind) {
       return "exchange-counts";
     case OpKind::kExchangeRows:
       return "exchange-rows";
+    case OpKind::kGatherTokens:
+      return "gather-tokens";
+    case OpKind::kScatterSums:
+      return "scatter-sums";
+    case OpKind::kGatherRows:
+      return "gather-rows";
+    case OpKind::kShareGradients:
+      return "share-gradients";
+    case OpKind::kAddShares:
+      return "add-shares";
     case OpKind::kSend:
       return "send";
     case OpKind::kReceive:
@@ -108,6 +118,10 @@ const char* to_string(BufferKind kind) {
       return "delayed";
     case BufferKind::kOptimizerState:
       return "optimizer-state";
+    case BufferKind::kTokens:
+      return "tokens";
+    case BufferKind::kSharedGradients:
+      return "shared-gradients";
     case BufferKind::kReplicaSlice:
       return "replica-slice";
     case BufferKind::kGatheredWeights:
@@ -135,9 +149,31 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
                       static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane()));
 }
 
+namespace {
+
+/// What a tensor parallel rank's optimizer keeps, of the parameters as it has them.
+void keep_own_states(const model::ModelSpec& share, Strategy& strategy) {
+  if (strategy.optimizer_state_bytes.empty()) return;
+  std::ranges::fill(strategy.optimizer_state_bytes, 0);
+  for (size_t i = 0; i < share.parameters.size(); ++i) {
+    const int64_t floats = strategy.state_floats.empty() ? 2 : strategy.state_floats[i];
+    strategy.optimizer_state_bytes[static_cast<size_t>(share.parameters[i].part)] +=
+        4 * floats * share.parameters[i].numel();
+  }
+}
+
+}  // namespace
+
 Program build_program(const model::ModelSpec& whole, const Strategy& strategy, int rank,
                       const PipelineLayout& layout) {
-  const model::ModelSpec spec = local_spec(whole, strategy.parallel, rank);
+  if (strategy.parallel.tp > 1 && !whole.tensor.is_cut()) {
+    const model::ModelSpec share = local_spec(whole, strategy.parallel, rank);
+    Strategy own = strategy;
+    keep_own_states(share, own);
+    return build_program(share, own, rank, layout);
+  }
+  const model::ModelSpec spec =
+      strategy.parallel.tp > 1 ? whole : local_spec(whole, strategy.parallel, rank);
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;

@@ -85,6 +85,12 @@ enum class OpKind {
   /// Expert parallelism: rows of a micro-batch, or their gradients (`of_gradient`), to the ranks that have their experts (phase 1)
   /// and back (phase 2). All ranks of the group exchange those of their own micro-batch at once.
   kExchangeRows,
+  // Tensor parallel ranks (tensor_writer.h), `of_gradient` on the way back:
+  kGatherTokens,  ///< all ranks' tokens of what `uses` names first, in the order of the ranks
+  kScatterSums,   ///< of every rank's partial sum over all tokens the rows of this rank's tokens
+  kGatherRows,  ///< a loss's statistics of some rows of logits, of every rank's slice of the vocabulary
+  kShareGradients,  ///< of what ranks of the group hold alike, each one's share of a part's gradient, to all of them
+  kAddShares,  ///< adds them in the order of the ranks
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
@@ -117,6 +123,8 @@ enum class BufferKind {
   kGradientSlice,      ///< the owner's sum of a slice over a node of lanes
   kDelayed,            ///< made by backward-input for backward-weight
   kOptimizerState,     ///< a part's states while they visit the device; made by kReload
+  kTokens,  ///< tensor parallel: what a part's phases and the exchanges between them hand on
+  kSharedGradients,  ///< tensor parallel: ranks' gradients of what they hold alike of a part
   kReplicaSlice,  ///< hybrid sharding: the sum over all lanes of what a replica adds up of an owner's slice
   kGatheredWeights,  ///< ZeRO 3: what products read of a part, while it is whole; made by kGatherParameters
   /// Expert parallelism, made by kExchangeRows: of a dispatch the rows that this rank's experts get, of experts what others made of
@@ -195,6 +203,8 @@ inline constexpr int64_t kSquaresBlock = 1024;
 struct SquaresRange {
   int64_t first = 0;
   int64_t elements = 0;
+  int64_t holders =
+      1;  ///< tensor parallel ranks, next to one another, that hold the same; the first of them counts it
   bool operator==(const SquaresRange&) const = default;
   int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
 };

@@ -39,10 +39,42 @@ void limit_experts(const Strategy& strategy, std::vector<std::string>& reasons) 
         "leave memory.offload_activations out");
 }
 
+void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
+                   std::vector<std::string>& reasons) {
+  const Parallel& parallel = strategy.parallel;
+  if (parallel.tp == 1) return;
+  const auto refuse = [&](const std::string& what, const std::string& way_out) {
+    reasons.push_back(fmt::format("parallel.tp = {}: {}; use {}", parallel.tp, what, way_out));
+  };
+  const auto any_layer = [&](const auto& has) { return std::ranges::any_of(spec.layers, has); };
+  if (any_layer([](const model::LayerSpec& layer) { return layer.moe.has_value(); }))
+    refuse("layers of experts are not shared among tensor parallel ranks yet",
+           "parallel.tp = 1 with parallel.dp and parallel.zero");
+  if (spec.num_mtp_layers > 0)
+    refuse("modules of multi-token prediction are not shared among tensor parallel ranks yet",
+           "loss.mtp_weight = 0, or parallel.tp = 1");
+  if (any_layer([](const model::LayerSpec& layer) {
+        return layer.attention.qk_norm == model::QkNorm::kAllHeads;
+      }))
+    refuse("the model has a norm over all heads together, which tensor parallel ranks have some of",
+           "parallel.tp = 1 with parallel.pp");
+  if (parallel.cp > 1)
+    refuse(fmt::format("together with parallel.cp = {} there is no program yet", parallel.cp),
+           "parallel.tp = 1 or parallel.cp = 1");
+  if (strategy.whole_matrices)
+    refuse("Muon updates whole matrices, of which tensor parallel ranks have some rows or columns",
+           "optim.name = \"adamw\", or parallel.tp = 1");
+  if (strategy.record)
+    refuse("the exchanges between its ranks are not recorded", "device.graphs = false");
+  if (std::ranges::count(strategy.offload_activations, 0) !=
+      static_cast<int64_t>(strategy.offload_activations.size()))
+    refuse("activations of tensor parallel ranks are not offloaded yet",
+           "memory.recompute instead of memory.offload_activations");
+}
+
 }  // namespace
 
-std::vector<std::string> program_limits(const model::ModelSpec& /*spec*/,
-                                        const Strategy& strategy) {
+std::vector<std::string> program_limits(const model::ModelSpec& spec, const Strategy& strategy) {
   std::vector<std::string> reasons;
   const Parallel& parallel = strategy.parallel;
   const auto only_one = [&](const char* key, int64_t value) {
@@ -52,7 +84,7 @@ std::vector<std::string> program_limits(const model::ModelSpec& /*spec*/,
                       "yet; use parallel.{} = 1",
                       key, value, key));
   };
-  only_one("tp", parallel.tp);
+  tensor_limits(spec, strategy, reasons);
   only_one("cp", parallel.cp);
   only_one("etp", parallel.etp);
   if (parallel.ep > 1) limit_experts(strategy, reasons);

@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/cluster/mesh.h"
 #include "trireme/cluster/slices.h"
+#include "trireme/plan/tensor_share.h"
 
 namespace trireme::plan {
 
@@ -25,6 +26,17 @@ std::vector<int64_t> matrix_places(const model::ModelSpec& spec, int part) {
       places.push_back(places.back() + parameter.numel() / matrices);
   }
   return places;
+}
+
+/// By the same places: tensor parallel ranks that hold what begins there.
+std::vector<int64_t> holders_of(const model::ModelSpec& spec, int part) {
+  std::vector<int64_t> holders;
+  for (const model::ParameterSpec& parameter : parameters_of(spec, part)) {
+    const int64_t matrices = parameter.is_expert() ? parameter.shape.front() : 1;
+    holders.insert(holders.end(), static_cast<size_t>(matrices),
+                   tensor_holders(spec, static_cast<int>(&parameter - spec.parameters.data())));
+  }
+  return holders;
 }
 
 /// Whether what begins at this place of matrix_places() is a matrix that is updated at once.
@@ -50,14 +62,16 @@ double sum_below(const cluster::LaneNode& node, BlockRange blocks,
 
 std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part) {
   const std::vector<int64_t> places = matrix_places(spec, part);
+  const std::vector<int64_t> holders = holders_of(spec, part);
   std::vector<SquaresRange> ranges;
   for (size_t i = 0; i + 1 < places.size(); ++i) {
     const int64_t elements = places[i + 1] - places[i];
     if (elements == 0) continue;
-    if (!ranges.empty() && ranges.back().elements % kSquaresBlock == 0) {
+    if (!ranges.empty() && ranges.back().elements % kSquaresBlock == 0 &&
+        ranges.back().holders == holders[i]) {
       ranges.back().elements += elements;
     } else {
-      ranges.push_back({places[i], elements});
+      ranges.push_back({places[i], elements, holders[i]});
     }
   }
   return ranges;

@@ -11,7 +11,7 @@
 namespace trireme::plan {
 
 /// The stretches of a part, in order: a parameter, or a matrix of a stack of experts, begins a new one unless whole blocks lie
-/// before it. So blocks never straddle matrices, and are the same however the part is cut.
+/// before it that as many ranks hold. So blocks never straddle matrices, and are the same however the part is cut.
 std::vector<SquaresRange> squares_ranges(const model::ModelSpec& spec, int part);
 
 int64_t num_blocks(const std::vector<SquaresRange>& ranges);

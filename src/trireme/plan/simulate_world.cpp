@@ -367,6 +367,18 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
     case OpKind::kGatherGradients:
       bytes.sent = bytes.received = slices(4.0);
       break;
+    case OpKind::kGatherTokens:
+    case OpKind::kGatherRows:
+    case OpKind::kScatterSums:
+    case OpKind::kShareGradients: {
+      // What is made has a piece of each rank, one of them its own.
+      const auto ranks =
+          static_cast<double>(program.groups[static_cast<size_t>(instruction.group)].size());
+      double all = bytes_of(program, instruction.makes);
+      if (instruction.kind == OpKind::kShareGradients) all *= ranks / (ranks + 1.0);
+      bytes.sent = bytes.received = all * (ranks - 1.0) / ranks;
+      break;
+    }
     case OpKind::kGatherParameters: {
       const bool copies = shares_masters(spec, program.strategy, instruction.part);
       bytes.sent = bytes.received =

@@ -152,7 +152,7 @@ int64_t choose_loss_chunk_rows(const model::ModelSpec& spec, const Strategy& str
   constexpr int64_t kElements = int64_t{8} << 20;
   const int64_t tokens = strategy.micro * strategy.seq_len;
   const int64_t half = (tokens + 1) / 2;
-  int64_t rows = kElements / spec.vocab_size;
+  int64_t rows = kElements / (spec.vocab_size / spec.tensor.ranks);
   rows = std::max<int64_t>(rows / 64 * 64, 64);
   return std::min(rows, half);
 }

@@ -28,6 +28,8 @@ std::vector<int64_t> firsts_of(const nn::ParameterStore& store, int part) {
     const auto& shard = store.spec().parameters[static_cast<size_t>(parameter)].shard;
     firsts.push_back(shard ? shard->first : 0);
   }
+  // Tensor parallel ranks that have the same of a part share its states with others each.
+  firsts.push_back(store.spec().tensor.place);
   return firsts;
 }
 
@@ -67,7 +69,7 @@ StateGather::StateGather(const model::ModelSpec& whole, const nn::ParameterStore
     std::istringstream numbers(of_rank);
     for (int part = 0; part < store.num_parts(); ++part) {
       for (size_t i = 0; i < kShares; ++i) numbers >> counts_[share_of(part) + i].emplace_back();
-      std::vector<int64_t> firsts(store.part_parameters(part).size());
+      std::vector<int64_t> firsts(store.part_parameters(part).size() + 1);
       for (int64_t& first : firsts) numbers >> first;
       if (counts_[share_of(part)].back() == 0) continue;
       std::vector<Holders>& all = holders_[static_cast<size_t>(part)];

@@ -35,7 +35,7 @@ class StateGather {
   struct Holders {
     std::vector<int> ranks;  ///< ascending
     std::vector<int64_t>
-        firsts;  ///< by parameter of the part: where its stretch begins; 0: at the begin
+        firsts;  ///< by parameter of the part: where its stretch begins; 0: at the begin. Then the tensor parallel place
   };
 
   at::Tensor gather(const at::Tensor& share, size_t which, const Holders& holders);

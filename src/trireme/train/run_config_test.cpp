@@ -163,15 +163,6 @@ TEST(RunConfig, PipelinesAreTaken) {
   EXPECT_THAT(error_of(kSmall, {"parallel.pp=0"}).what(), HasSubstr("parallel.pp"));
 }
 
-TEST(RunConfig, OtherDimensionsAreRefusedWithTheReason) {
-  for (const char* set : {"parallel.tp=2", "parallel.cp=2", "parallel.ep=8", "parallel.etp=2"}) {
-    const Error error = error_of(kSmall, {set});
-    EXPECT_THAT(error.what(), HasSubstr("in this way yet")) << set;
-    EXPECT_THAT(error.what(), HasSubstr(std::string(set).substr(0, std::string(set).find('='))))
-        << set;
-  }
-}
-
 TEST(RunConfig, DifferingKeysLeaveOutWhatDoesNotShapeTheResult) {
   const RunFile a = parse_run_file(kSmall, "run.toml");
   EXPECT_TRUE(

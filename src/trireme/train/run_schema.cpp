@@ -311,8 +311,10 @@ std::vector<SchemaEntry> make_schema() {
                   "Hybrid sharding: how many of the data parallel ranks share what `zero` says; "
                   "every block of so many has all of it. 0: all ranks. The result is the same.",
                   kNoEffect));
-  s.push_back(
-      key("parallel.tp", REF(parallel.tp), at_least(1), "Tensor parallel ranks.", kNoEffect));
+  s.push_back(key("parallel.tp", REF(parallel.tp), at_least(1),
+                  "Tensor parallel ranks, which share every layer of the model. Another number "
+                  "changes the result by rounding.",
+                  kNoEffect));
   s.push_back(key("parallel.pp", REF(parallel.pp), at_least(1),
                   "Ranks of a pipeline: each has the layers of its stages. Any number gives the "
                   "same result.",

@@ -117,9 +117,10 @@ class Run {
   void write_report(std::vector<ReportSample> samples);
   std::vector<ReportSample> sample_from(const WholeState& whole);
   TrainResult finish();
-  /// No rank has the whole model: it has stages, or gathers weights for their use.
+  /// No rank has the whole model: it has stages, shares their parts, or gathers weights for their use.
   bool is_spread() const {
-    return !p_.program.stages.empty() || !p_.program.expert_lanes.empty() ||
+    return p_.local.tensor.is_cut() || !p_.program.stages.empty() ||
+           !p_.program.expert_lanes.empty() ||
            !execute::gathered_parts(p_.model.spec, p_.program).empty();
   }
   /// The same on all ranks, who give their parts for it.

@@ -47,7 +47,7 @@ inline RankTrained train_rank(const TrainingCase& one, comm::World& world, at::D
   input.clip_norm = 1.0;
   RankTrained trained;
   trained.has_part = program.has_part;
-  for (input.step = 0; input.step < 3; ++input.step) {
+  for (input.step = 0; input.step < one.steps; ++input.step) {
     const std::vector<data::Batch> all =
         random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
                        one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));

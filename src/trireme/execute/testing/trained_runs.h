@@ -18,6 +18,7 @@ struct TrainingCase {
   model::ModelSpec spec;
   plan::Strategy strategy;
   optim::OptimizerConfig optimizer;
+  int64_t steps = 3;
   bool one_document = false;  ///< attention sees whole rows, in every micro-batch
 };
 
@@ -45,7 +46,7 @@ inline Trained train(const TrainingCase& one, at::Device device,
   input.learning_rate = 1e-2;
   input.clip_norm = 1.0;
   Trained trained;
-  for (input.step = 0; input.step < 3; ++input.step) {
+  for (input.step = 0; input.step < one.steps; ++input.step) {
     input.micro_batches =
         random_batches(store.spec(), one.strategy.micro_batches(), one.strategy.micro,
                        one.strategy.seq_len, 20 + static_cast<uint64_t>(input.step));

@@ -1,0 +1,111 @@
+// A few steps of training over tensor parallel ranks that are threads, put together as one rank would have it. Header only, for
+// tests.
+#pragma once
+
+#include "trireme/cluster/mesh.h"
+#include "trireme/execute/testing/trained_ranks.h"
+
+namespace trireme::execute {
+
+struct TensorTrained : Trained {
+  /// What ranks should have had alike and had not: parameters, states, losses, norms.
+  std::vector<std::string> different;
+};
+
+/// `share` of a part's flat elements of the rank's own layout, at its place in the whole part's. Names what somebody else wrote there
+/// with other bits.
+inline void put_stretches(const model::ModelSpec& local, const model::ModelSpec& whole, int part,
+                          const at::Tensor& share, at::Tensor& into, at::Tensor& written,
+                          std::vector<std::string>& different) {
+  int64_t from = 0;
+  int64_t to = 0;
+  for (size_t i = 0; i < whole.parameters.size(); ++i) {
+    const model::ParameterSpec& mine = local.parameters[i];
+    const model::ParameterSpec& all = whole.parameters[i];
+    if (all.part != part) continue;
+    const at::Tensor values = share.narrow(0, from, mine.numel()).view(mine.shape);
+    const auto place = [&](const at::Tensor& flat) {
+      return nn::stretch(flat.narrow(0, to, all.numel()).view(all.shape), mine);
+    };
+    at::Tensor target = place(into);
+    at::Tensor seen = place(written);
+    if (seen.any().item<bool>() && !at::equal(target, values)) different.push_back(all.name);
+    target.copy_(values);
+    seen.fill_(true);
+    from += mine.numel();
+    to += all.numel();
+  }
+}
+
+/// The case over its strategy's ranks; `change` may plant something in the program of a rank.
+inline TensorTrained train_on_tensor_ranks(
+    const TrainingCase& one, const std::vector<at::Device>& devices = {at::kCPU},
+    const std::function<void(int rank, plan::Program&)>& change = {},
+    const comm::LocalOptions& options = {}) {
+  const plan::Parallel& parallel = one.strategy.parallel;
+  const auto ranks = static_cast<size_t>(parallel.world());
+  std::vector<RankTrained> all(ranks);
+  comm::run_ranks(
+      static_cast<int>(ranks),
+      [&](comm::World& world) {
+        const auto rank = static_cast<size_t>(world.rank());
+        all[rank] =
+            train_rank(one, world, devices[rank % devices.size()], [&](plan::Program& program) {
+              if (change) change(world.rank(), program);
+            });
+      },
+      options);
+  TensorTrained trained;
+  trained.steps = all.front().steps;
+  for (const RankTrained& rank : all) {
+    for (size_t step = 0; step < trained.steps.size(); ++step) {
+      if (rank.steps[step].loss != trained.steps[step].loss) trained.different.emplace_back("loss");
+      if (rank.steps[step].grad_norm != trained.steps[step].grad_norm)
+        trained.different.emplace_back("norm");
+      EXPECT_EQ(rank.steps[step].tokens, trained.steps[step].tokens);
+      EXPECT_EQ(rank.steps[step].num_targets, trained.steps[step].num_targets);
+    }
+  }
+  const cluster::Mesh mesh(plan::mesh_shape(parallel));
+  const size_t parts = one.spec.parts.size();
+  std::vector<std::vector<at::Tensor>> states(parts);
+  for (size_t part = 0; part < parts; ++part) {
+    int64_t elements = 0;
+    for (const model::ParameterSpec& parameter : one.spec.parameters)
+      elements += parameter.part == static_cast<int>(part) ? parameter.numel() : 0;
+    const auto floats = at::TensorOptions().dtype(at::kFloat);
+    at::Tensor weights = at::zeros({elements}, floats);
+    at::Tensor seen = at::zeros({elements}, floats.dtype(at::kBool));
+    states[part] = {at::zeros({elements}, floats), at::zeros({elements}, floats)};
+    std::vector<at::Tensor> seen_states = {seen.clone(), seen.clone()};
+    for (int place = 0; place < parallel.tp; ++place) {
+      model::ModelSpec local;
+      at::Tensor masters;
+      std::vector<std::vector<at::Tensor>> shares(2);
+      for (size_t rank = 0; rank < ranks; ++rank) {
+        const RankTrained& of = all[rank];
+        if (mesh.coordinates(static_cast<int>(rank)).tp != place || !of.has(part)) continue;
+        local = plan::local_spec(one.spec, parallel, static_cast<int>(rank));
+        if (!masters.defined()) masters = at::zeros({of.compute[part].numel()}, floats);
+        const model::ElementRange range = of.master_ranges[part];
+        masters.narrow(0, range.first, range.count()).copy_(of.masters[part]);
+        const bool shared = parallel.zero > 0 && parallel.dp > 1;
+        for (size_t i = 0; i < 2; ++i) {
+          if (shared || shares[i].empty()) shares[i].push_back(of.states[part][i]);
+        }
+      }
+      put_stretches(local, one.spec, static_cast<int>(part), masters, weights, seen,
+                    trained.different);
+      for (size_t i = 0; i < 2; ++i)
+        put_stretches(local, one.spec, static_cast<int>(part), at::cat(shares[i]), states[part][i],
+                      seen_states[i], trained.different);
+    }
+    EXPECT_TRUE(elements == 0 || seen.all().item<bool>()) << "part " << part << " is not complete";
+    trained.weights.push_back(weights);
+  }
+  for (const optim::StateTensor& state : optim::state_views(one.optimizer, one.spec, states))
+    trained.states.push_back(state.tensor);
+  return trained;
+}
+
+}  // namespace trireme::execute
