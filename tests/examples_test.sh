@@ -93,6 +93,18 @@ check "pipeline: one rank" "$TRIREME" train "$examples/pipeline/run.toml" "${sma
   --set out=runs/pipeline-one
 check "pipeline: the same bits" cmp runs/pipeline/export/model.safetensors runs/pipeline-one/export/model.safetensors
 check "pipeline: the same bits in a V" cmp runs/pipeline-v/export/model.safetensors runs/pipeline-one/export/model.safetensors
+small_context=("${small[@]}" --set model.config=tiny_untied.json)
+check "context" "$TRIREME" launch --threads 4 -- train "$examples/context/run.toml" "${small_context[@]}"
+check "context: another layout" "$TRIREME" launch --threads 2 -- train "$examples/context/run.toml" "${small_context[@]}" \
+  --set parallel.dp=1 --set out=runs/context-pair
+check "context: the same bits" cmp runs/context/export/model.safetensors runs/context-pair/export/model.safetensors
+check "context: one rank" "$TRIREME" train "$examples/context/run.toml" "${small_context[@]}" --set parallel.dp=1 --set parallel.cp=1 \
+  --set out=runs/context-one
+check "context: the same losses but for rounding" python3 -c '
+import json
+for got, want in zip(open("runs/context/metrics.jsonl"), open("runs/context-one/metrics.jsonl")):
+    got, want = json.loads(got)["loss"], json.loads(want)["loss"]
+    assert abs(got - want) < 1e-5 * want, (got, want)'
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once
 
 check "jsonl: inspect" "$TRIREME" data inspect jsonl/forum.jsonl

@@ -116,7 +116,9 @@ std::vector<int64_t> RankExchange::counted() const {
   std::vector<int64_t> sums(static_cast<size_t>(counts_.size(1)));
   for (size_t i = 0; i < all.size(); ++i) {
     const auto rank = static_cast<int>(i / sums.size());
-    if (mesh.coordinates(rank).pp == program_->pipeline_rank_of(0)) sums[i % sums.size()] += all[i];
+    // Ranks that share sequences have read the same ones.
+    const cluster::Coordinates where = mesh.coordinates(rank);
+    if (where.pp == program_->pipeline_rank_of(0) && where.cp == 0) sums[i % sums.size()] += all[i];
   }
   return sums;
 }
@@ -256,11 +258,28 @@ void RankExchange::send(const plan::Instruction& instruction, const at::Tensor& 
 at::Tensor RankExchange::receive(const plan::Instruction& instruction) {
   const plan::Strategy& strategy = program_->strategy;
   at::Tensor tensor =
-      at::empty({strategy.micro, strategy.seq_len, store_.spec().hidden},
+      at::empty({strategy.micro, strategy.seq_len / strategy.parallel.cp, store_.spec().hidden},
                 at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
   issued(instruction,
          group(instruction).receive(tensor, instruction.peer, device_.compute_queue()));
   return tensor;
+}
+
+at::Tensor RankExchange::empty_compute(int64_t elements) const {
+  return at::empty({elements},
+                   at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
+}
+
+void RankExchange::all_gather(const plan::Instruction& instruction, const at::Tensor& out,
+                              const std::vector<int64_t>& counts, const at::Tensor& in) {
+  issued(instruction, group(instruction).all_gather(out, counts, in, device_.compute_queue()));
+}
+
+void RankExchange::all_to_all(const plan::Instruction& instruction, const at::Tensor& out,
+                              const std::vector<int64_t>& out_counts, const at::Tensor& in,
+                              const std::vector<int64_t>& in_counts) {
+  issued(instruction,
+         group(instruction).all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
 }
 
 void RankExchange::reduce_figures(const plan::Instruction& instruction,

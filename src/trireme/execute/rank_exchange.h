@@ -52,6 +52,14 @@ class RankExchange {
   /// A part's hidden state, or its gradient: [micro, seq_len, hidden] in the compute dtype, filled after wait().
   at::Tensor receive(const plan::Instruction& instruction);
 
+  /// Of what ranks share sequences exchange; the tensors as comm::Group has them.
+  at::Tensor empty_compute(int64_t elements) const;  ///< in the compute dtype, on the device
+  void all_gather(const plan::Instruction& instruction, const at::Tensor& out,
+                  const std::vector<int64_t>& counts, const at::Tensor& in);
+  void all_to_all(const plan::Instruction& instruction, const at::Tensor& out,
+                  const std::vector<int64_t>& out_counts, const at::Tensor& in,
+                  const std::vector<int64_t>& in_counts);
+
   void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
   std::vector<double> figures() const;  ///< of all ranks; after wait()
 

@@ -29,7 +29,7 @@ int group_index(const Program& program, const std::vector<int>& members) {
 
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks) {
   std::vector<int64_t> lanes;
-  if (strategy.parallel.zero >= 2) {
+  if (strategy.parallel.zero >= 2 || strategy.parallel.cp > 1) {
     // Blocks of ranks that share states have contiguous lanes.
     const int64_t block = strategy.parallel.shard > 0 ? strategy.parallel.shard : ranks;
     const cluster::LaneRange range =
@@ -64,10 +64,13 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   program.replica = mesh.index_in_group(cluster::Dimension::kReplicate, rank);
   block_ = program.block_lanes();
   replica_sums_.assign(spec.parts.size(), kNone);
+  program.context = mesh.coordinates(rank).cp;
   program.lanes = lanes_with_absent(strategy_, mesh.index_in_group(cluster::Dimension::kData, rank),
                                     mesh.group_size(cluster::Dimension::kData));
+  for (int64_t& lane : program.lanes) lane = lane * strategy_.parallel.cp + program.context;
   for (std::vector<int>& of_part : accumulators_)
-    of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
+    of_part.resize(static_cast<size_t>(std::max(strategy_.leaves(), program.lanes.back() + 1)),
+                   kNone);
   for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners_, strategy_.whole_matrices));
     program.squares.push_back(squares_ranges(spec, part));
@@ -94,6 +97,14 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
     owner_group_ = group_index(program, mesh.group(cluster::Dimension::kShard, rank));
   if (replicas_ > 1)
     replica_group_ = group_index(program, mesh.group(cluster::Dimension::kReplicate, rank));
+  if (mesh.shape().cp > 1) {
+    // Of their own, also where other transfers have the same members: those would wait for one another.
+    const std::vector<std::vector<int>> contexts = mesh.groups(cluster::Dimension::kContext);
+    const std::vector<int> mine = mesh.group(cluster::Dimension::kContext, rank);
+    context_group_ = static_cast<int>(program.groups.size() +
+                                      (std::ranges::find(contexts, mine) - contexts.begin()));
+    program.groups.insert(program.groups.end(), contexts.begin(), contexts.end());
+  }
   if (mesh.shape().pp > 1)
     pipeline_group_ = group_index(program, mesh.group(cluster::Dimension::kPipeline, rank));
 }
@@ -137,15 +148,15 @@ void GradientSums::lane_done(int part, int64_t lane) {
   const std::vector<int64_t>& lanes = writer_.program().lanes;
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
   if (lane == lanes.front()) order_.push_back(part);
-  if (strategy_.parallel.zero >= 2 && owners_ > 1) {
+  if (sends_by_lane()) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
     std::vector<int> sources;
-    if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
+    if (lane < strategy_.leaves()) sources.push_back(buffers[static_cast<size_t>(lane)]);
     reduce(part, round_of_lane(round), std::move(sources),
            (static_cast<int64_t>(round) + 1) * owners_ >= block_.last - block_.first);
     return;
   }
-  if (lane < strategy_.lanes) combine_lanes(part, lane);
+  if (lane < strategy_.leaves()) combine_lanes(part, lane);
   if (owners_ == 1 || lane != lanes.back()) return;
   std::vector<Piece> pieces;
   std::vector<int> sources;
@@ -293,7 +304,7 @@ int GradientSums::finished_gradient(int part) const {
 }
 
 void GradientSums::finish_step() {
-  if (owners_ > 1 && strategy_.parallel.zero >= 2) {
+  if (sends_by_lane()) {
     // The last lanes of others, where this rank has one less.
     const auto rounds = static_cast<size_t>((block_.last - block_.first + owners_ - 1) / owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {

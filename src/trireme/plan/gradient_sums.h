@@ -22,6 +22,8 @@ class GradientSums {
   int pipeline_group() const { return pipeline_group_; }
   /// Of the ranks that share states; -1: nobody does.
   int owner_group() const { return owner_group_; }
+  /// Of the ranks that share sequences; -1: nobody does.
+  int context_group() const { return context_group_; }
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
   int count_targets();
@@ -52,6 +54,11 @@ class GradientSums {
     bool of_replicas = false;
   };
 
+  /// Each lane's gradient goes to its owners by itself: under ZeRO 2 and 3 to hold no more, and where a rank's leaves have no
+  /// neighbours that it could add.
+  bool sends_by_lane() const {
+    return owners_ > 1 && (strategy_.parallel.zero >= 2 || strategy_.parallel.cp > 1);
+  }
   void combine_lanes(int part, int64_t lane);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
@@ -78,6 +85,7 @@ class GradientSums {
   int world_group_ = -1;
   int owner_group_ = -1;
   int pipeline_group_ = -1;
+  int context_group_ = -1;
   std::vector<int> gathered_;  ///< by part: the gather that nobody has waited for yet
   int counted_ = kNone;        ///< the instruction of count_targets()
   std::vector<std::map<int64_t, int>>

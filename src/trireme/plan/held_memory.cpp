@@ -53,6 +53,8 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kSaved:
         case BufferKind::kHiddenGradient:
         case BufferKind::kDelayed:
+        case BufferKind::kContextKeys:
+        case BufferKind::kContextGradients:
           held.activations[buffer.part] += bytes;
       }
     }

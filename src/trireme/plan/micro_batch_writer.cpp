@@ -23,16 +23,18 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
       num_parts_(static_cast<int>(spec.parts.size())) {
   if (strategy_.loss_chunk_rows == 0)
     strategy_.loss_chunk_rows = choose_loss_chunk_rows(spec, strategy_);
-  strategy_.loss_chunk_rows =
-      std::min(strategy_.loss_chunk_rows, strategy_.micro * strategy_.seq_len);
+  strategy_.loss_chunk_rows = std::min(strategy_.loss_chunk_rows, strategy_.tokens());
   strategy_.recompute.resize(spec.parts.size(), Recompute::kNone);
   for (int part = 0; part < num_parts_; ++part) {
     if (!recomputes(kind(part))) strategy_.recompute[static_cast<size_t>(part)] = Recompute::kNone;
     const bool mine = writer.program().has(part);
     flops_.push_back(mine ? model::part_flops(spec, part, strategy_.seq_len) : model::TokenFlops{});
     bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
+    if (mine && shares_sequences(part))
+      context_bytes_[part] =
+          context_bytes(spec, strategy_, part, recompute(part), writer.program().context);
   }
-  tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
+  tokens_ = static_cast<double>(strategy_.tokens());
 }
 
 bool MicroBatchWriter::delays(int part) const {
@@ -79,12 +81,17 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part) {
     loss(micro, part);
     return;
   }
+  bring_keys_ahead(micro, part - 1);
+  if (shares_sequences(part)) {
+    context_backward_input(micro, part);
+    return;
+  }
   if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
   gradient_of_input(micro, part);
 }
 
 void MicroBatchWriter::load(int64_t index) {
-  const int64_t lane = index / strategy_.micro_batches_per_lane();
+  const int64_t lane = writer_.program().leaf_of(index);
   const int buffer =
       writer_.new_buffer(BufferKind::kBatch, kNone, index, kNone, batch_bytes(spec_, strategy_));
   batches_[index] = buffer;
@@ -100,7 +107,7 @@ MicroBatch MicroBatchWriter::begin(int64_t index) const {
   const int64_t per_lane = strategy_.micro_batches_per_lane();
   MicroBatch micro;
   micro.index = index;
-  micro.lane = index / per_lane;
+  micro.lane = writer_.program().leaf_of(index);
   micro.last_of_lane = index % per_lane == per_lane - 1;
   micro.batch = batches_.at(index);
   for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
@@ -125,6 +132,10 @@ void MicroBatchWriter::make_saved(MicroBatch& micro, int part) {
 }
 
 void MicroBatchWriter::forward(MicroBatch& micro, int part) {
+  if (shares_sequences(part)) {
+    context_forward(micro, part);
+    return;
+  }
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
   writer_.depend(sums_.take_gather(part));
   instruction.recompute = recompute(part);
@@ -269,6 +280,7 @@ void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
   writer_.read_if_made(micro.saved_weight[at]);
   writer_.read_if_made(micro.delayed[at]);
   if (reads_input_for_weights(part)) writer_.read(micro.hidden[at - 1]);
+  if (shares_sequences(part)) read_context_for_weights(micro, part);
   if (kind(part) == model::PartKind::kRouter) writer_.read(micro.hidden[at]);
   if (kind(part) == model::PartKind::kCombine)
     writer_.read(micro.hidden[static_cast<size_t>(router_of(part))]);

@@ -131,8 +131,7 @@ bool has_selection_bias(const model::ModelSpec& spec, int part) {
 }  // namespace
 
 bool gathers_for_use(const model::ModelSpec& spec, const Strategy& strategy, int part) {
-  return strategy.parallel.zero >= 3 && strategy.parallel.sharing() > 1 &&
-         !has_selection_bias(spec, part);
+  return strategy.parallel.zero >= 3 && strategy.owners() > 1 && !has_selection_bias(spec, part);
 }
 
 bool shares_masters(const model::ModelSpec& spec, const Strategy& strategy, int part) {

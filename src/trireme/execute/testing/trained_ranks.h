@@ -102,7 +102,7 @@ inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Dev
       EXPECT_EQ(rank.steps[step].applied, trained.steps[step].applied);
     }
   }
-  const bool shared = one.strategy.parallel.zero > 0 && one.strategy.parallel.dp > 1;
+  const bool shared = one.strategy.parallel.zero > 0 && one.strategy.owners() > 1;
   std::vector<std::vector<at::Tensor>> states;
   for (size_t part = 0; part < all.front().masters.size(); ++part) {
     std::vector<const RankTrained*> holders;
@@ -110,7 +110,7 @@ inline Trained train_on_ranks(const TrainingCase& one, const std::vector<at::Dev
       if (rank.has(part)) holders.push_back(&rank);
     }
     // Blocks of ranks that have all of it, each: the same.
-    const auto block = static_cast<size_t>(one.strategy.parallel.sharing());
+    const auto block = static_cast<size_t>(one.strategy.owners());
     const auto each = [&](auto&& value) {
       std::vector<at::Tensor> tensors;
       for (const RankTrained* rank : holders) {
