@@ -122,6 +122,18 @@ rm -rf runs/tensor/checkpoints/step-2 runs/tensor/export runs/tensor-one/checkpo
 check "tensor: one rank goes on" "$TRIREME" train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.tp=1
 check "tensor: two ranks go on" "$TRIREME" launch --threads 2 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set out=runs/tensor-one
 check "tensor: still close" python3 -c "$near" tensor tensor-one
+small_context=("${small[@]}" --set model.config=tiny_untied.json)
+check "context" "$TRIREME" launch --threads 4 -- train "$examples/context/run.toml" "${small_context[@]}"
+check "context: another layout" "$TRIREME" launch --threads 2 -- train "$examples/context/run.toml" "${small_context[@]}" \
+  --set parallel.dp=1 --set out=runs/context-pair
+check "context: the same bits" cmp runs/context/export/model.safetensors runs/context-pair/export/model.safetensors
+check "context: one rank" "$TRIREME" train "$examples/context/run.toml" "${small_context[@]}" --set parallel.dp=1 --set parallel.cp=1 \
+  --set out=runs/context-one
+check "context: the same losses but for rounding" python3 -c '
+import json
+for got, want in zip(open("runs/context/metrics.jsonl"), open("runs/context-one/metrics.jsonl")):
+    got, want = json.loads(got)["loss"], json.loads(want)["loss"]
+    assert abs(got - want) < 1e-5 * want, (got, want)'
 check "text: generate" "$TRIREME" generate runs/text/export --prompt Once
 
 check "jsonl: inspect" "$TRIREME" data inspect jsonl/forum.jsonl

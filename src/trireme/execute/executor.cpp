@@ -10,6 +10,7 @@
 #include "trireme/base/log.h"
 #include "trireme/device/device.h"
 #include "trireme/device/out_of_memory.h"
+#include "trireme/execute/context_steps.h"
 #include "trireme/execute/evaluation.h"
 #include "trireme/execute/expert_exchange.h"
 #include "trireme/execute/lane_gradients.h"
@@ -57,6 +58,7 @@ class Executor::Step {
                     program.groups.front().size());
       exchange_ = executor.exchange_.get();
       exchange_->begin_step(program);
+      if (strategy.parallel.cp > 1) context_.emplace(model_, program, *exchange_);
     }
 
     if (strategy.record) {
@@ -258,6 +260,10 @@ class Executor::Step {
       case plan::BufferKind::kSharedGradients:
         tensor_->free(buffer);
         break;
+      case plan::BufferKind::kContextKeys:
+      case plan::BufferKind::kContextGradients:
+        context_->free(buffer);
+        break;
       case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
@@ -275,6 +281,11 @@ class Executor::Step {
     const auto at_part = static_cast<size_t>(std::max(part, 0));
     if (tensor_ && TensorStep::runs(instruction)) {
       tensor_->execute(instruction, tensor_micro_batch(instruction), 1.0 / total_targets_.front());
+      return;
+    }
+    if (context_ && ContextSteps::runs(instruction)) {
+      MicroBatch& at = micro(instruction.micro_batch);
+      context_->run(instruction, {at.batch, at.hidden, at.gradient, at.graphs[at_part]});
       return;
     }
     switch (instruction.kind) {
@@ -365,6 +376,7 @@ class Executor::Step {
       case plan::OpKind::kReceive:
         message(instruction) = exchange_->receive(instruction);
         break;
+      case plan::OpKind::kExchangeContext:  // ContextSteps runs it
       case plan::OpKind::kOffload:
         copies_.offload(instruction,
                         [&](const plan::Buffer& buffer) { return activations(buffer); });
@@ -422,8 +434,13 @@ class Executor::Step {
   }
 
   void load(MicroBatch& at) {
-    at.batch = to_tensors(*at.input, store_.spec().num_mtp_layers, store_.device());
-    at.batch.share_of_step = 1.0 / static_cast<double>(program_.strategy.micro_batches());
+    const plan::Strategy& strategy = program_.strategy;
+    const bool shared = context_.has_value();
+    at.batch = to_tensors(shared ? pieces_of(*at.input, program_) : *at.input,
+                          store_.spec().num_mtp_layers, store_.device());
+    if (shared) place_pieces(at.batch, program_);
+    at.batch.share_of_step =
+        1.0 / static_cast<double>(strategy.micro_batches() * strategy.parallel.cp);
     at.batch.expert_load = input_.expert_load;
     at.batch.experts_are_spread = experts_.has_value();
   }
@@ -576,8 +593,9 @@ class Executor::Step {
   device::Device& device_;
   StepCopies copies_;
   StepFigures figures_;
-  RankExchange* exchange_ = nullptr;  ///< of one rank: none
-  RecordedStep* recorded_ = nullptr;  ///< of a program that records
+  RankExchange* exchange_ = nullptr;     ///< of one rank: none
+  std::optional<ContextSteps> context_;  ///< where ranks share sequences
+  RecordedStep* recorded_ = nullptr;     ///< of a program that records
   std::vector<const plan::RecordedRun*> replayed_;
   StepCounts counts_;  ///< of this rank's micro-batches, then of all ranks'
   bool has_counted_ = false;

@@ -12,7 +12,7 @@ LaneGradients::LaneGradients(const nn::ParameterStore& store, const plan::Progra
     : store_(store),
       program_(program),
       recorded_(recorded),
-      lanes_(static_cast<size_t>(program.strategy.lanes)) {
+      lanes_(static_cast<size_t>(program.strategy.leaves())) {
   for (Lane& lane : lanes_) {
     lane.gradients.resize(static_cast<size_t>(store.num_parts()));
     lane.written.assign(static_cast<size_t>(store.num_parameters()), 0);

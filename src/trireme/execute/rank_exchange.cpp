@@ -130,8 +130,9 @@ std::vector<int64_t> RankExchange::counted() const {
   for (size_t i = 0; i < all.size(); ++i) {
     const auto rank = static_cast<int>(i / sums.size());
     const cluster::Coordinates where = mesh.coordinates(rank);
-    // Tensor parallel ranks have the same micro-batches.
-    if (where.pp == program_->pipeline_rank_of(0) && where.tp == 0) sums[i % sums.size()] += all[i];
+    // Tensor parallel ranks have the same micro-batches, and ranks that share sequences have read the same ones.
+    if (where.pp == program_->pipeline_rank_of(0) && where.tp == 0 && where.cp == 0)
+      sums[i % sums.size()] += all[i];
   }
   return sums;
 }
@@ -277,12 +278,17 @@ void RankExchange::send(const plan::Instruction& instruction, const at::Tensor& 
 
 at::Tensor RankExchange::receive(const plan::Instruction& instruction) {
   const plan::Strategy& strategy = program_->strategy;
-  at::Tensor tensor =
-      at::empty(nn::hidden_shape(store_.spec(), strategy.micro, strategy.seq_len),
-                at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
+  at::Tensor tensor = at::empty(
+      nn::hidden_shape(store_.spec(), strategy.micro, strategy.seq_len / strategy.parallel.cp),
+      at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
   issued(instruction,
          group(instruction).receive(tensor, instruction.peer, device_.compute_queue()));
   return tensor;
+}
+
+at::Tensor RankExchange::empty_compute(int64_t elements) const {
+  return at::empty({elements},
+                   at::TensorOptions().dtype(store_.compute_dtype()).device(store_.device()));
 }
 
 void RankExchange::reduce_figures(const plan::Instruction& instruction,

@@ -63,6 +63,7 @@ class RankExchange {
   /// For exchanges that others make: the group of an instruction of this rank, and what was issued for it.
   comm::Group& group(const plan::Instruction& instruction);
   void issued(const plan::Instruction& instruction, comm::Group::Pending work);
+  at::Tensor empty_compute(int64_t elements) const;  ///< in the compute dtype, on the device
 
   void reduce_figures(const plan::Instruction& instruction, const std::vector<double>& mine);
   std::vector<double> figures() const;  ///< of all ranks; after wait()

@@ -18,7 +18,7 @@ static_assert(plan::kSquaresBlock == kernels::kSquaresBlock);
 StepFigures::StepFigures(const model::ModelSpec& spec, const plan::Program& program)
     : spec_(spec),
       program_(program),
-      lanes_(static_cast<size_t>(program.strategy.lanes)),
+      lanes_(static_cast<size_t>(program.strategy.leaves())),
       squares_(static_cast<size_t>(program.strategy.parallel.tp),
                std::vector<std::vector<NodeSum>>(spec.parts.size())) {
   for (LaneFigures& lane : lanes_)
@@ -128,17 +128,19 @@ void StepFigures::take(const std::vector<double>& all) {
   const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
   // Ranks of a stage come in the order of their slices.
   for (int rank = 0; rank < mesh.size(); ++rank) {
-    const int index = mesh.index_in_group(cluster::Dimension::kData, rank);
-    const int place = mesh.coordinates(rank).pp;
-    auto& squares = squares_[static_cast<size_t>(mesh.coordinates(rank).tp)];
+    const int index = mesh.index_in_group(cluster::Dimension::kDataContext, rank);
+    const auto [data, tensor, place, context] = mesh.coordinates(rank);
+    auto& squares = squares_[static_cast<size_t>(tensor)];
     const auto has = [&](int part) { return program_.pipeline_rank_of(part) == place; };
-    const std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, index, parallel.dp);
+    std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, data, parallel.dp);
+    for (int64_t& lane : lanes) lane = lane * parallel.cp + context;
     for (const int64_t lane : lanes) {
       if (!has(spec_.head_part())) break;
       for (double& loss : lane_at(lane).losses) loss = *next++;
     }
     // Replicas of a slice have the same ones.
-    for (int part = 0; index < parallel.sharing() && part < static_cast<int>(spec_.parts.size());
+    for (int part = 0;
+         index < program_.strategy.owners() && part < static_cast<int>(spec_.parts.size());
          ++part) {
       if (!has(part)) continue;
       for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, rank)) {

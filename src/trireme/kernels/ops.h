@@ -165,7 +165,7 @@ struct AttentionOptions {
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp);
 
-/// Gradients into dq, dk, dv: strided views of one fused gradient buffer; overwritten. Tq = Tk.
+/// Gradients into dq, dk, dv: strided views of one fused gradient buffer; overwritten, with zeros where no query sees a key.
 /// d_sinks float32 [Hq], overwritten; undefined without sinks.
 void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::Tensor& k,
                         const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,

@@ -47,11 +47,17 @@ kernels::AttentionOptions AttentionPart::options(const BatchTensors* batch) cons
   options.softcap = attention_.softcap;
   if (sinks_.defined()) options.sinks = sinks_.to(at::kFloat);
   // Where every row is one document this is plain causal attention.
-  const bool cut = batch != nullptr && std::ranges::any_of(batch->segments, [](const auto& row) {
-                     return row.size() > 1;
-                   });
-  if (cut) options.segments = &batch->segments;
+  if (batch != nullptr && is_cut(*batch)) options.segments = &batch->segments;
   return options;
+}
+
+bool AttentionPart::is_cut(const BatchTensors& batch) {
+  return std::ranges::any_of(batch.segments, [](const auto& row) { return row.size() > 1; });
+}
+
+std::unique_ptr<PartGraph> AttentionPart::begin(const at::Tensor& /*hidden*/,
+                                                const BatchTensors& /*batch*/, SaveMode /*mode*/) {
+  TRIREME_CHECK(false, "{}: ranks cannot share its sequences", spec_.name);
 }
 
 at::Tensor AttentionPart::finish(const at::Tensor& hidden, const at::Tensor& attended) const {

@@ -34,6 +34,10 @@ class AttentionPart : public Part {
   /// sees keys up to i + Tk - Tq. Returns [B, Tq, Hq, value_dim of a head].
   virtual at::Tensor attend(const at::Tensor& q, const at::Tensor& k,
                             const at::Tensor& v) const = 0;
+  /// Of a batch of which other ranks have the other places: the forward as far as keys and values; its graph has a context().
+  /// Error{kInternal}: the kind cannot.
+  virtual std::unique_ptr<PartGraph> begin(const at::Tensor& hidden, const BatchTensors& batch,
+                                           SaveMode mode);
   /// hidden + out-projection of `attended`; [B, T, d].
   at::Tensor finish(const at::Tensor& hidden, const at::Tensor& attended) const;
 
@@ -44,6 +48,8 @@ class AttentionPart : public Part {
   at::Tensor project_out(const at::Tensor& attended, const at::Tensor& x) const;
   /// `batch` may be null: every row is one document.
   kernels::AttentionOptions options(const BatchTensors* batch) const;
+  /// Whether a row has several documents.
+  static bool is_cut(const BatchTensors& batch);
   /// The place of the first parameter with a role among the part's; -1 without one.
   int place_of(const ParameterStore& store, model::Role role) const;
 

@@ -1,9 +1,14 @@
 #include "trireme/nn/grouped_attention_part.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
 
 #include "trireme/base/error.h"
 #include "trireme/kernels/ops.h"
+#include "trireme/nn/attention_tiles.h"
 
 namespace trireme::nn {
 
@@ -20,7 +25,7 @@ struct GroupedAttentionPart::Saved {
   NormStatistics after_statistics;
 };
 
-class GroupedAttentionPart::Graph final : public ProductsGraph {
+class GroupedAttentionPart::Graph : public ProductsGraph {
  public:
   Graph(const GroupedAttentionPart& part, at::Tensor x, const BatchTensors& batch, Saved saved)
       : part_(part), x_(std::move(x)), batch_(batch), saved_(std::move(saved)) {}
@@ -52,60 +57,21 @@ class GroupedAttentionPart::Graph final : public ProductsGraph {
   }
 
   at::Tensor backward_input(at::Tensor grad_output) override {
-    TRIREME_CHECK(saved_.qkv.defined(), "{}: backward before recompute", part_.spec_.name);
     const model::AttentionSpec& spec = part_.attention_;
     const int64_t rows = x_.size(0);
     const int64_t length = x_.size(1);
-    const std::vector<int64_t> sizes = x_.sizes().vec();
-    const at::Tensor x = x_.flatten(0, 1);
-    const at::Tensor residual = grad_output.flatten(0, 1);
-    grad_output_ = residual;
-    if (part_.norms_.after) {
-      grad_output_ = part_.norms_.after->backward_over_input(
-          residual, std::move(saved_.projected), saved_.after_statistics, after_gradients_);
-      saved_.after_statistics = {};
-    }
-
-    at::Tensor d_attended = part_.out_.backward_input(grad_output_);
-    if (part_.has_qk_norm() && !saved_.qk.defined()) {
-      saved_.qk = part_.normed_qk(saved_.qkv, false, saved_.q_rstd, saved_.k_rstd);
-      part_.turn(saved_.qk, batch_.positions, length, false);
-    }
-    d_qkv_ = at::empty({x.size(0), part_.qkv_.out_features()}, x.options());
+    at::Tensor d_attended = backward_output(grad_output);
     {
       const Projected in = part_.split(saved_.qkv, saved_.qk, rows, length);
       Projected d = part_.split(d_qkv_, {}, rows, length);
       const std::vector<int64_t> shape = {rows, length, spec.num_heads, spec.head_dim};
-      if (spec.sinks) d_sinks_ = at::empty({spec.num_heads}, x.options().dtype(at::kFloat));
       kernels::attention_backward(d_attended.view(shape), in.q, in.k, in.v,
                                   saved_.attended.view(shape), saved_.logsumexp,
                                   part_.options(&batch_), d.q, d.k, d.v, d_sinks_);
     }
     d_attended.reset();
-    saved_.logsumexp.reset();
-    saved_.qk.reset();
-    if (!part_.has_qk_norm()) saved_.qkv.reset();
-    part_.turn(d_qkv_, batch_.positions, length, true);
-    if (part_.has_qk_norm()) {
-      qk_norm_backward(part_.q_norm_, 0, spec.num_heads, saved_.q_rstd, d_q_norm_);
-      qk_norm_backward(part_.k_norm_, spec.num_heads, spec.num_kv_heads, saved_.k_rstd, d_k_norm_);
-      saved_.qkv.reset();
-      saved_.q_rstd.reset();
-      saved_.k_rstd.reset();
-    }
-
-    at::Tensor dx = part_.qkv_.backward_input(d_qkv_);
-    if (part_.norms_.before) {
-      dx = part_.norms_.before->backward(dx, x, saved_.statistics, residual, norm_gradients_);
-      NormStatistics unused;
-      if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
-    } else {
-      if (part_.scope_ == PartScope::kWhole) dx.add_(residual);
-      saved_.normed = x;
-    }
-    saved_.statistics = {};
-    x_.reset();
-    return dx.view(sizes);
+    drop_scored();
+    return backward_projection(grad_output);
   }
 
   void backward_weight(GradientSink& sink) override {
@@ -129,7 +95,65 @@ class GroupedAttentionPart::Graph final : public ProductsGraph {
     }
   }
 
- private:
+ protected:
+  /// The gradient of attention's result; makes room for those of queries, keys and values.
+  at::Tensor backward_output(const at::Tensor& grad_output) {
+    TRIREME_CHECK(saved_.qkv.defined(), "{}: backward before recompute", part_.spec_.name);
+    const model::AttentionSpec& spec = part_.attention_;
+    const at::Tensor residual = grad_output.flatten(0, 1);
+    grad_output_ = residual;
+    if (part_.norms_.after) {
+      grad_output_ = part_.norms_.after->backward_over_input(
+          residual, std::move(saved_.projected), saved_.after_statistics, after_gradients_);
+      saved_.after_statistics = {};
+    }
+
+    at::Tensor d_attended = part_.out_.backward_input(grad_output_);
+    if (part_.has_qk_norm() && !saved_.qk.defined()) {
+      saved_.qk = part_.normed_qk(saved_.qkv, false, saved_.q_rstd, saved_.k_rstd);
+      part_.turn(saved_.qk, batch_.positions, batch_.length(), false);
+    }
+    d_qkv_ = at::empty({d_attended.size(0), part_.qkv_.out_features()}, d_attended.options());
+    if (spec.sinks) d_sinks_ = at::empty({spec.num_heads}, d_qkv_.options().dtype(at::kFloat));
+    return d_attended;
+  }
+
+  /// What only attention's backward reads.
+  void drop_scored() {
+    saved_.logsumexp.reset();
+    saved_.qk.reset();
+    if (!part_.has_qk_norm()) saved_.qkv.reset();
+  }
+
+  /// From the gradients of queries, keys and values on.
+  at::Tensor backward_projection(const at::Tensor& grad_output) {
+    const model::AttentionSpec& spec = part_.attention_;
+    const std::vector<int64_t> sizes = x_.sizes().vec();
+    const at::Tensor x = x_.flatten(0, 1);
+    const at::Tensor residual = grad_output.flatten(0, 1);
+    part_.turn(d_qkv_, batch_.positions, batch_.length(), true);
+    if (part_.has_qk_norm()) {
+      qk_norm_backward(part_.q_norm_, 0, spec.num_heads, saved_.q_rstd, d_q_norm_);
+      qk_norm_backward(part_.k_norm_, spec.num_heads, spec.num_kv_heads, saved_.k_rstd, d_k_norm_);
+      saved_.qkv.reset();
+      saved_.q_rstd.reset();
+      saved_.k_rstd.reset();
+    }
+
+    at::Tensor dx = part_.qkv_.backward_input(d_qkv_);
+    if (part_.norms_.before) {
+      dx = part_.norms_.before->backward(dx, x, saved_.statistics, residual, norm_gradients_);
+      NormStatistics unused;
+      if (!saved_.normed.defined()) saved_.normed = part_.norms_.before->forward(x, false, unused);
+    } else {
+      if (part_.scope_ == PartScope::kWhole) dx.add_(residual);
+      saved_.normed = x;
+    }
+    saved_.statistics = {};
+    x_.reset();
+    return dx.view(sizes);
+  }
+
   /// The norm of query or key heads, backward in place in d_qkv.
   void qk_norm_backward(const at::Tensor& weight, int64_t first, int64_t count,
                         const at::Tensor& rstd, at::Tensor& dweight) {
@@ -151,6 +175,210 @@ class GroupedAttentionPart::Graph final : public ProductsGraph {
   at::Tensor d_k_norm_;
   at::Tensor d_sinks_;
 };
+
+class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
+ public:
+  Context(const GroupedAttentionPart& part, at::Tensor x, const BatchTensors& batch, Saved saved,
+          SaveMode mode)
+      : Graph(part, std::move(x), batch, std::move(saved)), mode_(mode) {
+    // Packed again when the norm's weights may not be there (ZeRO 3).
+    if (mode_ == SaveMode::kSelective && part_.has_qk_norm()) normed_keys_ = projected().k.clone();
+  }
+
+  ContextGraph* context() override { return this; }
+
+  void recompute() override { part_.make_projection(x_.flatten(0, 1), batch_, true, true, saved_); }
+
+  at::Tensor backward_input(at::Tensor grad_output) override {
+    return backward_projection(grad_output);
+  }
+
+  int64_t packed_numel() const override { return x_.size(0) * x_.size(1) * width(); }
+
+  void pack_keys(const at::Tensor& keys) const override {
+    const Projected in = projected();
+    const at::Tensor to = packed(keys, x_.size(1));
+    to.select(2, 0).copy_(normed_keys_.defined() ? normed_keys_ : in.k);
+    to.select(2, 1).copy_(in.v);
+  }
+
+  at::Tensor attend(const at::Tensor& all) override {
+    const bool keep = mode_ != SaveMode::kInputOnly;
+    attention_over(all, keep);
+    if (mode_ != SaveMode::kAll) saved_.qk.reset();
+    if (!keep) saved_.qkv.reset();
+    at::Tensor output = part_.output_of(x_, keep, saved_);
+    if (!keep) saved_ = {};
+    return output;
+  }
+
+  void attend_again(const at::Tensor& all) override {
+    attention_over(all, true);
+    if (!part_.norms_.after) return;
+    saved_.projected = part_.out_.forward(saved_.attended);
+    part_.norms_.after->forward(saved_.projected, true, saved_.after_statistics);
+  }
+
+  at::Tensor backward_attention(const at::Tensor& grad_output, const at::Tensor& all) override {
+    const model::AttentionSpec& spec = part_.attention_;
+    const int64_t rows = x_.size(0);
+    const int64_t length = x_.size(1);
+    at::Tensor d_attended = backward_output(grad_output);
+    at::Tensor keys = in_order(all);
+    const at::Tensor d_keys = at::zeros(keys.sizes(), options());
+    bool first = true;
+    const Projected in = projected();
+    const Projected d = part_.split(d_qkv_, {}, rows, length);
+    const std::vector<int64_t> shape = {rows, length, spec.num_heads, spec.head_dim};
+    const at::Tensor d_sinks = spec.sinks ? at::empty_like(d_sinks_) : at::Tensor();
+    // What the piece from the back sees first: its tiles have no key in common, and those from the front are added.
+    std::vector<AttentionTile> all_tiles = tiles();
+    std::ranges::stable_partition(all_tiles, [&](const AttentionTile& tile) {
+      return tile.query >= batch_.pieces.front().count();
+    });
+    for (const AttentionTile& tile : all_tiles) {
+      const bool adds = tile.query < batch_.pieces.front().count();
+      const auto queries = [&](const at::Tensor& x) {
+        return x.narrow(0, tile.row, tile.rows).narrow(1, tile.query, tile.queries);
+      };
+      const auto seen = [&](const at::Tensor& x) {
+        return x.narrow(0, tile.row, tile.rows).narrow(1, tile.key, tile.keys);
+      };
+      at::Tensor dq = queries(d.q);
+      const at::Tensor d_seen = adds ? at::empty(seen(keys).sizes(), keys.options()) : seen(d_keys);
+      at::Tensor dk = d_seen.select(2, 0);
+      at::Tensor dv = d_seen.select(2, 1);
+      kernels::attention_backward(queries(d_attended.view(shape)), queries(in.q),
+                                  seen(keys).select(2, 0), seen(keys).select(2, 1),
+                                  queries(saved_.attended.view(shape)), sums_of(tile).contiguous(),
+                                  tile_options(), dq, dk, dv, first ? d_sinks_ : d_sinks);
+      if (spec.sinks && !first) d_sinks_.add_(d_sinks);
+      first = false;
+      if (adds) seen(d_keys).add_(d_seen);
+    }
+    d_attended.reset();
+    keys.reset();
+    normed_keys_.reset();
+    drop_scored();
+    return by_owner(d_keys);
+  }
+
+  void take_key_gradients(const at::Tensor& received) override {
+    const int64_t rows = x_.size(0);
+    const int64_t length = x_.size(1);
+    const int64_t piece = length / 2;
+    const at::Tensor sum = at::zeros({rows, length, 2, heads(), part_.attention_.head_dim},
+                                     options().dtype(at::kFloat));
+    int64_t at = 0;
+    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
+      const int64_t places = cluster::sees_second_piece(rank, batch_.context_rank) ? length : piece;
+      const at::Tensor part = packed(received.narrow(0, at, rows * places * width()), places);
+      sum.narrow(1, 0, places).add_(part);
+      at += part.numel();
+    }
+    const Projected d = part_.split(d_qkv_, {}, rows, length);
+    d.k.copy_(sum.select(2, 0));
+    d.v.copy_(sum.select(2, 1));
+  }
+
+ private:
+  int64_t heads() const { return part_.attention_.num_kv_heads; }
+  int64_t width() const { return 2 * heads() * part_.attention_.head_dim; }
+  at::TensorOptions options() const { return x_.options(); }
+  at::Tensor packed(const at::Tensor& flat, int64_t places) const {
+    return flat.view({x_.size(0), places, 2, heads(), part_.attention_.head_dim});
+  }
+  Projected projected() const { return part_.split(saved_.qkv, saved_.qk, x_.size(0), x_.size(1)); }
+  std::vector<AttentionTile> tiles() const {
+    return attention_tiles(x_.size(0), batch_.pieces, is_cut(batch_) ? &batch_.segments : nullptr,
+                           part_.attention_.window);
+  }
+  kernels::AttentionOptions tile_options() const { return part_.options(nullptr); }
+  at::Tensor sums_of(const AttentionTile& tile) const {
+    return saved_.logsumexp.narrow(0, tile.row, tile.rows).narrow(2, tile.query, tile.queries);
+  }
+
+  /// Where a rank's place is in the sequence: [first, count) of each of its pieces.
+  std::vector<cluster::PlaceRange> pieces_of(int64_t rank) const {
+    return cluster::zigzag_pieces(batch_.whole_len, batch_.context_ranks, rank);
+  }
+
+  /// Keys and values of the sequence up to the last place that is seen here, in its order.
+  at::Tensor in_order(const at::Tensor& all) const {
+    const int64_t last = batch_.pieces.back().last;
+    at::Tensor keys =
+        at::empty({x_.size(0), last, 2, heads(), part_.attention_.head_dim}, options());
+    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
+      const at::Tensor of_rank =
+          packed(all.narrow(0, rank * packed_numel(), packed_numel()), x_.size(1));
+      int64_t at = 0;
+      for (const cluster::PlaceRange& piece : pieces_of(rank)) {
+        if (piece.last <= last)
+          keys.narrow(1, piece.first, piece.count()).copy_(of_rank.narrow(1, at, piece.count()));
+        at += piece.count();
+      }
+    }
+    return keys;
+  }
+
+  at::Tensor by_owner(const at::Tensor& d_keys) const {
+    at::Tensor sent = at::empty({d_keys.numel()}, d_keys.options());
+    int64_t at = 0;
+    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
+      const std::vector<cluster::PlaceRange> pieces = pieces_of(rank);
+      const int64_t places =
+          pieces[0].count() +
+          (cluster::sees_second_piece(batch_.context_rank, rank) ? pieces[1].count() : 0);
+      const at::Tensor to = packed(sent.narrow(0, at, x_.size(0) * places * width()), places);
+      to.narrow(1, 0, pieces[0].count())
+          .copy_(d_keys.narrow(1, pieces[0].first, pieces[0].count()));
+      if (places > pieces[0].count()) {
+        to.narrow(1, pieces[0].count(), pieces[1].count())
+            .copy_(d_keys.narrow(1, pieces[1].first, pieces[1].count()));
+      }
+      at += to.numel();
+    }
+    TRIREME_CHECK(at == sent.numel(), "{} of {} gradients of keys have an owner", at, sent.numel());
+    return sent;
+  }
+
+  void attention_over(const at::Tensor& all, bool keep_sums) {
+    const model::AttentionSpec& spec = part_.attention_;
+    const int64_t rows = x_.size(0);
+    const int64_t length = x_.size(1);
+    saved_.attended = at::empty({rows * length, spec.num_heads * spec.head_dim}, options());
+    if (keep_sums) {
+      saved_.logsumexp = at::empty({rows, spec.num_heads, length}, options().dtype(at::kFloat));
+    }
+    const at::Tensor keys = in_order(all);
+    const Projected in = projected();
+    const at::Tensor out = saved_.attended.view({rows, length, spec.num_heads, spec.head_dim});
+    for (const AttentionTile& tile : tiles()) {
+      const auto queries = [&](const at::Tensor& x) {
+        return x.narrow(0, tile.row, tile.rows).narrow(1, tile.query, tile.queries);
+      };
+      const at::Tensor seen = keys.narrow(0, tile.row, tile.rows).narrow(1, tile.key, tile.keys);
+      at::Tensor result = queries(out);
+      at::Tensor sums;
+      if (keep_sums)
+        sums = at::empty({tile.rows, spec.num_heads, tile.queries}, saved_.logsumexp.options());
+      kernels::attention(queries(in.q), seen.select(2, 0), seen.select(2, 1), tile_options(),
+                         result, sums);
+      if (keep_sums) sums_of(tile).copy_(sums);
+    }
+  }
+
+  SaveMode mode_;
+  at::Tensor normed_keys_;  ///< [rows, places, kv heads, head_dim]
+};
+
+std::unique_ptr<PartGraph> GroupedAttentionPart::begin(const at::Tensor& hidden,
+                                                       const BatchTensors& batch, SaveMode mode) {
+  Saved saved;
+  make_projection(hidden.flatten(0, 1), batch, mode != SaveMode::kInputOnly, mode == SaveMode::kAll,
+                  saved);
+  return std::make_unique<Context>(*this, hidden, batch, std::move(saved), mode);
+}
 
 GroupedAttentionPart::GroupedAttentionPart(const ParameterStore& store, int part,
                                            std::shared_ptr<RotaryTable> rotary, PartScope scope)
@@ -214,16 +442,22 @@ AttentionPart::Projected GroupedAttentionPart::split(const at::Tensor& qkv, cons
           rows_of(qkv, q_heads + k_heads, k_heads)};
 }
 
+void GroupedAttentionPart::make_projection(const at::Tensor& x, const BatchTensors& batch,
+                                           bool keep_statistics, bool keep_normed,
+                                           Saved& saved) const {
+  saved.normed = norms_.before ? norms_.before->forward(x, keep_statistics, saved.statistics) : x;
+  saved.qkv = qkv_.forward(saved.normed);
+  if (!keep_normed || !norms_.before) saved.normed.reset();
+  if (has_qk_norm()) saved.qk = normed_qk(saved.qkv, keep_statistics, saved.q_rstd, saved.k_rstd);
+  turn(has_qk_norm() ? saved.qk : saved.qkv, batch.positions, batch.length(), false);
+}
+
 void GroupedAttentionPart::make_saved(const at::Tensor& x, const BatchTensors& batch,
                                       bool keep_statistics, bool keep_normed, bool keep_qkv,
                                       Saved& saved) const {
   const int64_t rows = batch.tokens.size(0);
   const int64_t length = batch.tokens.size(1);
-  saved.normed = norms_.before ? norms_.before->forward(x, keep_statistics, saved.statistics) : x;
-  saved.qkv = qkv_.forward(saved.normed);
-  if (!keep_normed || !norms_.before) saved.normed.reset();
-  if (has_qk_norm()) saved.qk = normed_qk(saved.qkv, keep_statistics, saved.q_rstd, saved.k_rstd);
-  turn(has_qk_norm() ? saved.qk : saved.qkv, batch.positions, length, false);
+  make_projection(x, batch, keep_statistics, keep_normed, saved);
 
   saved.attended = at::empty({x.size(0), attention_.num_heads * attention_.head_dim}, x.options());
   if (keep_statistics) {
@@ -237,6 +471,16 @@ void GroupedAttentionPart::make_saved(const at::Tensor& x, const BatchTensors& b
   if (!keep_qkv) saved.qkv.reset();
 }
 
+at::Tensor GroupedAttentionPart::output_of(const at::Tensor& hidden, bool keep_statistics,
+                                           Saved& saved) const {
+  const at::Tensor x = hidden.flatten(0, 1);
+  if (!norms_.after) return project_out(saved.attended, x).view(hidden.sizes());
+  saved.projected = out_.forward(saved.attended);
+  return norms_.after->forward(saved.projected, keep_statistics, saved.after_statistics)
+      .add_(x)
+      .view(hidden.sizes());
+}
+
 ForwardResult GroupedAttentionPart::forward(const at::Tensor& hidden, const BatchTensors& batch,
                                             bool with_graph, SaveMode mode) {
   const at::Tensor x = hidden.flatten(0, 1);
@@ -244,13 +488,7 @@ ForwardResult GroupedAttentionPart::forward(const at::Tensor& hidden, const Batc
   Saved saved;
   make_saved(x, batch, keep, with_graph && mode == SaveMode::kAll, keep, saved);
   ForwardResult result;
-  if (norms_.after) {
-    saved.projected = out_.forward(saved.attended);
-    result.output = norms_.after->forward(saved.projected, keep, saved.after_statistics);
-    result.output = result.output.add_(x).view(hidden.sizes());
-  } else {
-    result.output = project_out(saved.attended, x).view(hidden.sizes());
-  }
+  result.output = output_of(hidden, keep, saved);
   if (!keep) saved = {};
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, batch, std::move(saved));
   return result;

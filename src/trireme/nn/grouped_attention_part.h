@@ -21,11 +21,14 @@ class GroupedAttentionPart final : public AttentionPart {
                        PartScope scope = PartScope::kWhole);
   ForwardResult forward(const at::Tensor& hidden, const BatchTensors& batch, bool with_graph,
                         SaveMode mode) override;
+  std::unique_ptr<PartGraph> begin(const at::Tensor& hidden, const BatchTensors& batch,
+                                   SaveMode mode) override;
   Projected project(const at::Tensor& hidden, const at::Tensor& positions) const override;
   at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const override;
 
  private:
   class Graph;
+  class Context;
   struct Saved;
 
   bool has_qk_norm() const { return attention_.qk_norm != model::QkNorm::kNone; }
@@ -43,6 +46,11 @@ class GroupedAttentionPart final : public AttentionPart {
   Projected split(const at::Tensor& qkv, const at::Tensor& qk, int64_t batch, int64_t length) const;
   void make_saved(const at::Tensor& x, const BatchTensors& batch, bool keep_statistics,
                   bool keep_normed, bool keep_qkv, Saved& saved) const;
+  /// Its first half: queries, keys and values.
+  void make_projection(const at::Tensor& x, const BatchTensors& batch, bool keep_statistics,
+                       bool keep_normed, Saved& saved) const;
+  /// What follows attention.
+  at::Tensor output_of(const at::Tensor& hidden, bool keep_statistics, Saved& saved) const;
 
   Linear qkv_;
   at::Tensor q_norm_;  ///< [head_dim] or [heads head_dim]; undefined without

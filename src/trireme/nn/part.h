@@ -12,7 +12,9 @@
 #include <memory>
 #include <vector>
 
+#include "trireme/cluster/sequence_pieces.h"
 #include "trireme/model/model_spec.h"
+#include "trireme/nn/context_graph.h"
 #include "trireme/nn/moe_flow.h"
 
 namespace trireme::nn {
@@ -26,6 +28,14 @@ struct BatchTensors {
   at::Tensor positions;  ///< int32
   /// Start offsets of documents, per row; the first is 0. Attention stays inside a document.
   std::vector<std::vector<int32_t>> segments;
+  /// Where ranks share sequences: what of them is here, one after the other; `rows`, `seq_len` and the tensors are of that, `segments`
+  /// of whole sequences of `whole_len` places. Empty: all.
+  std::vector<cluster::PlaceRange> pieces;
+  int64_t whole_len = 0;
+  int64_t context_ranks = 1;  ///< who share
+  int64_t context_rank = 0;
+  /// Tokens of the sequences that the positions belong to.
+  int64_t length() const { return pieces.empty() ? tokens.size(1) : whole_len; }
   /// What module k of multi-token prediction reads and predicts, at k - 1 (data::tokens_ahead()); as `tokens` and `targets`.
   struct Ahead {
     at::Tensor tokens;
@@ -79,6 +89,8 @@ class PartGraph {
   /// What the forward kept for backward and only this graph (or its layer's flow) holds, undefined tensors among it: not
   /// the part's input nor the batch. Between calls their storage may be emptied, if it is filled again before the next one.
   virtual std::vector<at::Tensor> kept() const = 0;
+  /// Of an attention whose sequences ranks share; null of others.
+  virtual ContextGraph* context() { return nullptr; }
   /// Adds the parameters' gradients to `sink` and frees the rest.
   virtual void backward_weight(GradientSink& sink) = 0;
 };

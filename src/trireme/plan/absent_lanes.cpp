@@ -22,6 +22,7 @@ bool is_of_micro_batch(OpKind kind) {
     case OpKind::kGatherTokens:
     case OpKind::kScatterSums:
     case OpKind::kGatherRows:
+    case OpKind::kExchangeContext:
       return true;
     default:
       return false;
@@ -73,7 +74,7 @@ class Remover {
   }
 
  private:
-  bool is_absent(int64_t lane) const { return lane >= program_.strategy.lanes; }
+  bool is_absent(int64_t lane) const { return lane >= program_.strategy.leaves(); }
 
   /// What was sent for a lane that there is may be waited for, and freed, while an absent one is computed: that is left to what
   /// this rank computes next.
@@ -149,7 +150,7 @@ std::vector<int64_t> lanes_with_absent(const Strategy& strategy, int64_t index, 
 }
 
 void remove_absent_lanes(Program& program) {
-  if (program.lanes.back() >= program.strategy.lanes) Remover(program).run();
+  if (program.lanes.back() >= program.strategy.leaves()) Remover(program).run();
 }
 
 }  // namespace trireme::plan

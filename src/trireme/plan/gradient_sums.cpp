@@ -34,7 +34,7 @@ int group_index(const Program& program, const std::vector<int>& members) {
 
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks) {
   std::vector<int64_t> lanes;
-  if (strategy.parallel.zero >= 2) {
+  if (strategy.parallel.zero >= 2 || strategy.parallel.cp > 1) {
     // Blocks of ranks that share states have contiguous lanes.
     const int64_t block = strategy.parallel.shard > 0 ? strategy.parallel.shard : ranks;
     const cluster::LaneRange range =
@@ -69,13 +69,19 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
   program.replica = mesh.index_in_group(cluster::Dimension::kReplicate, rank);
   block_ = program.block_lanes();
   replica_sums_.assign(spec.parts.size(), kNone);
+  program.context = mesh.coordinates(rank).cp;
   program.lanes = lanes_with_absent(strategy_, mesh.index_in_group(cluster::Dimension::kData, rank),
                                     mesh.group_size(cluster::Dimension::kData));
+  for (int64_t& lane : program.lanes) lane = lane * strategy_.parallel.cp + program.context;
   for (std::vector<int>& of_part : accumulators_)
-    of_part.resize(static_cast<size_t>(std::max(strategy_.lanes, program.lanes.back() + 1)), kNone);
-  for (int i = 0; i < owners_.count; ++i)
-    owners_.lanes.push_back(
-        lanes_of(strategy_, program.replica * owners_.count + i, strategy_.parallel.dp));
+    of_part.resize(static_cast<size_t>(std::max(strategy_.leaves(), program.lanes.back() + 1)),
+                   kNone);
+  for (int64_t i = 0; i < owners_.count; ++i) {
+    const int64_t cp = strategy_.parallel.cp;
+    std::vector<int64_t>& leaves = owners_.lanes.emplace_back(
+        lanes_of(strategy_, (program.replica * owners_.count + i) / cp, strategy_.parallel.dp));
+    for (int64_t& lane : leaves) lane = lane * cp + i % cp;
+  }
   if (mesh.shape().ep > 1) spread_experts(mesh, rank);
   for (int part = 0; part < num_parts_; ++part) {
     program.slices.push_back(part_slices(spec, part, owners(part).count, strategy_.whole_matrices));
@@ -137,6 +143,14 @@ void GradientSums::find_groups(const cluster::Mesh& mesh, int rank) {
   owners_.group = index(cluster::Dimension::kShard);
   replica_group_ = index(cluster::Dimension::kReplicate);
   find_tensor_groups(mesh);
+  if (mesh.shape().cp > 1) {
+    // Of their own, also where other transfers have the same members: those would wait for one another.
+    const std::vector<std::vector<int>> contexts = mesh.groups(cluster::Dimension::kContext);
+    const std::vector<int> mine = mesh.group(cluster::Dimension::kContext, rank);
+    context_group_ = static_cast<int>(program.groups.size() +
+                                      (std::ranges::find(contexts, mine) - contexts.begin()));
+    program.groups.insert(program.groups.end(), contexts.begin(), contexts.end());
+  }
   pipeline_group_ = index(cluster::Dimension::kPipeline);
   if (mesh.shape().ep == 1) return;
   expert_group_ = index(cluster::Dimension::kExpert);
@@ -220,7 +234,7 @@ void GradientSums::lane_done(int part, int64_t lane) {
 void GradientSums::share(int part, int64_t lane) {
   Shared shared{part, lane, {}};
   // Of a lane that others alone have there is nothing to add.
-  const bool is_here = lane < strategy_.lanes;
+  const bool is_here = lane < strategy_.leaves();
   for (const auto& [holders, group] : holder_groups_) {
     const int64_t elements = num_shared_gradients(spec_, part, holders);
     if (elements == 0 || !is_here) continue;
@@ -255,14 +269,14 @@ void GradientSums::complete(int part, int64_t lane) {
   const Owners& owners = this->owners(part);
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
   if (lane == lanes.front()) order_.push_back(part);
-  if (strategy_.parallel.zero >= 2 && owners.count > 1) {
+  if (sends_by_lane(owners)) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
     std::vector<int> sources;
-    if (lane < strategy_.lanes) sources.push_back(buffers[static_cast<size_t>(lane)]);
+    if (lane < strategy_.leaves()) sources.push_back(buffers[static_cast<size_t>(lane)]);
     reduce(part, round_of_lane(part, round), std::move(sources), round + 1 >= num_rounds(owners));
     return;
   }
-  if (lane < strategy_.lanes) combine_lanes(part, lane);
+  if (lane < strategy_.leaves()) combine_lanes(part, lane);
   if (owners.count == 1 || lane != lanes.back()) return;
   std::vector<Piece> pieces;
   std::vector<int> sources;
@@ -425,7 +439,7 @@ int GradientSums::finished_gradient(int part) const {
 
 void GradientSums::finish_step() {
   while (!shared_.empty()) add_oldest_shares();
-  if (owners_.count > 1 && strategy_.parallel.zero >= 2) {
+  if (sends_by_lane(owners_)) {
     // The last lanes of others, where this rank has one less.
     const size_t rounds = num_rounds(owners_);
     for (size_t round = writer_.program().lanes.size(); round < rounds; ++round) {

@@ -24,6 +24,8 @@ class GradientSums {
   std::vector<int> owner_groups() const;
   /// Of the ranks over which experts are spread; -1: none.
   int expert_group() const { return expert_group_; }
+  /// Of the ranks that share sequences; -1: nobody does.
+  int context_group() const { return context_group_; }
 
   /// Before the first loss: the number of the instruction that counts targets, or kNone of one rank.
   int count_targets();
@@ -87,6 +89,11 @@ class GradientSums {
   /// This rank's gradients of the lane are as they stay: adds and sends what can be.
   void complete(int part, int64_t lane);
 
+  /// Each lane's gradient goes to its owners by itself: under ZeRO 2 and 3 to hold no more, and where a rank's leaves have no
+  /// neighbours that it could add.
+  bool sends_by_lane(const Owners& owners) const {
+    return owners.count > 1 && (strategy_.parallel.zero >= 2 || strategy_.parallel.cp > 1);
+  }
   void combine_lanes(int part, int64_t lane);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
@@ -115,6 +122,7 @@ class GradientSums {
   int world_group_ = -1;
   int expert_group_ = -1;
   int pipeline_group_ = -1;
+  int context_group_ = -1;
   std::vector<int> gathered_;  ///< by part: the gather that nobody has waited for yet
   int counted_ = kNone;        ///< the instruction of count_targets()
   std::vector<std::map<int64_t, int>>

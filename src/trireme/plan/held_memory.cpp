@@ -55,6 +55,8 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kDelayed:
         case BufferKind::kExchangedRows:
         case BufferKind::kExchangedGradient:
+        case BufferKind::kContextKeys:
+        case BufferKind::kContextGradients:
           held.activations[buffer.part] += bytes;
       }
     }

@@ -259,7 +259,7 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   if (where.kind == PartKind::kMtpInput) return mtp_input_bytes(spec, strategy);
   if (spec.is_head(part)) {
     PartBytes bytes;
-    bytes.saved_input = norm_statistics(spec.final_norm, strategy.micro * strategy.seq_len);
+    bytes.saved_input = norm_statistics(spec.final_norm, strategy.tokens());
     return bytes;
   }
   if (where.kind == PartKind::kAttention) {
@@ -272,12 +272,12 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   PartBytes bytes;
   if (where.kind == PartKind::kEmbedding)
     bytes.backward_weight_workspace =
-        strategy.kernels.embedding_gradient(strategy.micro * strategy.seq_len, spec.vocab_size);
+        strategy.kernels.embedding_gradient(strategy.tokens(), spec.vocab_size);
   return bytes;
 }
 
 int64_t batch_bytes(const model::ModelSpec& spec, const Strategy& strategy) {
-  return (3 + 2 * spec.num_mtp_layers) * tensor_bytes(8 * strategy.micro * strategy.seq_len);
+  return (3 + 2 * spec.num_mtp_layers) * tensor_bytes(8 * strategy.tokens());
 }
 
 int64_t hidden_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part) {

@@ -23,16 +23,18 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
       num_parts_(static_cast<int>(spec.parts.size())) {
   if (strategy_.loss_chunk_rows == 0)
     strategy_.loss_chunk_rows = choose_loss_chunk_rows(spec, strategy_);
-  strategy_.loss_chunk_rows =
-      std::min(strategy_.loss_chunk_rows, strategy_.micro * strategy_.seq_len);
+  strategy_.loss_chunk_rows = std::min(strategy_.loss_chunk_rows, strategy_.tokens());
   strategy_.recompute.resize(spec.parts.size(), Recompute::kNone);
   for (int part = 0; part < num_parts_; ++part) {
     if (!recomputes(kind(part))) strategy_.recompute[static_cast<size_t>(part)] = Recompute::kNone;
     const bool mine = writer.program().has(part);
     flops_.push_back(mine ? model::part_flops(spec, part, strategy_.seq_len) : model::TokenFlops{});
     bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
+    if (mine && shares_sequences(part))
+      context_bytes_[part] =
+          context_bytes(spec, strategy_, part, recompute(part), writer.program().context);
   }
-  tokens_ = static_cast<double>(strategy_.micro * strategy_.seq_len);
+  tokens_ = static_cast<double>(strategy_.tokens());
   at_once_ = writer.program().exchanged_micro_batches();
   if (spec.tensor.is_cut()) tensor_ = std::make_unique<TensorWriter>(spec, writer, sums);
 }
@@ -93,13 +95,18 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_wei
     backward_input_experts(micro, part);
     return;
   }
+  bring_keys_ahead(micro, part - 1);
+  if (shares_sequences(part)) {
+    context_backward_input(micro, part);
+    return;
+  }
   if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
   gradient_of_input(micro, part);
   if (follows_spread(part)) exchange_rows(micro, part - 1, 1, true);
 }
 
 void MicroBatchWriter::load(int64_t index) {
-  const int64_t lane = index / strategy_.micro_batches_per_lane();
+  const int64_t lane = writer_.program().leaf_of(index);
   const int buffer =
       writer_.new_buffer(BufferKind::kBatch, kNone, index, kNone, batch_bytes(spec_, strategy_));
   batches_[index] = buffer;
@@ -116,7 +123,7 @@ MicroBatch MicroBatchWriter::begin(int64_t index) const {
   const auto numbered = [&](int64_t number) {
     MicroBatch micro;
     micro.index = number;
-    micro.lane = number / per_lane;
+    micro.lane = writer_.program().leaf_of(number);
     micro.last_of_lane = number % per_lane == per_lane - 1;
     for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
                           &micro.saved_weight, &micro.delayed, &micro.weight_gradient}) {
@@ -155,6 +162,10 @@ void MicroBatchWriter::forward(MicroBatch& micro, int part) {
   }
   if (spreads(part)) {
     forward_experts(micro, part);
+    return;
+  }
+  if (shares_sequences(part)) {
+    context_forward(micro, part);
     return;
   }
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
@@ -314,6 +325,7 @@ void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
   writer_.read_if_made(micro.saved_weight[at]);
   writer_.read_if_made(micro.delayed[at]);
   if (reads_input_for_weights(part)) writer_.read(micro.hidden[at - 1]);
+  if (shares_sequences(part)) read_context_for_weights(micro, part);
   if (kind(part) == model::PartKind::kRouter) writer_.read(micro.hidden[at]);
   if (kind(part) == model::PartKind::kCombine)
     writer_.read(micro.hidden[static_cast<size_t>(router_of(part))]);

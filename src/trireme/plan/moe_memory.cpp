@@ -173,7 +173,7 @@ PartBytes combine_bytes(const model::ModelSpec& spec, const Strategy& strategy, 
 
 int64_t expert_rows(const model::ModelSpec& spec, const Strategy& strategy, int part) {
   const model::MoeSpec& moe = moe_of(spec, part);
-  const int64_t choices = strategy.micro * strategy.seq_len * moe.top_k;
+  const int64_t choices = strategy.tokens() * moe.top_k;
   if (moe.capacity_factor <= 0.0) return choices;
   const double even = static_cast<double>(choices) / static_cast<double>(moe.num_experts);
   const int64_t most =
@@ -191,7 +191,7 @@ int64_t routed_choices_bytes(const model::ModelSpec& spec, const Strategy& strat
   const bool routed = kind == PartKind::kRouter || kind == PartKind::kDispatch ||
                       kind == PartKind::kExperts || kind == PartKind::kCombine;
   if (!routed) return 0;
-  return tensor_bytes(4 * strategy.micro * strategy.seq_len * moe_of(spec, part).top_k);
+  return tensor_bytes(4 * strategy.tokens() * moe_of(spec, part).top_k);
 }
 
 PartBytes moe_part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,

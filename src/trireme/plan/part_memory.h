@@ -48,7 +48,7 @@ struct Sizes {
   Sizes(const model::ModelSpec& spec, const Strategy& strategy)
       : kernels(strategy.kernels),
         precision(strategy.precision),
-        tokens(strategy.micro * strategy.seq_len),
+        tokens(strategy.tokens()),
         width(spec.hidden),
         hidden(activations(width)) {}
 

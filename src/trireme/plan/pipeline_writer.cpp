@@ -247,7 +247,7 @@ void PipelineWriter::receive_for(size_t at) {
 
 void PipelineWriter::receive(int from, const Message& message) {
   const int64_t index = order_[static_cast<size_t>(message.micro_batch)];
-  const int64_t lane = index / writer_.program().strategy.micro_batches_per_lane();
+  const int64_t lane = writer_.program().leaf_of(index);
   const int buffer = writer_.new_buffer(
       message.gradient ? BufferKind::kHiddenGradient : BufferKind::kHidden, message.part, index,
       kNone, hidden_bytes(spec_, writer_.program().strategy, message.part));
@@ -268,7 +268,7 @@ void PipelineWriter::receive(int from, const Message& message) {
 
 void PipelineWriter::send(int to, const Message& message, int buffer) {
   const int64_t index = order_[static_cast<size_t>(message.micro_batch)];
-  const int64_t lane = index / writer_.program().strategy.micro_batches_per_lane();
+  const int64_t lane = writer_.program().leaf_of(index);
   Instruction& instruction = writer_.begin(OpKind::kSend, message.part, index, lane);
   instruction.resource = Resource::kCommunication;
   instruction.group = group_;

@@ -72,6 +72,8 @@ const char* to_string(OpKind kind) {
       return "send";
     case OpKind::kReceive:
       return "receive";
+    case OpKind::kExchangeContext:
+      return "exchange-context";
     case OpKind::kOffload:
       return "offload";
     case OpKind::kReload:
@@ -130,6 +132,10 @@ const char* to_string(BufferKind kind) {
       return "exchanged-rows";
     case BufferKind::kExchangedGradient:
       return "exchanged-gradient";
+    case BufferKind::kContextKeys:
+      return "context-keys";
+    case BufferKind::kContextGradients:
+      return "context-gradients";
   }
   return "?";
 }
@@ -202,7 +208,7 @@ Program build_program(const model::ModelSpec& whole, const Strategy& strategy, i
 }
 
 cluster::LaneRange Program::block_lanes() const {
-  const int64_t count = strategy.lanes * strategy.parallel.sharing() / strategy.parallel.dp;
+  const int64_t count = strategy.leaves() * strategy.parallel.sharing() / strategy.parallel.dp;
   return {replica * count, (replica + 1) * count};
 }
 
@@ -216,8 +222,9 @@ int Program::pipeline_rank_of(int part) const {
 std::vector<int64_t> Program::micro_batches() const {
   const int64_t per_lane = strategy.micro_batches_per_lane();
   std::vector<int64_t> all;
-  for (const int64_t lane : lanes) {
-    for (int64_t i = 0; i < per_lane; ++i) all.push_back(lane * per_lane + i);
+  for (const int64_t leaf : lanes) {
+    for (int64_t i = 0; i < per_lane; ++i)
+      all.push_back(leaf / strategy.parallel.cp * per_lane + i);
   }
   return all;
 }

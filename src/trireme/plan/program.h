@@ -55,6 +55,12 @@ struct Strategy {
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
+  /// Of a micro-batch on a rank, which has a share of every sequence where ranks share them (context parallelism).
+  int64_t tokens() const { return micro * seq_len / parallel.cp; }
+  /// Of the tree of additions: lanes, each in as many adjacent ones as ranks share its sequences.
+  int64_t leaves() const { return lanes * parallel.cp; }
+  /// Ranks that have the same parameters and share their states.
+  int64_t owners() const { return parallel.sharing() * parallel.cp; }
 };
 
 enum class OpKind {
@@ -93,6 +99,9 @@ enum class OpKind {
   kAddShares,  ///< adds them in the order of the ranks
   kSend,  ///< a part's hidden state, or its gradient, to the rank of the next, or last, pipeline stage
   kReceive,  ///< the same, from there
+  /// Context parallelism: an attention's keys and values, or their gradients (Instruction::of_gradient), to the ranks that share
+  /// its sequences
+  kExchangeContext,
   kOffload,  ///< copies buffers of a part to the host; their device bytes go when a later instruction releases them
   kReload,   ///< makes room for buffers of a part on the device and copies them back
   kCommit    ///< the step is done: counters, metrics
@@ -130,7 +139,9 @@ enum class BufferKind {
   /// Expert parallelism, made by kExchangeRows: of a dispatch the rows that this rank's experts get, of experts what others made of
   /// the own tokens' rows.
   kExchangedRows,
-  kExchangedGradient  ///< the same of gradients: of experts those that come to them, of a dispatch those that come back
+  kExchangedGradient,  ///< the same of gradients: of experts those that come to them, of a dispatch those that come back
+  kContextKeys,  ///< an attention's keys and values of all places of the sequences; made by kExchangeContext
+  kContextGradients  ///< gradients of keys and values on their way: to the ranks that have them, or from all ranks
 };
 const char* to_string(BufferKind kind);
 
@@ -227,7 +238,13 @@ struct Program {
   std::vector<PipelineStage> stages;  ///< in the order of the model; empty: no pipeline
   /// Place in the pipeline of the rank that computes a part.
   int pipeline_rank_of(int part) const;
-  std::vector<int64_t> lanes;  ///< of this rank, in the order in which it computes them
+  /// Of this rank, in the order in which it computes them; leaves of the tree: lane l of the rank at place c of those that share
+  /// its sequences is leaf l cp + c, and so it is in buffers and instructions.
+  std::vector<int64_t> lanes;
+  int context = 0;  ///< place of this rank among those that share its sequences
+  int64_t leaf_of(int64_t micro_batch) const {
+    return micro_batch / strategy.micro_batches_per_lane() * strategy.parallel.cp + context;
+  }
   /// Members of each group that talks, ascending; the same list on every rank, of the whole world first.
   std::vector<std::vector<int>> groups;
   /// By part: boundaries of the slices of the ranks that share its states; {0, elements} where nobody shares.
@@ -301,7 +318,7 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
 
 /// Lanes of data-parallel rank `index` of `ranks`, in the order in which it computes them. Contiguous, so that a rank combines
 /// what it can before it sends; under ZeRO 2 and 3, which send lane by lane, the ranks of a block that shares states take turns,
-/// so that what an owner has is combined at once.
+/// so that what an owner has is combined at once; so they are where ranks share sequences, whose leaves are never neighbours.
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks);
 
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".

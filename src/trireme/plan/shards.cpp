@@ -148,7 +148,7 @@ bool has_selection_bias(const model::ModelSpec& spec, int part) {
 int64_t owners_of(const model::ModelSpec& spec, const Strategy& strategy, int part) {
   const Parallel& parallel = strategy.parallel;
   const bool experts = spec.parts[static_cast<size_t>(part)].kind == model::PartKind::kExperts;
-  if (!experts || parallel.ep == 1) return parallel.sharing();
+  if (!experts || parallel.ep == 1) return strategy.owners();
   return parallel.dp * parallel.cp * parallel.tp / (parallel.ep * parallel.etp);
 }
 
@@ -186,8 +186,8 @@ std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Progr
   const auto at = static_cast<size_t>(part);
   const std::vector<int64_t>& bounds = program.slices[at];
   if (!program.spreads(part)) {
-    const auto slice = static_cast<size_t>(mesh.index_in_group(cluster::Dimension::kData, rank) %
-                                           program.strategy.parallel.sharing());
+    const auto slice = static_cast<size_t>(
+        mesh.index_in_group(cluster::Dimension::kDataContext, rank) % program.strategy.owners());
     return {blocks_of(program.squares[at], bounds[slice], bounds[slice + 1])};
   }
   const auto slice =

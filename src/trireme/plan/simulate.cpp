@@ -50,6 +50,12 @@ int64_t bytes_carried_in(const Program& program) {
   return sum;
 }
 
+/// Whether an attention's phase has the scores in it: after the exchange on the way forward, before it on the way back.
+bool has_attention(const Instruction& instruction) {
+  return instruction.phase == 0 ||
+         instruction.phase == (instruction.kind == OpKind::kBackwardInput ? 1 : 2);
+}
+
 void run_copies(const Program& program, Simulation& result) {
   std::vector<Interval> compute;
   std::vector<Interval> copies;
@@ -228,8 +234,7 @@ Simulation simulate_in_issue_order(const Program& program) {
 std::vector<double> estimate_durations(const model::ModelSpec& spec, const Program& program,
                                        const DeviceRates& rates) {
   std::vector<double> durations;
-  const double tokens =
-      static_cast<double>(program.strategy.micro) * static_cast<double>(program.strategy.seq_len);
+  const auto tokens = static_cast<double>(program.strategy.tokens());
   for (const Instruction& instruction : program.instructions) {
     if (is_copy(instruction.resource)) {
       durations.push_back(rates.instruction_s +
@@ -247,7 +252,8 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
     double attention = 0.0;
     if (instruction.part >= 0 &&
         spec.parts[static_cast<size_t>(instruction.part)].kind == model::PartKind::kAttention &&
-        instruction.flops > 0 && instruction.kind != OpKind::kBackwardWeight) {
+        instruction.flops > 0 && instruction.kind != OpKind::kBackwardWeight &&
+        has_attention(instruction)) {
       const auto layer =
           static_cast<size_t>(spec.parts[static_cast<size_t>(instruction.part)].layer);
       const model::AttentionSpec& shape = spec.layers[layer].attention;

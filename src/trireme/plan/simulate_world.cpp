@@ -385,6 +385,21 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
           slices(copies ? static_cast<double>(element_bytes(program.strategy.precision)) : 4.0);
       break;
     }
+    case OpKind::kExchangeContext: {
+      // Of keys and values every rank sends its own to each other one; of their gradients all but those of its own.
+      const auto ranks = static_cast<double>(program.strategy.parallel.cp);
+      const auto context = static_cast<double>(program.context);
+      const double made = bytes_of(program, instruction.makes);
+      if (!instruction.of_gradient) {
+        bytes.sent = bytes.received = made * (ranks - 1.0) / ranks;
+        break;
+      }
+      // In pieces: 2 of its own stay, 2 cp - c are seen, cp + c + 1 come, of which 2 are its own.
+      const double piece = made / (ranks + context + 1.0);
+      bytes.sent = piece * (2.0 * ranks - context - 2.0);
+      bytes.received = piece * (ranks + context - 1.0);
+      break;
+    }
     case OpKind::kReduceFigures: {
       for (const int rank : program.groups[static_cast<size_t>(instruction.group)]) {
         const auto values = static_cast<double>(figure_layout(spec, program, rank).total());

@@ -150,7 +150,7 @@ std::vector<char> offload_from_names(const model::ModelSpec& spec,
 
 int64_t choose_loss_chunk_rows(const model::ModelSpec& spec, const Strategy& strategy) {
   constexpr int64_t kElements = int64_t{8} << 20;
-  const int64_t tokens = strategy.micro * strategy.seq_len;
+  const int64_t tokens = strategy.tokens();
   const int64_t half = (tokens + 1) / 2;
   int64_t rows = kElements / (spec.vocab_size / spec.tensor.ranks);
   rows = std::max<int64_t>(rows / 64 * 64, 64);

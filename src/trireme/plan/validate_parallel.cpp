@@ -260,7 +260,7 @@ class Rules {
   void check_context(const Parallel& p, List& found) const {
     if (p.cp == 1) return;
     // Zigzag: a rank has a piece from the front and one from the back, for an even load under the causal mask.
-    const int64_t pieces = p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp;
+    const int64_t pieces = p.cp_kind == ContextKind::kUlysses ? p.cp : 2 * p.cp;
     if (strategy_.seq_len % pieces != 0)
       found.push_back(
           {Key::kCp, fmt::format("parallel.cp = {} ({}) cuts a sequence into {} "

@@ -104,7 +104,7 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
   EXPECT_EQ(reason_of(llama, {.cp = 5}),
             "parallel.cp = 5 (ring) cuts a sequence into 10 pieces, which does not divide "
             "data.seq_len = 48: use parallel.cp = 4 or 6");
-  EXPECT_EQ(reason_of(llama, {.cp = 16, .cp_kind = ContextKind::kGather}), "");
+  EXPECT_EQ(reason_of(llama, {.cp = 8, .cp_kind = ContextKind::kGather}), "");
   EXPECT_EQ(reason_of(llama, {.tp = 2, .cp = 6, .cp_kind = ContextKind::kUlysses}),
             "parallel.cp_kind = \"ulysses\": parallel.cp x parallel.tp = 12 does not divide 8 "
             "attention heads: use parallel.cp_kind = \"ring\"");
@@ -174,7 +174,8 @@ bool allowed(const model::ModelSpec& spec, const Strategy& s) {
   }
   const auto even = [](int64_t a, int64_t b) { return a % b == 0 || b % a == 0; };
   bool any_experts = false;
-  if (p.cp > 1) good = good && s.seq_len % (p.cp_kind == ContextKind::kRing ? 2 * p.cp : p.cp) == 0;
+  if (p.cp > 1)
+    good = good && s.seq_len % (p.cp_kind == ContextKind::kUlysses ? p.cp : 2 * p.cp) == 0;
   good = good && spec.vocab_size % p.tp == 0 && (s.micro * s.seq_len / p.cp) % p.tp == 0;
   for (const model::LayerSpec& layer : spec.layers) {
     const int64_t kv = layer.attention.latent ? 0 : layer.attention.num_kv_heads;

@@ -31,11 +31,15 @@ Beginning beginning_from(const std::string& text) {
 }  // namespace
 
 void check_ranks(const RunFile& run, int64_t here) {
-  const int64_t wanted = parallel_of(run.config).world();
-  const int64_t stages = run.config.parallel.pp;
-  const std::string other = here % stages == 0
-                                ? fmt::format("parallel.dp = {}", here / stages)
-                                : fmt::format("parallel.pp = 1 and parallel.dp = {}", here);
+  const plan::Parallel parallel = parallel_of(run.config);
+  const int64_t wanted = parallel.world();
+  // Those that differ in nothing but their sequences.
+  const int64_t one = wanted / parallel.dp;
+  std::string other = fmt::format("parallel.dp = {}", here % one == 0 ? here / one : here);
+  if (here % one != 0) {
+    if (parallel.cp > 1) other = "parallel.cp = 1 and " + other;
+    if (parallel.pp > 1) other = "parallel.pp = 1 and " + other;
+  }
   TRIREME_USER_CHECK(
       wanted == here, kConfig,
       fmt::format("start it with trireme launch --nproc {} (or --threads {}), or set {}", wanted,

@@ -329,10 +329,15 @@ std::vector<SchemaEntry> make_schema() {
                   "`interleaved`, 1 for the others.",
                   kNoEffect));
   s.push_back(
-      key("parallel.cp", REF(parallel.cp), at_least(1), "Context parallel ranks.", kNoEffect));
-  s.push_back(key("parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
-                  "How context parallel attention communicates; without effect on one rank.",
-                  kNoEffect));
+      key("parallel.cp", REF(parallel.cp), at_least(1),
+          "Context parallel ranks, a power of two: they share every sequence. Another number gives "
+          "the same result within rounding.",
+          kNoEffect));
+  s.push_back(
+      key("parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
+          "How context parallel attention communicates, `gather` today; without effect where "
+          "`cp` is 1.",
+          kNoEffect));
   s.push_back(
       key("parallel.ep", REF(parallel.ep), at_least(1),
           "Expert parallel ranks: data parallel ranks next to one another that have a layer's "

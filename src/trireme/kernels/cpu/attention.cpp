@@ -331,12 +331,13 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const int64_t kv_heads = k.size(2);
   const int64_t group = heads / kv_heads;
   const int64_t queries = q.size(1);
-  const Shape shape{queries, queries, q.size(3), v.size(3)};
+  const int64_t past = k.size(1) - queries;
+  const Shape shape{queries, k.size(1), q.size(3), v.size(3)};
   const int64_t d = shape.d;
   const int64_t value_d = shape.value_d;
   const int64_t inner = inner_of<E>(d);
   const int64_t value_inner = inner_of<E>(value_d);
-  const int64_t window = options.window > 0 ? options.window : queries;
+  const int64_t window = options.window > 0 ? options.window : shape.keys;
   const cpu::ScoreMap map{static_cast<float>(options.scale), static_cast<float>(options.softcap)};
   const float* lse = logsumexp.const_data_ptr<float>();
   constexpr bool kLow = !std::is_same_v<T, float>;  // gradients gather in float32 scratch
@@ -345,11 +346,12 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const auto body = [&](const Task& task, float* memory) {
     Scratch scratch(memory);
     const int64_t length = task.length;
-    const int64_t padded = round_up(length, kTile);
-    const auto ks = slice_of<E>(kv, task.batch, task.start, task.head, length, d, scratch);
-    const auto vs = slice_of<E>(vv, task.batch, task.start, task.head, length, value_d, scratch);
+    const int64_t all_keys = length + past;
+    const int64_t padded = round_up(all_keys, kTile);
+    const auto ks = slice_of<E>(kv, task.batch, task.start, task.head, all_keys, d, scratch);
+    const auto vs = slice_of<E>(vv, task.batch, task.start, task.head, all_keys, value_d, scratch);
     E* key_columns = scratch.take<E>(padded * round_up(d, kTile));
-    pack_columns(ks, length, padded, d, key_columns);
+    pack_columns(ks, all_keys, padded, d, key_columns);
     E* query_panel = scratch.take<E>(kTile * inner);
     E* dout_panel = scratch.take<E>(kTile * value_inner);
     E* query_columns = scratch.take<E>(kTile * round_up(d, kTile));
@@ -374,13 +376,18 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
     int64_t dv_stride = value_d;
     if constexpr (kLow) {
       dq_block = scratch.take<float>(kTile * d);
-      dk_out = scratch.take<float>(length * d);
-      dv_out = scratch.take<float>(length * value_d);
+      dk_out = scratch.take<float>(all_keys * d);
+      dv_out = scratch.take<float>(all_keys * value_d);
     } else {
       dk_out = dkv.at(task.batch, task.start, task.head);
       dv_out = dvv.at(task.batch, task.start, task.head);
       dk_stride = dkv.time_stride;
       dv_stride = dvv.time_stride;
+    }
+    // What lies before the first query's window.
+    for (int64_t t = 0; t < std::max<int64_t>(0, past + 1 - window) / kTile * kTile; ++t) {
+      std::fill(dk_out + t * dk_stride, dk_out + t * dk_stride + d, 0.0f);
+      std::fill(dv_out + t * dv_stride, dv_out + t * dv_stride + value_d, 0.0f);
     }
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.head * group + g;
@@ -404,9 +411,11 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
           dq_out = dqv.at(task.batch, task.start + q0, head);
           dq_stride = dqv.time_stride;
         }
-        const int64_t first = std::max<int64_t>(0, q0 + 1 - window) / kTile * kTile;
-        for (int64_t k0 = first; k0 < q0 + rows; k0 += kTile) {
-          const int64_t keys = std::min(kTile, length - k0);
+        const int64_t first = std::max<int64_t>(0, q0 + past + 1 - window) / kTile * kTile;
+        // Tiles that blocks before this one have met.
+        const int64_t met = q0 == 0 ? 0 : round_up(q0 + past, kTile);
+        for (int64_t k0 = first; k0 < q0 + past + rows; k0 += kTile) {
+          const int64_t keys = std::min(kTile, all_keys - k0);
           multiply_panel(keys, kTile, inner, ks.row(k0), ks.stride, query_panel, false, scores,
                          kTile);
           multiply_panel(keys, kTile, value_inner, vs.row(k0), vs.stride, dout_panel, false, grads,
@@ -414,10 +423,9 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
           cpu::backward_tile(
               cpu::BackwardTile<E>{scores, grads,
                                    lse + (task.batch * heads + head) * queries + task.start + q0,
-                                   deltas, keys, rows, q0 - k0, window, p, ds},
+                                   deltas, keys, rows, q0 + past - k0, window, p, ds},
               map);
-          // A key's tile is met first by the block of its own queries.
-          const bool add = g > 0 || k0 < q0;
+          const bool add = g > 0 || k0 < met;
           multiply_columns(keys, kTile, p, kTile, dout_columns, kTile, 0, value_d, add,
                            dv_out + k0 * dv_stride, dv_stride);
           multiply_columns(keys, kTile, ds, kTile, query_columns, kTile, 0, d, add,
@@ -436,9 +444,9 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
     }
     if constexpr (kLow) {
       cpu::rows_to_bf16(dk_out, d, dkv.at(task.batch, task.start, task.head), dkv.time_stride,
-                        length, d);
+                        all_keys, d);
       cpu::rows_to_bf16(dv_out, value_d, dvv.at(task.batch, task.start, task.head), dvv.time_stride,
-                        length, value_d);
+                        all_keys, value_d);
     }
   };
   run_tasks(make_tasks(q.size(0), kv_heads, queries, options.segments),
@@ -537,7 +545,6 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
                         const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk,
                         at::Tensor& dv, at::Tensor d_sinks) {
   check_shapes(q, k, v, options);
-  TRIREME_CHECK(q.size(1) == k.size(1), "the backward needs as many keys as queries");
   check_out(dout, q, v, "dout");
   check_out(out, q, v, "out");
   TRIREME_CHECK(dq.sizes() == q.sizes() && dk.sizes() == k.sizes() && dv.sizes() == v.sizes(),

@@ -1,0 +1,146 @@
+// Mirrors Context in nn/grouped_attention_part.cpp line by line.
+#include "trireme/plan/context_memory.h"
+
+#include "trireme/plan/part_memory.h"
+
+namespace trireme::plan {
+
+ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
+                           Recompute mode, int64_t index) {
+  const int layer = spec.parts[static_cast<size_t>(part)].layer;
+  const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
+  const model::AttentionSpec& attention = where.attention;
+  const Sizes sizes(spec, strategy);
+  const int64_t cp = strategy.parallel.cp;
+  const int64_t hidden = sizes.hidden;
+  const int64_t normed = where.attention_norm ? hidden : 0;
+  const int64_t projected = where.attention_post_norm ? hidden : 0;
+  const int64_t query_width = attention.num_heads * attention.head_dim;
+  const int64_t kv_width = attention.num_kv_heads * attention.head_dim;
+  const int64_t qkv_width = query_width + 2 * kv_width;
+  const int64_t qkv = sizes.activations(qkv_width);
+  const int64_t attended = sizes.activations(query_width);
+  const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
+  const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
+  const int64_t after_statistics = norm_statistics(where.attention_post_norm, sizes.tokens);
+  const int64_t after_gradients = norm_gradients(where.attention_post_norm, spec.hidden);
+  const bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
+  const bool all_heads = attention.qk_norm == model::QkNorm::kAllHeads;
+  const int64_t qk = has_qk_norm ? sizes.activations(query_width + kv_width) : 0;
+  const int64_t q_rows = all_heads ? 1 : attention.num_heads;
+  const int64_t k_rows = all_heads ? 1 : attention.num_kv_heads;
+  const int64_t qk_statistics = has_qk_norm ? tensor_bytes(4 * sizes.tokens * q_rows) +
+                                                  tensor_bytes(4 * sizes.tokens * k_rows)
+                                            : 0;
+  const int64_t q_norm_width = all_heads ? query_width : attention.head_dim;
+  const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
+  const int64_t qk_norm_gradients =
+      has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
+  const int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
+  // A rank has two pieces of 2 cp; its queries see those up to its second one, and send gradients back for as many.
+  const int64_t piece = sizes.tokens / 2;
+  const int64_t seen_pieces = 2 * cp - index;
+  const auto keys_of = [&](int64_t rows) { return sizes.matrix(rows, 2 * kv_width); };
+  const int64_t seen = keys_of(seen_pieces * piece);
+  const int64_t tile_sums = tensor_bytes(4 * piece * attention.num_heads);
+  const auto kernel = [&](bool backward) {
+    const int64_t wide_sinks = sizes.precision == Precision::kBf16 ? sinks : 0;
+    return sizes.kernels.attention(strategy.micro, seen_pieces * strategy.seq_len / (2 * cp),
+                                   attention, sizes.precision, backward) +
+           wide_sinks;
+  };
+
+  const bool kept = mode != Recompute::kFull;
+  const bool selective = mode == Recompute::kSelective;
+  ContextBytes bytes;
+  bytes.between = kept ? (selective ? qk : 0) : qkv + qk;
+  // Of normed queries and keys, keys alone where the rest is made again.
+  bytes.scored = has_qk_norm ? (selective ? sizes.activations(kv_width) : qk) : qkv;
+  bytes.projected = statistics + qk_statistics + (has_qk_norm ? qkv : 0);
+  bytes.normed = selective ? 0 : normed;
+  bytes.softmax = logsumexp + after_statistics;
+  bytes.attended = attended + projected;
+  bytes.keys = keys_of(cp * sizes.tokens);
+  bytes.sent = seen;
+  bytes.received = keys_of((cp + index + 1) * piece);
+  bytes.delayed_1 = qkv + after_gradients + sinks;
+  bytes.delayed_2 = norm_gradients(where.attention_norm, spec.hidden) + qk_norm_gradients +
+                    (selective ? normed : 0);
+
+  const auto project = [&](bool keep_statistics, bool keep_normed) {
+    HighWater water;
+    water.hold(normed + (keep_statistics ? statistics : 0));
+    water.hold(qkv);
+    water.pass(sizes.product(qkv_width, sizes.width));
+    if (!keep_normed) water.drop(normed);
+    water.hold(qk + (keep_statistics ? qk_statistics : 0));
+    if (has_qk_norm && selective) water.hold(bytes.scored);
+    return water;
+  };
+  const int64_t of_projection = bytes.scored + bytes.projected + bytes.normed;
+  bytes.forward_1 =
+      project(kept, kept && !selective).above(bytes.between + (kept ? of_projection : 0));
+  bytes.recompute_1 = project(true, true).above(of_projection);
+
+  const auto attend = [&](bool keep_statistics) {
+    HighWater water;
+    water.hold(attended + (keep_statistics ? logsumexp : 0));
+    water.hold(seen);
+    water.pass(kernel(false) + (keep_statistics ? tile_sums : 0));
+    water.drop(seen);
+    return water;
+  };
+  HighWater forward = attend(kept);
+  forward.drop(bytes.between);
+  forward.hold(projected);
+  forward.hold(hidden + (kept ? after_statistics : 0));
+  forward.pass(
+      sizes.product(sizes.width, query_width, attention.out_bias && !where.attention_post_norm));
+  bytes.forward_2 = forward.above(hidden + (kept ? bytes.softmax + bytes.attended : 0));
+
+  HighWater again = attend(true);
+  again.hold(projected);
+  again.pass(projected + after_statistics);
+  again.hold(after_statistics);
+  bytes.recompute_2 = again.above(bytes.softmax + bytes.attended);
+
+  HighWater first;
+  if (where.attention_post_norm) {
+    first.hold(after_gradients);
+    first.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_post_norm));
+    first.drop(after_statistics);
+  }
+  first.hold(attended);  // its gradient
+  first.pass(sizes.product(query_width, sizes.width));
+  if (selective) first.hold(qk);
+  first.hold(qkv + sinks);  // their gradients
+  first.hold(seen);         // keys and values in order
+  first.hold(seen);         // their gradients
+  // The keys of the piece from the front are added to what the one from the back has left.
+  first.pass(kernel(true) + 2 * tile_sums + keys_of((index + 1) * piece) + sinks);
+  first.drop(attended + seen + logsumexp + (has_qk_norm ? qk : qkv));
+  first.hold(seen);  // as they are sent
+  bytes.backward_1 = first.above(bytes.delayed_1 + bytes.sent);
+
+  HighWater second;
+  // Sums in float32, and of one rank's what is added, widened.
+  const int64_t wide = tensor_bytes(4 * sizes.tokens * 2 * kv_width);
+  second.pass(sizes.precision == Precision::kBf16 ? 2 * wide : wide);
+  if (has_qk_norm) {
+    const model::NormSpec heads{model::NormKind::kRmsNorm, 0.0, false};
+    second.hold(qk_norm_gradients);
+    second.pass(sizes.kernels.norm_backward(sizes.tokens * q_rows, q_norm_width, heads));
+    second.drop(qkv + qk_statistics);
+  }
+  second.hold(hidden);  // the gradient of the normed input, then of the input
+  second.pass(sizes.product(sizes.width, qkv_width));
+  if (where.attention_norm) {
+    second.hold(norm_gradients(where.attention_norm, spec.hidden));
+    second.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
+  }
+  if (selective) second.hold(normed);
+  bytes.backward_2 = second.above(hidden + bytes.delayed_2);
+  return bytes;
+}
+
+}  // namespace trireme::plan
