@@ -375,6 +375,12 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
       const auto ranks = static_cast<double>(program.strategy.parallel.cp);
       const auto context = static_cast<double>(program.context);
       const double made = bytes_of(program, instruction.makes);
+      if (program.strategy.parallel.cp_kind == ContextKind::kRing) {
+        // To one rank, from another. With the first keys this rank's own are packed.
+        bytes.received = made / static_cast<double>(instruction.makes.size());
+        bytes.sent = instruction.of_gradient ? bytes_of(program, instruction.uses) : bytes.received;
+        break;
+      }
       if (!instruction.of_gradient) {
         bytes.sent = bytes.received = made * (ranks - 1.0) / ranks;
         break;
