@@ -10,6 +10,7 @@
 #include "trireme/base/error.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/nn/attention_tiles.h"
+#include "trireme/nn/gathered_keys.h"
 #include "trireme/nn/ring_attention.h"
 
 namespace trireme::nn {
@@ -312,7 +313,7 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     keys.reset();
     normed_keys_.reset();
     drop_scored();
-    return by_owner(d_keys);
+    return gradients_by_owner(batch_, d_keys);
   }
 
   void take_key_gradients(const at::Tensor& received) override {
@@ -382,48 +383,8 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     return saved_.logsumexp.narrow(0, tile.row, tile.rows).narrow(2, tile.query, tile.queries);
   }
 
-  /// Where a rank's place is in the sequence: [first, count) of each of its pieces.
-  std::vector<cluster::PlaceRange> pieces_of(int64_t rank) const {
-    return cluster::zigzag_pieces(batch_.whole_len, batch_.context_ranks, rank);
-  }
-
-  /// Keys and values of the sequence up to the last place that is seen here, in its order.
   at::Tensor in_order(const at::Tensor& all) const {
-    const int64_t last = batch_.pieces.back().last;
-    at::Tensor keys =
-        at::empty({x_.size(0), last, 2, heads(), part_.attention_.head_dim}, options());
-    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
-      const at::Tensor of_rank =
-          packed(all.narrow(0, rank * packed_numel(), packed_numel()), x_.size(1));
-      int64_t at = 0;
-      for (const cluster::PlaceRange& piece : pieces_of(rank)) {
-        if (piece.last <= last)
-          keys.narrow(1, piece.first, piece.count()).copy_(of_rank.narrow(1, at, piece.count()));
-        at += piece.count();
-      }
-    }
-    return keys;
-  }
-
-  at::Tensor by_owner(const at::Tensor& d_keys) const {
-    at::Tensor sent = at::empty({d_keys.numel()}, d_keys.options());
-    int64_t at = 0;
-    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
-      const std::vector<cluster::PlaceRange> pieces = pieces_of(rank);
-      const int64_t places =
-          pieces[0].count() +
-          (cluster::sees_second_piece(batch_.context_rank, rank) ? pieces[1].count() : 0);
-      const at::Tensor to = packed(sent.narrow(0, at, x_.size(0) * places * width()), places);
-      to.narrow(1, 0, pieces[0].count())
-          .copy_(d_keys.narrow(1, pieces[0].first, pieces[0].count()));
-      if (places > pieces[0].count()) {
-        to.narrow(1, pieces[0].count(), pieces[1].count())
-            .copy_(d_keys.narrow(1, pieces[1].first, pieces[1].count()));
-      }
-      at += to.numel();
-    }
-    TRIREME_CHECK(at == sent.numel(), "{} of {} gradients of keys have an owner", at, sent.numel());
-    return sent;
+    return keys_in_order(batch_, all, heads(), part_.attention_.head_dim);
   }
 
   void attention_over(const at::Tensor& all, bool keep_sums) {

@@ -15,9 +15,8 @@ namespace trireme::nn {
 template <class Body>
 void RingAttention::each_tile(int64_t rank, Body&& body) const {
   const auto keys = cluster::zigzag_pieces(batch_.whole_len, batch_.context_ranks, rank);
-  for (const AttentionTile& tile :
-       ring_tiles(batch_.rows, batch_.pieces, keys, cut_ ? &batch_.segments : nullptr,
-                  options_.window)) {
+  for (const AttentionTile& tile : ring_tiles(batch_.rows, batch_.pieces, keys,
+                                              cut_ ? &batch_.segments : nullptr, options_.window)) {
     kernels::AttentionOptions options = options_;
     options.past = tile.past;
     if (!tile.own) options.sinks = at::Tensor();
@@ -36,9 +35,8 @@ void RingAttention::each_tile(int64_t rank, Body&& body) const {
 
 RingAttention::Sums RingAttention::begin(const at::Tensor& q) const {
   const auto floats = q.options().dtype(at::kFloat);
-  return {at::zeros(q.sizes(), floats),
-          at::full({q.size(0), q.size(2), q.size(1)}, -std::numeric_limits<double>::infinity(),
-                   floats)};
+  return {at::zeros(q.sizes(), floats), at::full({q.size(0), q.size(2), q.size(1)},
+                                                 -std::numeric_limits<double>::infinity(), floats)};
 }
 
 void RingAttention::attend(const at::Tensor& q, const at::Tensor& keys, int64_t rank,

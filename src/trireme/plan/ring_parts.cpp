@@ -88,16 +88,14 @@ void MicroBatchWriter::ring_backward_input(MicroBatch& micro, int part) {
     attention.flops = 2.0 * flops.attention / static_cast<double>(ranks) * tokens_;
     attention.workspace_bytes = round == 0 ? bytes.ring_backward_first : bytes.ring_backward_step;
     writer_.read(micro.batch);
-    for (const int buffer :
-         {buffers.scored, buffers.projected, buffers.softmax, buffers.attended})
+    for (const int buffer : {buffers.scored, buffers.projected, buffers.softmax, buffers.attended})
       writer_.read_if_made(buffer);
     read_ring_keys(micro, part, round);
     if (round == 0) {
       attention.flops += flops.out * tokens_;
       writer_.read(micro.hidden_gradient[at]);
       make_context(micro, part, buffers.delayed_1, BufferKind::kDelayed, bytes.delayed_1);
-      make_context(micro, part, buffers.ring_gradients, BufferKind::kDelayed,
-                   bytes.ring_gradients);
+      make_context(micro, part, buffers.ring_gradients, BufferKind::kDelayed, bytes.ring_gradients);
       continue;
     }
     writer_.write(buffers.ring_gradients);

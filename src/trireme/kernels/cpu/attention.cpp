@@ -213,11 +213,6 @@ void multiply_columns(int64_t rows, int64_t inner, const E* a, int64_t lda, cons
   }
 }
 
-/// Keys before the place of the first query.
-int64_t past_of(const at::Tensor& q, const at::Tensor& k, const AttentionOptions& options) {
-  return options.past >= 0 ? options.past : k.size(1) - q.size(1);
-}
-
 /// Products' inner dimension of head_dim: bfloat16 goes in pairs.
 template <class E>
 int64_t inner_of(int64_t d) {
@@ -236,7 +231,7 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   const int64_t heads = q.size(2);
   const int64_t group = heads / k.size(2);
   const int64_t queries = q.size(1);
-  const int64_t past = past_of(q, k, options);
+  const int64_t past = options.past >= 0 ? options.past : k.size(1) - queries;
   const Shape shape{queries, k.size(1), q.size(3), v.size(3)};
   const int64_t value_columns = round_up(shape.value_d, kTile);
   const int64_t inner = inner_of<E>(shape.d);
@@ -338,7 +333,7 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const int64_t kv_heads = k.size(2);
   const int64_t group = heads / kv_heads;
   const int64_t queries = q.size(1);
-  const int64_t past = past_of(q, k, options);
+  const int64_t past = options.past >= 0 ? options.past : k.size(1) - queries;
   const Shape shape{queries, k.size(1), q.size(3), v.size(3)};
   const int64_t d = shape.d;
   const int64_t value_d = shape.value_d;
@@ -392,14 +387,13 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
       dv_stride = dvv.time_stride;
     }
     // What no query sees: tiles before the first one's window, and behind the last one.
-    const auto unseen = [&](int64_t from, int64_t to) {
-      for (int64_t t = from; t < to; ++t) {
-        std::fill(dk_out + t * dk_stride, dk_out + t * dk_stride + d, 0.0f);
-        std::fill(dv_out + t * dv_stride, dv_out + t * dv_stride + value_d, 0.0f);
-      }
-    };
-    unseen(0, std::min(std::max<int64_t>(0, past + 1 - window) / kTile * kTile, all_keys));
-    unseen(round_up(length + past, kTile), all_keys);
+    const int64_t first_seen = std::max<int64_t>(0, past + 1 - window) / kTile * kTile;
+    for (int64_t t = 0; t < all_keys; ++t) {
+      if (t == first_seen) t = round_up(length + past, kTile);
+      if (t >= all_keys) break;
+      std::fill_n(dk_out + t * dk_stride, d, 0.0f);
+      std::fill_n(dv_out + t * dv_stride, value_d, 0.0f);
+    }
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.head * group + g;
       Scratch rest = scratch;
