@@ -238,7 +238,12 @@ class World {
     const Instruction& other = instruction_of(b.rank, b.instruction);
     const bool pair = point_to_point(one) && point_to_point(other) && one.kind != other.kind &&
                       one.micro_batch == other.micro_batch && one.of_gradient == other.of_gradient;
-    const bool same = one.kind == other.kind && !point_to_point(one) && one.lane == other.lane;
+    // Ranks that share sequences have other leaves of one lane.
+    const bool context = one.kind == OpKind::kExchangeContext;
+    const bool same = one.kind == other.kind && !point_to_point(one) &&
+                      (context ? one.micro_batch == other.micro_batch && one.phase == other.phase &&
+                                     one.of_gradient == other.of_gradient
+                               : one.lane == other.lane);
     TRIREME_CHECK((pair || same) && one.part == other.part, "{} meets {}", name_of(a), name_of(b));
   }
 

@@ -164,7 +164,7 @@ TEST(RunConfig, PipelinesAreTaken) {
 }
 
 TEST(RunConfig, OtherDimensionsAreRefusedWithTheReason) {
-  for (const char* set : {"parallel.tp=2", "parallel.ep=8", "parallel.etp=2"}) {
+  for (const char* set : {"parallel.tp=2", "parallel.cp=2", "parallel.ep=8", "parallel.etp=2"}) {
     const Error error = error_of(kSmall, {set});
     EXPECT_THAT(error.what(), HasSubstr("in this way yet")) << set;
     EXPECT_THAT(error.what(), HasSubstr(std::string(set).substr(0, std::string(set).find('='))))
