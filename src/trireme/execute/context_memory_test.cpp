@@ -10,7 +10,12 @@
 namespace trireme::execute {
 namespace {
 
-class ContextMemory : public ExecutorTest {};
+class ContextMemory : public ExecutorTest,
+                      public ::testing::WithParamInterface<plan::ContextKind> {};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, ContextMemory,
+                         ::testing::Values(plan::ContextKind::kGather, plan::ContextKind::kRing),
+                         [](const auto& info) { return plan::to_string(info.param); });
 
 model::ModelSpec medium(const std::string& family) {
   if (family == "sinks") return nn::testing::with_sinks(medium("llama"));
@@ -25,7 +30,7 @@ model::ModelSpec medium(const std::string& family) {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 
 // Peaks, and what is held after every instruction of a micro-batch, of the first and the last rank.
-TEST_F(ContextMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
+TEST_P(ContextMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
   device::Device& device = device::get_device("cpu");
   for (const char* family : {"llama", "qwen3", "gemma2", "olmo2", "sinks"}) {
     const model::ModelSpec spec = medium(family);
@@ -41,7 +46,7 @@ TEST_F(ContextMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
           strategy.recompute.assign(spec.parts.size(), recompute);
           strategy.kernels = kernel_workspace(at::kCPU, precision);
           strategy.parallel.cp = cp;
-          strategy.parallel.cp_kind = plan::ContextKind::kGather;
+          strategy.parallel.cp_kind = GetParam();
           EchoWorld world(rank, cp);
           const int64_t before = device.memory().allocated_bytes;
           const plan::Program program = plan::build_program(spec, strategy, rank);
@@ -72,7 +77,11 @@ TEST_F(ContextMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
                 ratio(predicted.instructions[i].held_bytes_after, measured.held_bytes_after), 1.0,
                 0.02)
                 << name << ", " << plan::describe(spec, instruction);
-            EXPECT_NEAR(ratio(predicted.instructions[i].peak_bytes, measured.peak_bytes), 1.0, 0.02)
+            // A phase frees what phases before it have left before it has made all of its own: the program, whose workspaces are
+            // never negative, says up to this much too much of it.
+            const double peak = ratio(predicted.instructions[i].peak_bytes, measured.peak_bytes);
+            EXPECT_GE(peak, 0.98) << name << ", " << plan::describe(spec, instruction);
+            EXPECT_LE(peak, GetParam() == plan::ContextKind::kRing ? 1.05 : 1.02)
                 << name << ", " << plan::describe(spec, instruction);
           }
         }

@@ -42,26 +42,35 @@ class ContextSteps {
   }
   /// An exchange is issued: it may return before it is done.
   void run(const plan::Instruction& instruction, const MicroBatch& micro);
-  void free(const plan::Buffer& buffer);
+  void free(const plan::Buffer& buffer) { tensors_.erase(buffer.id); }
 
  private:
-  void forward(const plan::Instruction& instruction, const MicroBatch& micro);
-  void backward(const plan::Instruction& instruction, const MicroBatch& micro);
-  void exchange(const plan::Instruction& instruction, nn::ContextGraph& context);
-
-  struct Tensors {
-    at::Tensor keys;
-    at::Tensor sent;
-    at::Tensor received;
-  };
-  Tensors& of(const plan::Instruction& instruction) {
-    return tensors_[{instruction.micro_batch, instruction.part}];
+  bool is_ring() const { return program_.strategy.parallel.cp_kind == plan::ContextKind::kRing; }
+  /// The rank so many places before this one in the ring.
+  int64_t before(int64_t places) const {
+    const int64_t ranks = program_.strategy.parallel.cp;
+    return (program_.context + ranks - places) % ranks;
   }
+  bool is_last(const plan::Instruction& instruction) const {
+    return !is_ring() || instruction.phase == program_.strategy.parallel.cp + 1;
+  }
+
+  void forward(const plan::Instruction& instruction, const MicroBatch& micro);
+  /// Of the keys that the instruction reads.
+  void attend(const plan::Instruction& instruction, nn::ContextGraph& context);
+  void backward(const plan::Instruction& instruction, const MicroBatch& micro);
+  void ring_backward(const plan::Instruction& instruction, nn::ContextGraph& context,
+                     const at::Tensor& gradient);
+  void exchange(const plan::Instruction& instruction, nn::ContextGraph& context);
+  void ring_exchange(const plan::Instruction& instruction, nn::ContextGraph& context);
+  /// What an instruction makes, or the last that it reads, of a kind.
+  at::Tensor& made(const plan::Instruction& instruction, plan::BufferKind kind);
+  at::Tensor used(const plan::Instruction& instruction, plan::BufferKind kind) const;
 
   nn::Model& model_;
   const plan::Program& program_;
   RankExchange& exchange_;
-  std::map<std::pair<int64_t, int>, Tensors> tensors_;
+  std::map<int, at::Tensor> tensors_;  ///< by buffer: keys and their gradients
 };
 
 }  // namespace trireme::execute

@@ -154,11 +154,14 @@ struct AttentionOptions {
   int64_t window = 0;    ///< keys that a query sees, its own and those right before it; 0: all
   double softcap = 0.0;  ///< logits are softcap * tanh(scale q k^T / softcap); 0: no cap
   at::Tensor sinks;      ///< float32 [Hq], contiguous: a logit without a value, or undefined
+  /// Keys before the place of the first query, at most as many as there are or more: keys of another stretch of the sequence. Not
+  /// with segments; every query sees a key. -1: Tk - Tq, the queries are the last places.
+  int64_t past = -1;
 };
 
 /// out = softmax(logits + causal mask) v, grouped-query: query head h uses kv head h / (Hq / Hkv).
-/// q [B, Tq, Hq, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, Dv], Tq <= Tk: query i sees keys j <= i + Tk
-/// - Tq. out [B, Tq, Hq, Dv]. All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv)
+/// q [B, Tq, Hq, D], k [B, Tk, Hkv, D], v [B, Tk, Hkv, Dv], Tq <= Tk (without `past`): query i sees keys
+/// j <= i + Tk - Tq. out [B, Tq, Hq, Dv]. All may be strided views (slices of a fused qkv [B, T, (Hq + 2 Hkv)
 /// D]) with a contiguous last dimension. logsumexp [B, Hq, Tq] float32 contiguous, the sink
 /// included; undefined when no backward follows. Dao et al. 2022 (blocked softmax). Workspace:
 /// attention_workspace_bytes.

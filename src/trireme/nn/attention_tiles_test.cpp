@@ -70,5 +70,64 @@ TEST(AttentionTiles, CoverWhatEveryQuerySeesOnce) {
   }
 }
 
+TEST(AttentionTiles, OfARingMeetEveryPairOnce) {
+  std::mt19937 random(6);
+  const auto pick = [&](int64_t most) {
+    return static_cast<int64_t>(random() % static_cast<uint64_t>(most));
+  };
+  for (int round = 0; round < 60; ++round) {
+    const int64_t ranks = int64_t{1} << pick(4);
+    const int64_t length = 2 * ranks * (1 + pick(6));
+    const int64_t window = pick(2) == 0 ? 0 : 1 + pick(length);
+    const bool cut = pick(2) == 0;
+    kernels::Segments segments = {{0}};
+    for (int32_t at = 1; cut && at < length; ++at) {
+      if (pick(5) == 0) segments.back().push_back(at);
+    }
+    const auto places_of = [&](int64_t rank) {
+      std::vector<int64_t> places;
+      for (const cluster::PlaceRange& piece : cluster::zigzag_pieces(length, ranks, rank)) {
+        for (int64_t at = piece.first; at < piece.last; ++at) places.push_back(at);
+      }
+      return places;
+    };
+    std::set<std::pair<int64_t, int64_t>> met;
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      const std::vector<int64_t> queries = places_of(rank);
+      std::set<int64_t> own;
+      for (int64_t other = 0; other < ranks; ++other) {
+        const std::vector<int64_t> keys = places_of(other);
+        for (const AttentionTile& tile : ring_tiles(1, cluster::zigzag_pieces(length, ranks, rank),
+                                                    cluster::zigzag_pieces(length, ranks, other),
+                                                    cut ? &segments : nullptr, window)) {
+          for (int64_t i = 0; i < tile.queries; ++i) {
+            bool any = false;
+            for (int64_t j = 0; j < tile.keys; ++j) {
+              // As the kernel has it.
+              if (j > i + tile.past || (window > 0 && j <= i + tile.past - window)) continue;
+              any = true;
+              EXPECT_TRUE(met.insert({queries[static_cast<size_t>(tile.query + i)],
+                                      keys[static_cast<size_t>(tile.key + j)]})
+                              .second);
+            }
+            EXPECT_TRUE(any) << "a query without a key";
+            if (tile.own) EXPECT_TRUE(own.insert(tile.query + i).second);
+          }
+        }
+      }
+      EXPECT_EQ(static_cast<int64_t>(own.size()), length / ranks);
+    }
+    int64_t pairs = 0;
+    for (int64_t query = 0; query < length; ++query) {
+      for (int64_t key = 0; key < length; ++key) {
+        if (!sees(segments.front(), window, query, key)) continue;
+        ++pairs;
+        EXPECT_TRUE(met.contains({query, key})) << query << " sees " << key;
+      }
+    }
+    EXPECT_EQ(static_cast<int64_t>(met.size()), pairs);
+  }
+}
+
 }  // namespace
 }  // namespace trireme::nn

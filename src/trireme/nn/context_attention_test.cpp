@@ -37,30 +37,72 @@ class Attention {
     return computed;
   }
 
+  /// As in_pieces(), the keys of one rank after the other.
+  Computed in_a_ring(const at::Tensor& hidden, const BatchTensors& batch, const at::Tensor& dy,
+                     int64_t ranks, SaveMode mode) {
+    Pieces pieces = cut(hidden, batch, ranks, mode);
+    Computed computed{at::empty_like(hidden), at::empty_like(hidden), {}};
+    const auto packed = [&](int64_t rank) {
+      ContextGraph& context = *pieces.graphs[static_cast<size_t>(rank)]->context();
+      at::Tensor keys = at::empty({context.packed_numel()}, hidden.options());
+      context.pack_keys(keys);
+      return keys;
+    };
+    const auto attend = [&](int64_t rank) {
+      ContextGraph& context = *pieces.graphs[static_cast<size_t>(rank)]->context();
+      context.begin_ring();
+      for (int64_t round = 0; round < ranks; ++round) {
+        const int64_t other = (rank + ranks - round) % ranks;
+        context.attend_to(round == 0 ? at::Tensor() : pieces.keys[static_cast<size_t>(other)],
+                          other);
+      }
+      return &context;
+    };
+    const auto pack_all = [&] {
+      pieces.keys.clear();
+      for (int64_t rank = 0; rank < ranks; ++rank) pieces.keys.push_back(packed(rank));
+    };
+    pack_all();
+    for (int64_t rank = 0; rank < ranks; ++rank)
+      computed.output.index_copy_(1, pieces.places[static_cast<size_t>(rank)],
+                                  attend(rank)->finish_ring());
+    if (mode == SaveMode::kInputOnly) {
+      for (auto& graph : pieces.graphs) graph->recompute();
+      pack_all();
+      for (int64_t rank = 0; rank < ranks; ++rank) attend(rank)->finish_ring_again();
+    }
+    pack_all();
+    std::vector<at::Tensor> sent(static_cast<size_t>(ranks * ranks));
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      ContextGraph& context = *pieces.graphs[static_cast<size_t>(rank)]->context();
+      context.begin_ring_backward(dy.index_select(1, pieces.places[static_cast<size_t>(rank)]));
+      for (int64_t round = 0; round < ranks; ++round) {
+        const int64_t other = (rank + ranks - round) % ranks;
+        sent[static_cast<size_t>(rank * ranks + other)] =
+            context.backward_to(pieces.keys[static_cast<size_t>(other)], other);
+      }
+    }
+    for (int64_t owner = 0; owner < ranks; ++owner) {
+      PartGraph& graph = *pieces.graphs[static_cast<size_t>(owner)];
+      for (int64_t round = 1; round < ranks; ++round) {
+        const int64_t rank = (owner + round) % ranks;
+        graph.context()->add_key_gradients(sent[static_cast<size_t>(rank * ranks + owner)], rank);
+      }
+      graph.context()->finish_ring_backward();
+      const at::Tensor& places = pieces.places[static_cast<size_t>(owner)];
+      computed.gradient.index_copy_(1, places, graph.backward_input(dy.index_select(1, places)));
+    }
+    std::vector<PartGraph*> all;
+    for (const auto& graph : pieces.graphs) all.push_back(graph.get());
+    computed.weights = weights_of(all);
+    return computed;
+  }
+
   /// The key gradients of rank `lost` get lost on their way; -1: none.
   Computed in_pieces(const at::Tensor& hidden, const BatchTensors& batch, const at::Tensor& dy,
                      int64_t ranks, SaveMode mode, int64_t lost = -1) {
-    const int64_t length = batch.seq_len;
-    std::vector<BatchTensors> batches(static_cast<size_t>(ranks));
-    std::vector<std::unique_ptr<PartGraph>> graphs;
-    std::vector<at::Tensor> places;
-    for (int64_t rank = 0; rank < ranks; ++rank) {
-      BatchTensors& mine = batches[static_cast<size_t>(rank)];
-      mine = batch;
-      mine.pieces = cluster::zigzag_pieces(length, ranks, rank);
-      mine.whole_len = length;
-      mine.seq_len = length / ranks;
-      mine.context_ranks = ranks;
-      mine.context_rank = rank;
-      std::vector<at::Tensor> ranges;
-      for (const cluster::PlaceRange& piece : mine.pieces)
-        ranges.push_back(at::arange(piece.first, piece.last, at::kLong));
-      places.push_back(at::cat(ranges));
-      for (at::Tensor* tensor : {&mine.tokens, &mine.positions})
-        *tensor = tensor->index_select(1, places.back());
-      graphs.push_back(
-          model_->attention(layer_).begin(hidden.index_select(1, places.back()), mine, mode));
-    }
+    Pieces pieces = cut(hidden, batch, ranks, mode);
+    auto& [batches, graphs, places, unused] = pieces;
     const auto all_keys = [&] {
       const int64_t elements = graphs.front()->context()->packed_numel();
       at::Tensor all = at::empty({ranks * elements}, hidden.options());
@@ -110,6 +152,38 @@ class Attention {
   }
 
  private:
+  struct Pieces {
+    std::vector<BatchTensors> batches;  ///< graphs point to them
+    std::vector<std::unique_ptr<PartGraph>> graphs;
+    std::vector<at::Tensor> places;
+    std::vector<at::Tensor> keys;
+  };
+
+  Pieces cut(const at::Tensor& hidden, const BatchTensors& batch, int64_t ranks, SaveMode mode) {
+    Pieces result;
+    auto& [batches, graphs, places, unused] = result;
+    batches.resize(static_cast<size_t>(ranks));
+    const int64_t length = batch.seq_len;
+    for (int64_t rank = 0; rank < ranks; ++rank) {
+      BatchTensors& mine = batches[static_cast<size_t>(rank)];
+      mine = batch;
+      mine.pieces = cluster::zigzag_pieces(length, ranks, rank);
+      mine.whole_len = length;
+      mine.seq_len = length / ranks;
+      mine.context_ranks = ranks;
+      mine.context_rank = rank;
+      std::vector<at::Tensor> ranges;
+      for (const cluster::PlaceRange& piece : mine.pieces)
+        ranges.push_back(at::arange(piece.first, piece.last, at::kLong));
+      places.push_back(at::cat(ranges));
+      for (at::Tensor* tensor : {&mine.tokens, &mine.positions})
+        *tensor = tensor->index_select(1, places.back());
+      graphs.push_back(
+          model_->attention(layer_).begin(hidden.index_select(1, places.back()), mine, mode));
+    }
+    return result;
+  }
+
   at::Tensor weights_of(const std::vector<PartGraph*>& graphs) {
     at::Tensor flat = at::zeros({store_.part_numel(part_)}, at::kFloat);
     for (PartGraph* const graph : graphs) {
@@ -176,6 +250,9 @@ TEST_F(ContextAttention, PiecesOfEveryFamilyMakeTheWhole) {
             const Computed got = attention.in_pieces(hidden, batch, dy, ranks, mode);
             EXPECT_LE(difference(got, want), bound)
                 << ranks << " ranks, mode " << static_cast<int>(mode);
+            const Computed ring = attention.in_a_ring(hidden, batch, dy, ranks, mode);
+            EXPECT_LE(difference(ring, want), bound)
+                << ranks << " ranks in a ring, mode " << static_cast<int>(mode);
           }
         }
         const Computed faulty = attention.in_pieces(hidden, batch, dy, 2, SaveMode::kAll, 1);

@@ -26,6 +26,19 @@ class ContextGraph {
   virtual at::Tensor backward_attention(const at::Tensor& grad_output, const at::Tensor& all) = 0;
   /// What all ranks have made of this rank's, one rank after the other; added in their order, in float32.
   virtual void take_key_gradients(const at::Tensor& received) = 0;
+
+  // In a ring keys come from one rank after the other, the own ones first. In place of attend() and attend_again(): begin_ring(),
+  // attend_to() for every rank, finish_ring() or finish_ring_again(). In place of backward_attention() and take_key_gradients():
+  // begin_ring_backward(), backward_to() for every rank and add_key_gradients() as they come, finish_ring_backward().
+  virtual void begin_ring() = 0;
+  virtual void attend_to(const at::Tensor& keys, int64_t rank) = 0;
+  virtual at::Tensor finish_ring() = 0;
+  virtual void finish_ring_again() = 0;
+  virtual void begin_ring_backward(const at::Tensor& grad_output) = 0;
+  /// Gradients of those of the rank's keys that a query here may see, packed for it; undefined of the own ones.
+  virtual at::Tensor backward_to(const at::Tensor& keys, int64_t rank) = 0;
+  virtual void add_key_gradients(const at::Tensor& received, int64_t rank) = 0;
+  virtual void finish_ring_backward() = 0;
 };
 
 }  // namespace trireme::nn

@@ -3,12 +3,15 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
 #include "trireme/base/error.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/nn/attention_tiles.h"
+#include "trireme/nn/gathered_keys.h"
+#include "trireme/nn/ring_attention.h"
 
 namespace trireme::nn {
 
@@ -203,20 +206,73 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
   }
 
   at::Tensor attend(const at::Tensor& all) override {
-    const bool keep = mode_ != SaveMode::kInputOnly;
-    attention_over(all, keep);
-    if (mode_ != SaveMode::kAll) saved_.qk.reset();
-    if (!keep) saved_.qkv.reset();
-    at::Tensor output = part_.output_of(x_, keep, saved_);
-    if (!keep) saved_ = {};
-    return output;
+    attention_over(all, mode_ != SaveMode::kInputOnly);
+    return output();
   }
 
   void attend_again(const at::Tensor& all) override {
     attention_over(all, true);
-    if (!part_.norms_.after) return;
-    saved_.projected = part_.out_.forward(saved_.attended);
-    part_.norms_.after->forward(saved_.projected, true, saved_.after_statistics);
+    output_again();
+  }
+
+  void begin_ring() override { ring_sums_ = ring().begin(projected().q); }
+
+  void attend_to(const at::Tensor& keys, int64_t rank) override {
+    ring().attend(projected().q, keys_of(keys), rank, ring_sums_);
+  }
+
+  at::Tensor finish_ring() override {
+    take_ring_sums(mode_ != SaveMode::kInputOnly);
+    return output();
+  }
+
+  void finish_ring_again() override {
+    take_ring_sums(true);
+    output_again();
+  }
+
+  void begin_ring_backward(const at::Tensor& grad_output) override {
+    d_attended_ = backward_output(grad_output);
+    if (d_sinks_.defined()) d_sinks_.zero_();
+    const auto floats = options().dtype(at::kFloat);
+    d_queries_ = at::zeros(projected().q.sizes(), floats);
+    d_keys_ = at::zeros({x_.size(0), x_.size(1), 2, heads(), part_.attention_.head_dim}, floats);
+  }
+
+  at::Tensor backward_to(const at::Tensor& keys, int64_t rank) override {
+    const int64_t length = x_.size(1);
+    const bool own = rank == batch_.context_rank;
+    // The whole of them in float32, and of that what is seen is sent.
+    const at::Tensor sum = own ? d_keys_ : at::zeros_like(d_keys_);
+    const at::Tensor shaped = d_attended_.view(projected().q.sizes());
+    ring().backward(shaped, projected().q, keys_of(keys), rank,
+                    saved_.attended.view(shaped.sizes()), saved_.logsumexp, d_queries_, sum,
+                    d_sinks_);
+    if (own) return {};
+    const int64_t places =
+        cluster::sees_second_piece(batch_.context_rank, rank) ? length : length / 2;
+    at::Tensor sent = at::empty({x_.size(0) * places * width()}, options());
+    packed(sent, places).copy_(sum.narrow(1, 0, places));
+    return sent;
+  }
+
+  void add_key_gradients(const at::Tensor& received, int64_t rank) override {
+    const int64_t length = x_.size(1);
+    const int64_t places =
+        cluster::sees_second_piece(rank, batch_.context_rank) ? length : length / 2;
+    d_keys_.narrow(1, 0, places).add_(packed(received, places));
+  }
+
+  void finish_ring_backward() override {
+    d_attended_.reset();
+    drop_scored();
+    normed_keys_.reset();
+    const Projected d = part_.split(d_qkv_, {}, x_.size(0), x_.size(1));
+    d.q.copy_(d_queries_);
+    d.k.copy_(d_keys_.select(2, 0));
+    d.v.copy_(d_keys_.select(2, 1));
+    d_queries_.reset();
+    d_keys_.reset();
   }
 
   at::Tensor backward_attention(const at::Tensor& grad_output, const at::Tensor& all) override {
@@ -260,7 +316,7 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     keys.reset();
     normed_keys_.reset();
     drop_scored();
-    return by_owner(d_keys);
+    return gradients_by_owner(batch_, d_keys);
   }
 
   void take_key_gradients(const at::Tensor& received) override {
@@ -294,52 +350,44 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
                            part_.attention_.window);
   }
   kernels::AttentionOptions tile_options() const { return part_.options(nullptr); }
+  /// Keys that have come; undefined: the own ones.
+  at::Tensor keys_of(const at::Tensor& keys) const {
+    if (keys.defined()) return packed(keys, x_.size(1));
+    const at::Tensor own = at::empty({packed_numel()}, options());
+    pack_keys(own);
+    return packed(own, x_.size(1));
+  }
+  RingAttention ring() const { return {batch_, is_cut(batch_), tile_options()}; }
+
+  /// The part's output, and away with what the backward does not read.
+  at::Tensor output() {
+    const bool keep = mode_ != SaveMode::kInputOnly;
+    if (mode_ != SaveMode::kAll) saved_.qk.reset();
+    if (!keep) saved_.qkv.reset();
+    at::Tensor output = part_.output_of(x_, keep, saved_);
+    if (!keep) saved_ = {};
+    return output;
+  }
+
+  void output_again() {
+    if (!part_.norms_.after) return;
+    saved_.projected = part_.out_.forward(saved_.attended);
+    part_.norms_.after->forward(saved_.projected, true, saved_.after_statistics);
+  }
+
+  void take_ring_sums(bool keep) {
+    saved_.attended = at::empty({x_.size(0) * x_.size(1), d_width()}, options());
+    saved_.attended.view(ring_sums_.out.sizes()).copy_(ring_sums_.out);
+    if (keep) saved_.logsumexp = ring_sums_.logsumexp;
+    ring_sums_ = {};
+  }
+  int64_t d_width() const { return part_.attention_.num_heads * part_.attention_.head_dim; }
   at::Tensor sums_of(const AttentionTile& tile) const {
     return saved_.logsumexp.narrow(0, tile.row, tile.rows).narrow(2, tile.query, tile.queries);
   }
 
-  /// Where a rank's place is in the sequence: [first, count) of each of its pieces.
-  std::vector<cluster::PlaceRange> pieces_of(int64_t rank) const {
-    return cluster::zigzag_pieces(batch_.whole_len, batch_.context_ranks, rank);
-  }
-
-  /// Keys and values of the sequence up to the last place that is seen here, in its order.
   at::Tensor in_order(const at::Tensor& all) const {
-    const int64_t last = batch_.pieces.back().last;
-    at::Tensor keys =
-        at::empty({x_.size(0), last, 2, heads(), part_.attention_.head_dim}, options());
-    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
-      const at::Tensor of_rank =
-          packed(all.narrow(0, rank * packed_numel(), packed_numel()), x_.size(1));
-      int64_t at = 0;
-      for (const cluster::PlaceRange& piece : pieces_of(rank)) {
-        if (piece.last <= last)
-          keys.narrow(1, piece.first, piece.count()).copy_(of_rank.narrow(1, at, piece.count()));
-        at += piece.count();
-      }
-    }
-    return keys;
-  }
-
-  at::Tensor by_owner(const at::Tensor& d_keys) const {
-    at::Tensor sent = at::empty({d_keys.numel()}, d_keys.options());
-    int64_t at = 0;
-    for (int64_t rank = 0; rank < batch_.context_ranks; ++rank) {
-      const std::vector<cluster::PlaceRange> pieces = pieces_of(rank);
-      const int64_t places =
-          pieces[0].count() +
-          (cluster::sees_second_piece(batch_.context_rank, rank) ? pieces[1].count() : 0);
-      const at::Tensor to = packed(sent.narrow(0, at, x_.size(0) * places * width()), places);
-      to.narrow(1, 0, pieces[0].count())
-          .copy_(d_keys.narrow(1, pieces[0].first, pieces[0].count()));
-      if (places > pieces[0].count()) {
-        to.narrow(1, pieces[0].count(), pieces[1].count())
-            .copy_(d_keys.narrow(1, pieces[1].first, pieces[1].count()));
-      }
-      at += to.numel();
-    }
-    TRIREME_CHECK(at == sent.numel(), "{} of {} gradients of keys have an owner", at, sent.numel());
-    return sent;
+    return keys_in_order(batch_, all, heads(), part_.attention_.head_dim);
   }
 
   void attention_over(const at::Tensor& all, bool keep_sums) {
@@ -370,6 +418,11 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
 
   SaveMode mode_;
   at::Tensor normed_keys_;  ///< [rows, places, kv heads, head_dim]
+  RingAttention::Sums ring_sums_;
+  // Of a ring's backward: the gradient of attention's result, and float32 sums of those of queries and this rank's keys.
+  at::Tensor d_attended_;
+  at::Tensor d_queries_;
+  at::Tensor d_keys_;
 };
 
 std::unique_ptr<PartGraph> GroupedAttentionPart::begin(const at::Tensor& hidden,

@@ -122,24 +122,100 @@ ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strateg
   first.hold(seen);  // as they are sent
   bytes.backward_1 = first.above(bytes.delayed_1 + bytes.sent);
 
+  const auto projection_backward = [&](HighWater& water) {
+    if (has_qk_norm) {
+      const model::NormSpec heads{model::NormKind::kRmsNorm, 0.0, false};
+      water.hold(qk_norm_gradients);
+      water.pass(sizes.kernels.norm_backward(sizes.tokens * q_rows, q_norm_width, heads));
+      water.drop(qkv + qk_statistics);
+    }
+    water.hold(hidden);  // the gradient of the normed input, then of the input
+    water.pass(sizes.product(sizes.width, qkv_width));
+    if (where.attention_norm) {
+      water.hold(norm_gradients(where.attention_norm, spec.hidden));
+      water.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
+    }
+    if (selective) water.hold(normed);
+  };
   HighWater second;
   // Sums in float32, and of one rank's what is added, widened.
   const int64_t wide = tensor_bytes(4 * sizes.tokens * 2 * kv_width);
   second.pass(sizes.precision == Precision::kBf16 ? 2 * wide : wide);
-  if (has_qk_norm) {
-    const model::NormSpec heads{model::NormKind::kRmsNorm, 0.0, false};
-    second.hold(qk_norm_gradients);
-    second.pass(sizes.kernels.norm_backward(sizes.tokens * q_rows, q_norm_width, heads));
-    second.drop(qkv + qk_statistics);
-  }
-  second.hold(hidden);  // the gradient of the normed input, then of the input
-  second.pass(sizes.product(sizes.width, qkv_width));
-  if (where.attention_norm) {
-    second.hold(norm_gradients(where.attention_norm, spec.hidden));
-    second.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
-  }
-  if (selective) second.hold(normed);
+  projection_backward(second);
   bytes.backward_2 = second.above(hidden + bytes.delayed_2);
+  if (strategy.parallel.cp_kind != ContextKind::kRing) return bytes;
+
+  // A call of the kernel has a piece of queries and a piece of keys, its results beside it, and what float32 sums of them take.
+  const bool low = sizes.precision == Precision::kBf16;
+  const auto floats_of = [&](int64_t columns) { return tensor_bytes(4 * piece * columns); };
+  const auto piece_kernel = [&](bool backward) {
+    return sizes.kernels.attention(strategy.micro, strategy.seq_len / (2 * cp), attention,
+                                   sizes.precision, backward);
+  };
+  bytes.own_keys = keys_of(sizes.tokens);
+  bytes.ring_sums = tensor_bytes(4 * sizes.tokens * query_width) + logsumexp;
+  const int64_t d_queries = tensor_bytes(4 * sizes.tokens * query_width);
+  const int64_t d_keys = tensor_bytes(4 * sizes.tokens * 2 * kv_width);
+  bytes.ring_gradients = attended + d_queries + d_keys + (selective ? qk : 0);  // made again
+  for (int64_t round = 0; round < cp; ++round) {
+    const int64_t to = (index - round + cp) % cp;
+    const int64_t from = (index + round) % cp;
+    bytes.ring_sent.push_back(keys_of((to >= index ? 2 : 1) * piece));
+    bytes.ring_received.push_back(keys_of((index >= from ? 2 : 1) * piece));
+  }
+  HighWater step;
+  step.hold(sizes.matrix(piece, query_width) + tile_sums);
+  step.pass(piece_kernel(false));
+  step.pass(3 * tile_sums + (low ? floats_of(query_width) : 0));
+  bytes.ring_step = step.above(0);
+
+  HighWater last;
+  last.pass(bytes.ring_step);
+  last.hold(attended);
+  last.drop(bytes.ring_sums + bytes.between);
+  last.hold(projected);
+  last.hold(hidden + (kept ? logsumexp + after_statistics : 0));
+  last.pass(
+      sizes.product(sizes.width, query_width, attention.out_bias && !where.attention_post_norm));
+  bytes.ring_last = last.above(hidden + (kept ? bytes.softmax + bytes.attended : 0));
+
+  HighWater last_again;
+  last_again.pass(bytes.ring_step);
+  last_again.hold(attended);
+  last_again.drop(bytes.ring_sums);
+  last_again.hold(logsumexp + projected);
+  last_again.pass(projected + after_statistics);
+  last_again.hold(after_statistics);
+  bytes.ring_last_again = last_again.above(bytes.softmax + bytes.attended);
+
+  const int64_t tile_gradients =
+      sizes.matrix(piece, query_width) + keys_of(piece) + tile_sums + sinks +
+      std::max(piece_kernel(true), low ? floats_of(std::max(query_width, 2 * kv_width)) : 0);
+  HighWater head;
+  if (where.attention_post_norm) {
+    head.hold(after_gradients);
+    head.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_post_norm));
+    head.drop(after_statistics);
+  }
+  head.hold(attended);
+  head.pass(sizes.product(query_width, sizes.width));
+  if (selective) head.hold(qk);
+  head.hold(qkv + sinks);
+  head.hold(d_queries + d_keys + bytes.own_keys);
+  head.pass(tile_gradients);
+  bytes.ring_backward_first = head.above(bytes.delayed_1 + bytes.ring_gradients);
+
+  HighWater between;
+  between.hold(d_keys);  // sums of one rank's
+  between.pass(tile_gradients);
+  between.pass(keys_of(2 * piece) + (low ? d_keys : 0));
+  bytes.ring_backward_step = between.above(0);
+
+  HighWater end;
+  end.pass(low ? d_keys : 0);  // what came last, widened
+  end.drop(bytes.ring_gradients + logsumexp + bytes.scored);
+  projection_backward(end);
+  bytes.backward_2 = end.above(hidden + bytes.delayed_2);
   return bytes;
 }
 

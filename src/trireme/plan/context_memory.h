@@ -3,7 +3,9 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "trireme/model/flops.h"
 #include "trireme/plan/program.h"
 
 namespace trireme::plan {
@@ -31,6 +33,29 @@ struct ContextBytes {
   int64_t recompute_2 = 0;
   int64_t backward_1 = 0;
   int64_t backward_2 = 0;
+  // Of a ring, whose phases from 2 on each have another rank's keys; by round, from 1.
+  int64_t own_keys = 0;   ///< kContextKeys of one rank
+  int64_t ring_sums = 0;  ///< of the forward, until its last phase: float32 results
+  int64_t ring_gradients =
+      0;  ///< of the backward, until its last phase: of attention's result, and float32 sums
+  std::vector<int64_t> ring_sent;
+  std::vector<int64_t> ring_received;
+  int64_t ring_step = 0;
+  int64_t ring_last = 0;
+  int64_t ring_last_again = 0;
+  int64_t ring_backward_first = 0;
+  int64_t ring_backward_step = 0;
+};
+
+/// Operations per token of an attention, of one product and of attention itself: backward costs attention twice its forward.
+struct ContextFlops {
+  explicit ContextFlops(const model::TokenFlops& part)
+      : attention(part.backward_input - part.forward),
+        out(part.forward - part.recompute),
+        projection(part.forward - attention - out) {}
+  double attention;
+  double out;         ///< the output's product
+  double projection;  ///< of queries, keys and values
 };
 
 /// Of a part of grouped attention.

@@ -3,21 +3,6 @@
 
 namespace trireme::plan {
 
-namespace {
-
-/// Operations per token, of one product with a weight and of attention itself: backward costs attention twice its forward.
-struct PhaseFlops {
-  explicit PhaseFlops(const model::TokenFlops& part)
-      : attention(part.backward_input - part.forward),
-        out(part.forward - part.recompute),
-        projection(part.forward - attention - out) {}
-  double attention;
-  double out;         ///< the output's product
-  double projection;  ///< of queries, keys and values
-};
-
-}  // namespace
-
 void MicroBatchWriter::make_context(MicroBatch& micro, int part, int& buffer, BufferKind kind,
                                     int64_t bytes) {
   if (bytes == 0) return;
@@ -61,7 +46,7 @@ void MicroBatchWriter::exchange_keys(MicroBatch& micro, int part) {
 
 void MicroBatchWriter::context_forward(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
-  const PhaseFlops flops(flops_[at]);
+  const ContextFlops flops(flops_[at]);
   const ContextBytes& bytes = context_bytes_.at(part);
   ContextBuffers& buffers = micro.context[part];
   const bool kept = recompute(part) != Recompute::kFull;
@@ -73,6 +58,11 @@ void MicroBatchWriter::context_forward(MicroBatch& micro, int part) {
   read_inputs(micro, part);
   make_context(micro, part, buffers.between, BufferKind::kSaved, bytes.between);
   if (kept) make_projection(micro, part);
+  if (is_ring()) {
+    ring_attention(micro, part, OpKind::kForward);
+    buffers.between = kNone;
+    return;
+  }
 
   exchange_keys(micro, part);
 
@@ -90,13 +80,13 @@ void MicroBatchWriter::context_forward(MicroBatch& micro, int part) {
 
 void MicroBatchWriter::bring_keys_ahead(MicroBatch& micro, int part) {
   if (part < 1 || !shares_sequences(part) || !writer_.program().has(part)) return;
-  if (recompute(part) != Recompute::kFull && micro.context[part].keys == kNone)
-    exchange_keys(micro, part);
+  if (recompute(part) == Recompute::kFull) return;
+  is_ring() ? ring_exchange(micro, part, 1) : exchange_keys(micro, part);
 }
 
 void MicroBatchWriter::context_backward_input(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
-  const PhaseFlops flops(flops_[at]);
+  const ContextFlops flops(flops_[at]);
   const ContextBytes& bytes = context_bytes_.at(part);
   ContextBuffers& buffers = micro.context[part];
   const bool again = recompute(part) == Recompute::kFull;
@@ -108,6 +98,14 @@ void MicroBatchWriter::context_backward_input(MicroBatch& micro, int part) {
     // Issued when the gradient is there: no earlier, or its memory would be held for nothing.
     writer_.depend(writer_.last_write(micro.hidden_gradient[at]));
     make_projection(micro, part);
+  }
+  if (is_ring()) {
+    if (again) {
+      ring_attention(micro, part, OpKind::kRecompute);
+      buffers.ring_keys.clear();
+    }
+    ring_backward_input(micro, part);
+    return;
   }
   if (buffers.keys == kNone) exchange_keys(micro, part);
   if (again) {

@@ -38,6 +38,10 @@ struct ContextBuffers {
   int received = ProgramWriter::kNone;
   int delayed_1 = ProgramWriter::kNone;
   int delayed_2 = ProgramWriter::kNone;
+  // Of a ring.
+  std::vector<int> ring_keys;  ///< by round: the own ones, then those that have come
+  int ring_sums = ProgramWriter::kNone;
+  int ring_gradients = ProgramWriter::kNone;
 };
 
 /// What a micro-batch's instructions hand to one another: buffers, per part.
@@ -130,6 +134,13 @@ class MicroBatchWriter {
   /// Keys and values that the backward of a part will want, while what lies behind it is computed.
   void bring_keys_ahead(MicroBatch& micro, int part);
   void read_context_for_weights(MicroBatch& micro, int part);
+
+  // The same in a ring (ring_parts.cpp).
+  bool is_ring() const { return strategy_.parallel.cp_kind == ContextKind::kRing; }
+  void ring_exchange(MicroBatch& micro, int part, int64_t round);
+  void read_ring_keys(const MicroBatch& micro, int part, int64_t round);
+  void ring_attention(MicroBatch& micro, int part, OpKind kind);
+  void ring_backward_input(MicroBatch& micro, int part);
 
   std::unique_ptr<TensorWriter> tensor_;  ///< of one of several tensor parallel ranks
   const model::ModelSpec& spec_;

@@ -92,11 +92,10 @@ void add_context_limits(const model::ModelSpec& spec, const Strategy& strategy,
                     "so they must be a power of two; use parallel.cp = {} or {}",
                     below, 2 * below));
   }
-  if (parallel.cp_kind != ContextKind::kGather)
+  if (parallel.cp_kind == ContextKind::kUlysses)
     reject(
-        fmt::format("parallel.cp_kind = \"{}\" is not there yet; use parallel.cp_kind = "
-                    "\"gather\"",
-                    to_string(parallel.cp_kind)));
+        "parallel.cp_kind = \"ulysses\" is not there yet; use parallel.cp_kind = \"ring\" or "
+        "\"gather\"");
   const auto any_layer = [&](const auto& is) { return std::ranges::any_of(spec.layers, is); };
   if (any_layer([](const model::LayerSpec& layer) { return layer.attention.latent.has_value(); }))
     reject(

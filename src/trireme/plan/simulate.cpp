@@ -50,10 +50,11 @@ int64_t bytes_carried_in(const Program& program) {
   return sum;
 }
 
-/// Whether an attention's phase has the scores in it: after the exchange on the way forward, before it on the way back.
-bool has_attention(const Instruction& instruction) {
-  return instruction.phase == 0 ||
-         instruction.phase == (instruction.kind == OpKind::kBackwardInput ? 1 : 2);
+/// Whether an attention's phase has scores in it: from the first exchange on on the way forward, before the last one on the way
+/// back, in `phases` of them.
+bool has_attention(const Instruction& instruction, int phases) {
+  const bool backward = instruction.kind == OpKind::kBackwardInput;
+  return instruction.phase == 0 || (backward ? instruction.phase <= phases : instruction.phase > 1);
 }
 
 void run_copies(const Program& program, Simulation& result) {
@@ -235,6 +236,9 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
                                        const DeviceRates& rates) {
   std::vector<double> durations;
   const auto tokens = static_cast<double>(program.strategy.tokens());
+  // In so many instructions a ring has its scores.
+  const Parallel& parallel = program.strategy.parallel;
+  const int phases = parallel.cp_kind == ContextKind::kRing ? static_cast<int>(parallel.cp) : 1;
   for (const Instruction& instruction : program.instructions) {
     if (is_copy(instruction.resource)) {
       durations.push_back(rates.instruction_s +
@@ -253,14 +257,15 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
     if (instruction.part >= 0 &&
         spec.parts[static_cast<size_t>(instruction.part)].kind == model::PartKind::kAttention &&
         instruction.flops > 0 && instruction.kind != OpKind::kBackwardWeight &&
-        has_attention(instruction)) {
+        has_attention(instruction, phases)) {
       const auto layer =
           static_cast<size_t>(spec.parts[static_cast<size_t>(instruction.part)].layer);
       const model::AttentionSpec& shape = spec.layers[layer].attention;
       const double width =
           static_cast<double>(shape.num_heads * (shape.head_dim + shape.value_dim)) / 2.0;
       const double passes = instruction.kind == OpKind::kBackwardInput ? 2.0 : 1.0;
-      attention = passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width * tokens;
+      attention =
+          passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width * tokens / phases;
     }
     double bytes = static_cast<double>(sum_bytes(program, instruction.makes) +
                                        sum_bytes(program, instruction.uses));

@@ -238,7 +238,12 @@ class World {
     const Instruction& other = instruction_of(b.rank, b.instruction);
     const bool pair = point_to_point(one) && point_to_point(other) && one.kind != other.kind &&
                       one.micro_batch == other.micro_batch && one.of_gradient == other.of_gradient;
-    const bool same = one.kind == other.kind && !point_to_point(one) && one.lane == other.lane;
+    // Ranks that share sequences have other leaves of one lane.
+    const bool context = one.kind == OpKind::kExchangeContext;
+    const bool same = one.kind == other.kind && !point_to_point(one) &&
+                      (context ? one.micro_batch == other.micro_batch && one.phase == other.phase &&
+                                     one.of_gradient == other.of_gradient
+                               : one.lane == other.lane);
     TRIREME_CHECK((pair || same) && one.part == other.part, "{} meets {}", name_of(a), name_of(b));
   }
 
@@ -390,6 +395,12 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
       const auto ranks = static_cast<double>(program.strategy.parallel.cp);
       const auto context = static_cast<double>(program.context);
       const double made = bytes_of(program, instruction.makes);
+      if (program.strategy.parallel.cp_kind == ContextKind::kRing) {
+        // To one rank, from another. With the first keys this rank's own are packed.
+        bytes.received = made / static_cast<double>(instruction.makes.size());
+        bytes.sent = instruction.of_gradient ? bytes_of(program, instruction.uses) : bytes.received;
+        break;
+      }
       if (!instruction.of_gradient) {
         bytes.sent = bytes.received = made * (ranks - 1.0) / ranks;
         break;

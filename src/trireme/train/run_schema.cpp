@@ -333,11 +333,11 @@ std::vector<SchemaEntry> make_schema() {
           "Context parallel ranks, a power of two: they share every sequence. Another number gives "
           "the same result within rounding.",
           kNoEffect));
-  s.push_back(
-      key("parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
-          "How context parallel attention communicates, `gather` today; without effect where "
-          "`cp` is 1.",
-          kNoEffect));
+  s.push_back(key(
+      "parallel.cp_kind", REF(parallel.cp_kind), one_of({"ring", "gather", "ulysses"}),
+      "How context parallel attention communicates, `ring` or `gather` today; without effect where "
+      "`cp` is 1.",
+      kNoEffect));
   s.push_back(
       key("parallel.ep", REF(parallel.ep), at_least(1),
           "Expert parallel ranks: data parallel ranks next to one another that have a layer's "

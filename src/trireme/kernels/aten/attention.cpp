@@ -26,7 +26,8 @@ at::Tensor by_head(const at::Tensor& tensor, int64_t heads) {
 at::Tensor hidden_keys(const at::Tensor& q, int64_t keys, const AttentionOptions& options) {
   const auto integers = q.options().dtype(at::kLong);
   const int64_t queries = q.size(1);
-  const at::Tensor own = at::arange(keys - queries, keys, integers).unsqueeze(1);
+  const int64_t past = options.past >= 0 ? options.past : keys - queries;
+  const at::Tensor own = at::arange(past, past + queries, integers).unsqueeze(1);
   const at::Tensor key = at::arange(keys, integers).unsqueeze(0);
   at::Tensor hidden = key.gt(own);
   if (options.window > 0) hidden = hidden.logical_or(key.le(own - options.window));

@@ -22,11 +22,19 @@ struct Options {
   AttentionOptions attention;
 };
 
-enum OptionBits { kSegments = 1, kWindow = 2, kSoftcap = 4, kSinks = 8, kFewQueries = 16 };
+enum OptionBits {
+  kSegments = 1,
+  kWindow = 2,
+  kSoftcap = 4,
+  kSinks = 8,
+  kFewQueries = 16,
+  kPast = 32
+};
 constexpr int kBits[] = {0,           kSegments,
                          kWindow,     kSoftcap,
                          kSinks,      kSegments | kWindow | kSoftcap | kSinks,
-                         kFewQueries, kFewQueries | kWindow};
+                         kFewQueries, kFewQueries | kWindow,
+                         kPast,       kFewQueries | kPast | kWindow};
 
 /// Sizes: batch, places, query heads, key-value heads, width of a head, width of a value.
 Options options_of(Trial& t) {
@@ -37,6 +45,10 @@ Options options_of(Trial& t) {
   if ((bits & kWindow) != 0) o.attention.window = std::max<int64_t>(1, places / 3);
   if ((bits & kSoftcap) != 0) o.attention.softcap = 1.5;
   if ((bits & kSinks) != 0) o.attention.sinks = t.floats({t.size(2)});
+  // The keys' last query is the first that is asked: others see as much, or within a window less.
+  if ((bits & kPast) != 0) o.attention.past = places - 1;
+  if ((bits & kPast) != 0 && (bits & kWindow) != 0)
+    o.attention.window = std::max<int64_t>(1, places);
   if ((bits & kSegments) != 0) {
     for (int64_t b = 0; b < t.size(0); ++b) {
       o.segments.push_back({0});
@@ -170,7 +182,9 @@ std::vector<TrialTable> attention_trials() {
                                             "sinks",
                                             "documents, window, softcap and sinks",
                                             "fewer queries than keys",
-                                            "fewer queries than keys, window"};
+                                            "fewer queries than keys, window",
+                                            "keys of a stretch before",
+                                            "keys of a stretch before, window"};
   return {
       {"attention", sizes, options, true, {}, TRIREME_TRIAL(attention)},
       {"attention_backward", sizes, options, true, {}, TRIREME_TRIAL(attention_backward)},

@@ -188,7 +188,8 @@ int64_t backward_floats(const Shape& s) {
            Scratch::floats<float>(s.keys * s.value_d);
   }
   if (!std::is_same_v<E, T>) {
-    sum += 2 * (Scratch::floats<float>(s.keys * s.d) + Scratch::floats<float>(s.keys * s.value_d));
+    for (const int64_t rows : {s.keys, s.queries})
+      sum += Scratch::floats<float>(rows * s.d) + Scratch::floats<float>(rows * s.value_d);
   }
   return sum;
 }
@@ -230,11 +231,11 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   const int64_t heads = q.size(2);
   const int64_t group = heads / k.size(2);
   const int64_t queries = q.size(1);
-  const int64_t past = k.size(1) - queries;
+  const int64_t past = options.past >= 0 ? options.past : k.size(1) - queries;
   const Shape shape{queries, k.size(1), q.size(3), v.size(3)};
   const int64_t value_columns = round_up(shape.value_d, kTile);
   const int64_t inner = inner_of<E>(shape.d);
-  const int64_t window = options.window > 0 ? options.window : shape.keys;
+  const int64_t window = options.window > 0 ? options.window : past + queries;
   const cpu::ScoreMap map{static_cast<float>(options.scale), static_cast<float>(options.softcap)};
   const float* sinks = options.sinks.defined() ? options.sinks.const_data_ptr<float>() : nullptr;
   float* lse = logsumexp.defined() ? logsumexp.data_ptr<float>() : nullptr;
@@ -242,7 +243,7 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
   const auto body = [&](const Task& task, float* memory) {
     Scratch scratch(memory);
     const int64_t length = task.length;
-    const int64_t keys = length + past;
+    const int64_t keys = options.segments == nullptr ? shape.keys : length;
     const int64_t padded = round_up(keys, kTile);
     const auto qs = slice_of<E>(qv, task.batch, task.start, task.head, length, shape.d, scratch);
     const auto ks =
@@ -269,7 +270,7 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
 
     for (int64_t q0 = 0; q0 < length; q0 += kTile) {
       const int64_t rows = std::min(kTile, length - q0);
-      const int64_t visible = q0 + rows + past;
+      const int64_t visible = std::min(q0 + rows + past, keys);
       const float sink =
           sinks == nullptr ? -std::numeric_limits<float>::infinity() : sinks[task.head];
       std::fill(maxima, maxima + rows, sink);
@@ -287,7 +288,8 @@ void forward_typed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v
           const int64_t at = q0 + r + past;  // the query's own key
           const auto begin =
               static_cast<size_t>(std::clamp<int64_t>(at + 1 - window - k0, 0, cols));
-          const auto valid = static_cast<size_t>(std::clamp<int64_t>(at + 1 - k0, 0, cols));
+          const auto valid =
+              static_cast<size_t>(std::clamp<int64_t>(std::min(at + 1, keys) - k0, 0, cols));
           const float correction =
               cpu::softmax_row(scores + r * kScoreStride, begin, valid, static_cast<size_t>(cols),
                                map, maxima + r, sums + r);
@@ -331,13 +333,13 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const int64_t kv_heads = k.size(2);
   const int64_t group = heads / kv_heads;
   const int64_t queries = q.size(1);
-  const int64_t past = k.size(1) - queries;
+  const int64_t past = options.past >= 0 ? options.past : k.size(1) - queries;
   const Shape shape{queries, k.size(1), q.size(3), v.size(3)};
   const int64_t d = shape.d;
   const int64_t value_d = shape.value_d;
   const int64_t inner = inner_of<E>(d);
   const int64_t value_inner = inner_of<E>(value_d);
-  const int64_t window = options.window > 0 ? options.window : shape.keys;
+  const int64_t window = options.window > 0 ? options.window : past + queries;
   const cpu::ScoreMap map{static_cast<float>(options.scale), static_cast<float>(options.softcap)};
   const float* lse = logsumexp.const_data_ptr<float>();
   constexpr bool kLow = !std::is_same_v<T, float>;  // gradients gather in float32 scratch
@@ -346,7 +348,7 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
   const auto body = [&](const Task& task, float* memory) {
     Scratch scratch(memory);
     const int64_t length = task.length;
-    const int64_t all_keys = length + past;
+    const int64_t all_keys = options.segments == nullptr ? shape.keys : length;
     const int64_t padded = round_up(all_keys, kTile);
     const auto ks = slice_of<E>(kv, task.batch, task.start, task.head, all_keys, d, scratch);
     const auto vs = slice_of<E>(vv, task.batch, task.start, task.head, all_keys, value_d, scratch);
@@ -384,10 +386,13 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
       dk_stride = dkv.time_stride;
       dv_stride = dvv.time_stride;
     }
-    // What lies before the first query's window.
-    for (int64_t t = 0; t < std::max<int64_t>(0, past + 1 - window) / kTile * kTile; ++t) {
-      std::fill(dk_out + t * dk_stride, dk_out + t * dk_stride + d, 0.0f);
-      std::fill(dv_out + t * dv_stride, dv_out + t * dv_stride + value_d, 0.0f);
+    // What no query sees: tiles before the first one's window, and behind the last one.
+    const int64_t first_seen = std::max<int64_t>(0, past + 1 - window) / kTile * kTile;
+    for (int64_t t = 0; t < all_keys; ++t) {
+      if (t == first_seen) t = round_up(length + past, kTile);
+      if (t >= all_keys) break;
+      std::fill_n(dk_out + t * dk_stride, d, 0.0f);
+      std::fill_n(dv_out + t * dv_stride, value_d, 0.0f);
     }
     for (int64_t g = 0; g < group; ++g) {
       const int64_t head = task.head * group + g;
@@ -414,7 +419,7 @@ void backward_typed(const at::Tensor& dout, const at::Tensor& q, const at::Tenso
         const int64_t first = std::max<int64_t>(0, q0 + past + 1 - window) / kTile * kTile;
         // Tiles that blocks before this one have met.
         const int64_t met = q0 == 0 ? 0 : round_up(q0 + past, kTile);
-        for (int64_t k0 = first; k0 < q0 + past + rows; k0 += kTile) {
+        for (int64_t k0 = first; k0 < std::min(q0 + past + rows, all_keys); k0 += kTile) {
           const int64_t keys = std::min(kTile, all_keys - k0);
           multiply_panel(keys, kTile, inner, ks.row(k0), ks.stride, query_panel, false, scores,
                          kTile);
@@ -484,8 +489,9 @@ void sink_gradient(const at::Tensor& dout, const at::Tensor& out, const at::Tens
 void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                   const AttentionOptions& options) {
   TRIREME_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4, "q, k, v must be [B, T, H, D]");
-  TRIREME_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) && q.size(1) <= k.size(1) &&
-                    k.size(2) > 0 && q.size(2) % k.size(2) == 0 && v.size(0) == k.size(0) &&
+  TRIREME_CHECK(q.size(0) == k.size(0) && q.size(3) == k.size(3) &&
+                    (q.size(1) <= k.size(1) || options.past >= 0) && k.size(2) > 0 &&
+                    q.size(2) % k.size(2) == 0 && v.size(0) == k.size(0) &&
                     v.size(1) == k.size(1) && v.size(2) == k.size(2),
                 "q [{}, {}, {}, {}] does not fit k [{}, {}, {}, {}] and v [{}, {}, {}, {}]",
                 q.size(0), q.size(1), q.size(2), q.size(3), k.size(0), k.size(1), k.size(2),
@@ -498,8 +504,13 @@ void check_shapes(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       options.sinks.scalar_type() == at::kFloat,
                   "sinks must be {} contiguous float32 values", q.size(2));
   }
+  TRIREME_CHECK(options.past < 0 || options.window == 0 ||
+                    options.past + q.size(1) - options.window < k.size(1),
+                "a query at place {} has no key among {} in its window of {}",
+                options.past + q.size(1) - 1, k.size(1), options.window);
   if (options.segments == nullptr) return;
-  TRIREME_CHECK(q.size(1) == k.size(1), "documents need as many keys as queries");
+  TRIREME_CHECK(q.size(1) == k.size(1) && options.past < 0,
+                "documents need as many keys as queries");
   TRIREME_CHECK(static_cast<int64_t>(options.segments->size()) == q.size(0),
                 "documents of {} rows for a batch of {}", options.segments->size(), q.size(0));
 }

@@ -65,6 +65,7 @@ void expect_matches(at::ScalarType dtype, const ref::AttentionShape& s, const Se
   AttentionOptions options = plain(0.8 / std::sqrt(static_cast<double>(s.d)), segments);
   options.window = s.window;
   options.softcap = s.softcap;
+  options.past = s.past;
   if (with_sinks) options.sinks = random_tensor({s.heads}, at::kFloat, 7);
   const auto sinks = with_sinks ? values_of(options.sinks) : std::vector<double>{};
 
@@ -139,18 +140,41 @@ TEST(AttentionTest, MatchesReferenceOnRandomShapes) {
   const auto pick = [&](int64_t most) {
     return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(most));
   };
-  for (int round = 0; round < 32; ++round) {
-    const int64_t length = 1 + pick(199);
+  for (int round = 0; round < 16; ++round) {
+    const int64_t length = pick(200);
     const int64_t kv_heads = pick(2);
-    // Half of them the last places of a sequence.
-    const int64_t queries = pick(2) == 1 ? length : pick(length);
+    ref::AttentionShape s{pick(2), length, length, kv_heads * pick(3), kv_heads, pick(80)};
+    s.value_d = pick(80);
+    if (pick(2) == 1) s.window = 1 + pick(length);
+    if (pick(3) == 1) s.softcap = 1.5;
+    SCOPED_TRACE(fmt::format("round {}: T {} d {} dv {} window {}", round, length, s.d, s.value_d,
+                             s.window));
+    expect_matches(round % 2 == 0 ? at::kFloat : at::kBFloat16, s, nullptr, pick(2) == 1);
+  }
+}
+
+TEST(AttentionTest, MatchesReferenceOverStretchesOfASequence) {
+  std::mt19937 random(29);
+  const auto pick = [&](int64_t most) {
+    return 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(most));
+  };
+  for (int round = 0; round < 40; ++round) {
+    // The last places of a sequence, or keys of a stretch that lies before that of the queries, or reaches into it.
+    const int64_t length = 1 + pick(199);
+    const bool before = round % 2 == 0;
+    const int64_t queries = before ? pick(200) : 1 + pick(length - 1);
+    const int64_t kv_heads = pick(2);
     ref::AttentionShape s{pick(2), queries, length, kv_heads * pick(3), kv_heads, pick(80)};
     s.value_d = pick(80);
     if (pick(2) == 1) s.window = 1 + pick(length);
     if (pick(3) == 1) s.softcap = 1.5;
-    SCOPED_TRACE(fmt::format("round {}: {} of {} places, d {} dv {} window {}", round, queries,
-                             length, s.d, s.value_d, s.window));
-    expect_matches(round % 2 == 0 ? at::kFloat : at::kBFloat16, s, nullptr, pick(2) == 1);
+    if (before) {
+      s.past = pick(2 * length);
+      if (s.window > 0) s.window = std::max(s.window, s.past + queries - length + 2);
+    }
+    SCOPED_TRACE(fmt::format("round {}: {} of {} places, past {} d {} dv {} window {}", round,
+                             queries, length, s.past, s.d, s.value_d, s.window));
+    expect_matches(at::kFloat, s, nullptr, pick(2) == 1);
   }
 }
 

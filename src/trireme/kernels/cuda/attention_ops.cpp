@@ -23,8 +23,17 @@ namespace {
 constexpr int64_t kWidest = 256;
 constexpr int64_t kMultiple = 8;  ///< of the width and of strides: 16 bytes
 
-bool takes_flash(const at::Tensor& q, const at::Tensor& v, const AttentionOptions& options) {
+/// Every query sees every key.
+bool sees_all(const at::Tensor& k, const AttentionOptions& options) {
+  return options.window == 0 && options.past >= k.size(1) - 1;
+}
+
+bool takes_flash(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const AttentionOptions& options) {
   const int64_t width = q.size(3);
+  // Its masks end at the last key.
+  if (options.past >= 0 && options.past != k.size(1) - q.size(1) && !sees_all(k, options))
+    return false;
   return q.scalar_type() == at::kBFloat16 && q.numel() > 0 && options.softcap == 0.0 &&
          width <= kWidest && width % kMultiple == 0 && v.size(3) <= width;
 }
@@ -73,8 +82,8 @@ std::optional<at::Tensor> optional(const at::Tensor& tensor) {
 }
 
 // A window is its own mask; without one, the causal mask. Both end at the query's own place.
-bool causal(const AttentionOptions& options) {
-  return options.window == 0;
+bool causal(const at::Tensor& k, const AttentionOptions& options) {
+  return options.window == 0 && !sees_all(k, options);
 }
 std::optional<int64_t> window_left(const AttentionOptions& options) {
   return options.window == 0 ? std::nullopt : std::optional(options.window - 1);
@@ -194,7 +203,7 @@ namespace ops {
 
 void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const AttentionOptions& options, at::Tensor& out, at::Tensor logsumexp) {
-  if (!takes_flash(q, v, options)) {
+  if (!takes_flash(q, k, v, options)) {
     attention_by_slices(q, k, v, options, out, logsumexp);
     return;
   }
@@ -207,7 +216,7 @@ void attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
       as_sequences(loadable(q), sequences), as_sequences(loadable(k), sequences),
       as_sequences(widened(v, q.size(3)), sequences), optional(sequences.starts),
       optional(sequences.starts), sequences.longest_q, sequences.longest_k, /*dropout_p=*/0.0,
-      causal(options), /*return_debug_mask=*/false, options.scale, window_left(options),
+      causal(k, options), /*return_debug_mask=*/false, options.scale, window_left(options),
       window_right(options));
   // [heads, B T] of documents, [B, heads, T] of rows.
   if (sequences.starts.defined()) sums = sums.view({heads, batch, places}).transpose(0, 1);
@@ -227,7 +236,7 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
                         const at::Tensor& v, const at::Tensor& out, const at::Tensor& logsumexp,
                         const AttentionOptions& options, at::Tensor& dq, at::Tensor& dk,
                         at::Tensor& dv, at::Tensor d_sinks) {
-  if (!takes_flash(q, v, options)) {
+  if (!takes_flash(q, k, v, options)) {
     attention_backward_by_slices(dout, q, k, v, out, logsumexp, options, dq, dk, dv, d_sinks);
     return;
   }
@@ -247,7 +256,7 @@ void attention_backward(const at::Tensor& dout, const at::Tensor& q, const at::T
       as_sequences(widened(dout, width), sequences), as_sequences(loadable(q), sequences),
       as_sequences(loadable(k), sequences), as_sequences(widened(v, width), sequences),
       as_sequences(widened(out, width), sequences), sums, sequences.starts, sequences.starts,
-      sequences.longest_q, sequences.longest_k, /*dropout_p=*/0.0, causal(options), seed, unused,
+      sequences.longest_q, sequences.longest_k, /*dropout_p=*/0.0, causal(k, options), seed, unused,
       options.scale, window_left(options), window_right(options));
   dq.copy_(by_q.view(q.sizes()));
   dk.copy_(by_k.view(k.sizes()));

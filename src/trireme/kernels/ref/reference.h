@@ -208,13 +208,14 @@ struct AttentionShape {
   int64_t value_d = 0;  ///< 0: d
   int64_t window = 0;   ///< keys that a query sees; 0: all
   double softcap = 0;   ///< 0: none
+  int64_t past = -1;    ///< keys before the first query's place; -1: keys - queries
   int64_t value_dim() const { return value_d > 0 ? value_d : d; }
 };
 
 /// Whether query i of row b sees key j.
 inline bool sees(const AttentionShape& shape, const Segments* segments, int64_t b, int64_t i,
                  int64_t j) {
-  const int64_t own = i + shape.keys - shape.queries;
+  const int64_t own = i + (shape.past >= 0 ? shape.past : shape.keys - shape.queries);
   if (j > own || (shape.window > 0 && j <= own - shape.window)) return false;
   if (segments == nullptr) return true;
   int64_t start = 0;
