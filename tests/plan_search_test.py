@@ -117,9 +117,18 @@ def what_train_lacks_is_named(folder):
                             "--set", "model.config=", "--out", "second.toml")
     assert "precision fp8, which train does not have yet" in done.stderr and "second.toml" in done.stderr, done.stderr
     assert folder.json("train", "second.toml", "--dry-run")["problems"] == []
-    stderr = folder.refused(*SEARCH, "--parallel", "tp=2", "--out", "none.toml")
-    assert "tp = 2" in stderr and "train does not have yet" in stderr, stderr
+    stderr = folder.refused(*SEARCH, "--vary", "precision=fp8", "--out", "none.toml")
+    assert "precision fp8" in stderr and "train does not have yet" in stderr, stderr
     assert not os.path.exists(os.path.join(folder.path, "none.toml"))
+
+
+@case
+def what_ranks_share_is_in_the_run_file(folder):
+    for name in ("tp", "cp"):
+        tiny_run.checked(folder.path, *SEARCH, "--parallel", f"{name}=2", "--out", f"{name}.toml")
+        assert folder.json("train", f"{name}.toml", "--dry-run")["problems"] == []
+        with open(os.path.join(folder.path, f"{name}.toml"), encoding="utf-8") as file:
+            assert f"{name} = 2" in file.read()
 
 
 @case

@@ -119,39 +119,6 @@ plan::SearchSpace space_of(const SearchArguments& arguments, const plan::Planned
   return arguments.trainable ? plan::of_training(std::move(space)) : space;
 }
 
-/// Whether `train` runs it today.
-bool trains(const plan::SearchSpace& space, const plan::Candidate& candidate) {
-  const plan::SearchSpace only = plan::of_training(space);
-  const auto has = [](const auto& values, auto value) {
-    return std::ranges::find(values, value) != values.end();
-  };
-  return has(only.tp, candidate.tp) && has(only.cp, candidate.cp) && has(only.ep, candidate.ep) &&
-         has(only.etp, candidate.etp) && has(only.dp, candidate.dp) &&
-         has(only.zero, candidate.zero) && has(only.precisions, candidate.precision) &&
-         has(only.overlaps, candidate.overlap) &&
-         !space.recompute[static_cast<size_t>(candidate.recompute)].names.empty();
-}
-
-/// What `train` does not have of it.
-std::string missing(const plan::SearchSpace& space, const plan::Candidate& candidate) {
-  std::string text;
-  const auto add = [&](bool missing, const std::string& what) {
-    if (missing) text += (text.empty() ? "" : ", ") + what;
-  };
-  add(candidate.tp > 1, fmt::format("tp = {}", candidate.tp));
-  add(candidate.cp > 1, fmt::format("cp = {}", candidate.cp));
-  add(candidate.etp > 1, fmt::format("etp = {}", candidate.etp));
-  add((candidate.dp & (candidate.dp - 1)) != 0,
-      fmt::format("dp = {} (no power of two)", candidate.dp));
-  const plan::RecomputeChoice& recompute =
-      space.recompute[static_cast<size_t>(candidate.recompute)];
-  add(recompute.names.empty(), fmt::format("recompute {}", recompute.name));
-  add(candidate.precision == plan::SearchPrecision::kFp8, "precision fp8");
-  add(candidate.overlap != plan::OverlapChoice::kAsStack,
-      fmt::format("overlap {}", plan::to_string(candidate.overlap)));
-  return text;
-}
-
 /// The run file with what the candidate decides.
 train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
                            const plan::Candidate& candidate, const std::string& from) {
@@ -166,7 +133,10 @@ train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
   config.parallel.pp = candidate.pp;
   config.parallel.schedule = plan::to_string(candidate.schedule);
   config.parallel.chunks = candidate.chunks;
-  config.parallel.tp = config.parallel.cp = config.parallel.etp = 1;
+  config.parallel.tp = candidate.tp;
+  config.parallel.cp = candidate.cp;
+  config.parallel.cp_kind = plan::to_string(candidate.cp_kind);
+  config.parallel.etp = 1;
   config.parallel.ep = candidate.ep;
   config.parallel.shard = 0;
   config.memory.recompute = space.recompute[static_cast<size_t>(candidate.recompute)].names;
@@ -176,11 +146,36 @@ train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
   config.precision.recipe = plan::to_string(candidate.precision);
   for (const char* key :
        {"batch.micro", "batch.lanes", "parallel.dp", "parallel.zero", "parallel.pp",
-        "parallel.schedule", "parallel.chunks", "parallel.ep", "memory.recompute",
+        "parallel.schedule", "parallel.chunks", "parallel.tp", "parallel.cp", "parallel.cp_kind", "parallel.ep", "memory.recompute",
         "memory.offload_activations", "memory.offload_optimizer", "memory.delay_weight_gradients",
         "precision.recipe"})
     derived(key);
   return file;
+}
+
+/// Why `train` does not run it today; empty: it does.
+std::string missing(const train::RunFile& file, const model::ModelSpec& spec,
+                    const plan::SearchSpace& space, const plan::Candidate& candidate) {
+  std::string text;
+  const auto add = [&](bool missing, const std::string& what) {
+    if (missing) text += (text.empty() ? "" : ", ") + what;
+  };
+  add(candidate.etp > 1, fmt::format("etp = {}", candidate.etp));
+  add((candidate.dp & (candidate.dp - 1)) != 0,
+      fmt::format("dp = {} (no power of two)", candidate.dp));
+  const plan::RecomputeChoice& recompute =
+      space.recompute[static_cast<size_t>(candidate.recompute)];
+  add(recompute.names.empty(), fmt::format("recompute {}", recompute.name));
+  add(candidate.precision == plan::SearchPrecision::kFp8, "precision fp8");
+  add(candidate.overlap != plan::OverlapChoice::kAsStack,
+      fmt::format("overlap {}", plan::to_string(candidate.overlap)));
+  if (!text.empty()) return text;
+  // As `train` will check it.
+  const plan::Strategy strategy =
+      train::strategy_of(run_file_of(file, space, candidate, "").config, spec);
+  std::vector<std::string> reasons = plan::validate(spec, strategy);
+  if (reasons.empty()) reasons = plan::program_limits(spec, strategy);
+  return reasons.empty() ? "" : reasons.front();
 }
 
 void write_run_file(const SearchArguments& arguments, const train::RunFile& file,
@@ -190,13 +185,10 @@ void write_run_file(const SearchArguments& arguments, const train::RunFile& file
       run_file_of(file, space, candidate,
                   fmt::format("trireme plan search --cluster {} --accelerators {}",
                               arguments.cluster, arguments.accelerators));
-  // As `train` will check it.
-  const plan::Strategy strategy = train::strategy_of(chosen.config, spec);
-  std::vector<std::string> reasons = plan::validate(spec, strategy);
-  if (reasons.empty()) reasons = plan::program_limits(spec, strategy);
-  TRIREME_USER_CHECK(reasons.empty(), kConfig, "change what the run file says beside its layout",
+  const std::string lacking = missing(file, spec, space, candidate);
+  TRIREME_USER_CHECK(lacking.empty(), kConfig, "change what the run file says beside its layout",
                      "--out {}: train refuses the best one with this run file: {}", arguments.out,
-                     reasons.front());
+                     lacking);
   write_file_atomically(arguments.out, train::effective_toml(chosen));
 }
 
@@ -248,7 +240,7 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
           static_cast<double>(run.strategy.sequences) * static_cast<double>(run.strategy.seq_len),
           best.step_s, accelerators, reliability, checkpoint, arguments.price);
     }
-    if (!trains(space, best.candidate) && result.complete && !interrupted()) {
+    if (!missing(file, spec, space, best.candidate).empty() && result.complete && !interrupted()) {
       what = "what train can run";
       plan::SearchOptions one = search_options;
       one.best = 1;
@@ -275,7 +267,8 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
                      run.cluster.device.name, plan::shortage(report));
   if (arguments.out.empty()) return;
   const plan::Candidate& best = result.best.front().candidate;
-  if (trains(space, best)) {
+  const std::string lacking = missing(file, spec, space, best);
+  if (lacking.empty()) {
     write_run_file(arguments, file, spec, space, best);
     log::info("{} has the best one", arguments.out);
     return;
@@ -283,13 +276,13 @@ void search(const SearchArguments& arguments, const GlobalOptions& options) {
   TRIREME_USER_CHECK(report.trainable, kConfig, "more accelerators, or wait until train has them",
                      "--out {}: the best one needs {}, which train does not have yet, and nothing "
                      "that train can run fits",
-                     arguments.out, missing(space, best));
+                     arguments.out, lacking);
   const plan::Trainable& second = *report.trainable;
   write_run_file(arguments, file, spec, second.space, second.best.candidate);
   log::warning(
       "the best one needs {}, which train does not have yet; {} has the best that it can run: {}, "
       "{:.4f} s a step ({:+.1f} %)",
-      missing(space, best), arguments.out, plan::describe(second.space, second.best.candidate),
+      lacking, arguments.out, plan::describe(second.space, second.best.candidate),
       second.best.step_s, 100.0 * (second.best.step_s / result.best.front().step_s - 1.0));
 }
 

@@ -284,8 +284,9 @@ SearchSpace of_training(SearchSpace space) {
     values = std::ranges::find(values, value) == values.end() ? std::vector<int64_t>()
                                                               : std::vector<int64_t>{value};
   };
-  only(space.tp, 1);
-  only(space.cp, 1);
+  // Not with every model, nor with one another (program_limits()): who asks for a number of them gets it.
+  if (space.tp.size() > 1) only(space.tp, 1);
+  if (space.cp.size() > 1) only(space.cp, 1);
   only(space.etp, 1);
   std::erase_if(space.recompute,
                 [](const RecomputeChoice& choice) { return choice.names.empty(); });
