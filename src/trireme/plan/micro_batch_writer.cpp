@@ -92,6 +92,18 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_wei
   gradient_of_input(micro, part);
 }
 
+bool MicroBatchWriter::parts_take_turns() const {
+  const Parallel& parallel = strategy_.parallel;
+  return strategy_.in_turn && tensor_ != nullptr && parallel.pp == 1;
+}
+
+void MicroBatchWriter::write_in_turn(MicroBatch& first, MicroBatch& second) {
+  tensor_->forward_in_turn(first, second);
+  tensor_->loss(first, num_parts_ - 1, counted_);
+  tensor_->loss(second, num_parts_ - 1, counted_);
+  tensor_->backward_in_turn(first, second);
+}
+
 void MicroBatchWriter::load(int64_t index) {
   const int64_t lane = index / strategy_.micro_batches_per_lane();
   const int buffer =

@@ -15,6 +15,8 @@ namespace trireme::plan {
 
 /// The same of a part that tensor parallel ranks share.
 struct SplitBuffers {
+  int source = ProgramWriter::kNone;      ///< what the exchange that is under way was given
+  int brought = ProgramWriter::kNone;     ///< and what it brings
   int gathered = ProgramWriter::kNone;    ///< all tokens of the products' input
   int again = ProgramWriter::kNone;       ///< what it is gathered from a second time
   int gradient = ProgramWriter::kNone;    ///< all tokens of the products' output's gradient
@@ -55,6 +57,10 @@ class MicroBatchWriter {
   /// backward-weight is the next call, and may be written already where it hides an exchange.
   void backward_input(MicroBatch& micro, int part, bool with_weight);
   void backward_weight(MicroBatch& micro, int part);  ///< any with parameters but a head
+
+  /// Forward and backward of two micro-batches, part by part in turn, all parts; of a rank whose parts_take_turns().
+  void write_in_turn(MicroBatch& first, MicroBatch& second);
+  bool parts_take_turns() const;
 
   bool has_parameters(int part) const { return sums_.has_parameters(part); }
   /// Whether its backward-weight comes after all backward-inputs. Heads and the input of multi-token prediction write to

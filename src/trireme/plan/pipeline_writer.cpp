@@ -104,6 +104,10 @@ void PipelineWriter::list_messages() {
 
 void PipelineWriter::write() {
   const std::vector<Action>& actions = layout_.schedule.ranks[static_cast<size_t>(rank_)];
+  if (micro_batches_.parts_take_turns()) {
+    write_in_turn();
+    return;
+  }
   const bool exchanges = writer_.program().strategy.parallel.ep > 1;
   for (size_t i = 0; i < actions.size(); ++i) {
     receive_for(i);
@@ -118,6 +122,20 @@ void PipelineWriter::write() {
   }
   wait_for_sent(0);
   for (const Sent& sent : sent_) sums_.wait_at_end(sent.instruction, sent.buffer);
+}
+
+void PipelineWriter::write_in_turn() {
+  const auto count = static_cast<int64_t>(order_.size());
+  for (int64_t index = 0; index < count; index += 2) {
+    begin_micro_batch(index);
+    if (index + 1 == count) {
+      act({Work::kForward, 0, index});
+      act({Work::kBackward, 0, index});
+      return;
+    }
+    begin_micro_batch(index + 1);
+    micro_batches_.write_in_turn(micro(index), micro(index + 1));
+  }
 }
 
 void PipelineWriter::begin_micro_batch(int64_t index) {
