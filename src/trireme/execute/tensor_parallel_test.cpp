@@ -128,17 +128,18 @@ TEST_F(TensorParallelTest, MicroBatchesInTurnEndWithTheSameBits) {
     one.strategy.sequences = one.spec.tied_embeddings ? 8 : 24;
     one.strategy.parallel.tp = 2;
     const TensorTrained want = train_on_tensor_ranks(one);
-    for (const char* recompute : {"none", "selective", "full"}) {
+    for (const auto& [recompute, in_turn] :
+         {std::pair{"none", 4}, {"selective", 2}, {"full", 4}, {"none", 2}}) {
       for (const auto& [dp, zero] :
            {std::pair{1, 0}, {2, 0}, {3, 1}, {2, 2}, {3, 2}, {2, 3}, {3, 3}}) {
         if (zero == 2 && one.strategy.lanes % dp != 0) continue;  // refused
         TrainingCase other = one;
-        other.strategy.in_turn = true;
+        other.strategy.in_turn = in_turn;
         other.strategy.recompute = plan::recompute_from_names(other.spec, {recompute});
         other.strategy.parallel.dp = dp;
         other.strategy.parallel.zero = zero;
-        SCOPED_TRACE(fmt::format("{} {} recompute {}", name,
-                                 plan::describe(other.strategy.parallel), recompute));
+        SCOPED_TRACE(fmt::format("{} {} recompute {}, {} in turn", name,
+                                 plan::describe(other.strategy.parallel), recompute, in_turn));
         const TensorTrained got = train_on_tensor_ranks(other, {at::kCPU}, {}, late());
         EXPECT_EQ(got.different, std::vector<std::string>());
         expect_same_bits(got, want);

@@ -3,6 +3,8 @@
 
 #include <map>
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "trireme/model/flops.h"
@@ -58,9 +60,12 @@ class MicroBatchWriter {
   void backward_input(MicroBatch& micro, int part, bool with_weight);
   void backward_weight(MicroBatch& micro, int part);  ///< any with parameters but a head
 
-  /// Forward and backward of two micro-batches, part by part in turn, all parts; of a rank whose parts_take_turns().
-  void write_in_turn(MicroBatch& first, MicroBatch& second);
+  /// All parts of pairs of micro-batches, part by part in turn; of a rank whose parts_take_turns().
+  using Pair = std::pair<MicroBatch*, MicroBatch*>;
   bool parts_take_turns() const;
+  /// To their losses; with the backward of a pair whose losses are there, if one is given.
+  void forward_in_turn(Pair pair, std::optional<Pair> backward);
+  void backward_in_turn(Pair pair);
 
   bool has_parameters(int part) const { return sums_.has_parameters(part); }
   /// Whether its backward-weight comes after all backward-inputs. Heads and the input of multi-token prediction write to

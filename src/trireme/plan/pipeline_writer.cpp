@@ -1,6 +1,7 @@
 #include "trireme/plan/pipeline_writer.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -124,18 +125,27 @@ void PipelineWriter::write() {
   for (const Sent& sent : sent_) sums_.wait_at_end(sent.instruction, sent.buffer);
 }
 
+// Gradients are added in the order of the micro-batches: a pair's losses come after the backward of the pair before.
 void PipelineWriter::write_in_turn() {
+  const bool together = writer_.program().strategy.in_turn > 2;
   const auto count = static_cast<int64_t>(order_.size());
-  for (int64_t index = 0; index < count; index += 2) {
+  std::optional<MicroBatchWriter::Pair> before;
+  for (int64_t index = 0; index + 1 < count; index += 2) {
     begin_micro_batch(index);
-    if (index + 1 == count) {
-      act({Work::kForward, 0, index});
-      act({Work::kBackward, 0, index});
-      return;
-    }
     begin_micro_batch(index + 1);
-    micro_batches_.write_in_turn(micro(index), micro(index + 1));
+    const MicroBatchWriter::Pair pair{&micro(index), &micro(index + 1)};
+    micro_batches_.forward_in_turn(pair, before);
+    before.reset();
+    if (together) {
+      before = pair;
+    } else {
+      micro_batches_.backward_in_turn(pair);
+    }
   }
+  if (before) micro_batches_.backward_in_turn(*before);
+  if (count % 2 == 0) return;
+  act({Work::kForward, 0, count - 1});
+  act({Work::kBackward, 0, count - 1});
 }
 
 void PipelineWriter::begin_micro_batch(int64_t index) {

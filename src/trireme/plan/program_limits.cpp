@@ -33,8 +33,12 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
   if (strategy.whole_matrices)
     refuse("Muon updates whole matrices, of which tensor parallel ranks have some rows or columns",
            "optim.name = \"adamw\", or parallel.tp = 1");
-  if (strategy.in_turn && parallel.pp == 1) {
-    const std::string without = "parallel.in_turn = false";
+  if (strategy.in_turn != 1 && strategy.in_turn != 2 && strategy.in_turn != 4)
+    refuse(fmt::format("parallel.in_turn = {} micro-batches in turn are not planned",
+                       strategy.in_turn),
+           "parallel.in_turn = 1, 2 or 4");
+  if (strategy.in_turn > 1 && parallel.pp == 1) {
+    const std::string without = "parallel.in_turn = 1";
     // As in a pipeline whose first and last stage add to one matrix.
     if (spec.tied_embeddings && strategy.micro_batches_per_lane() > 1)
       refuse(

@@ -1,6 +1,7 @@
 #include "trireme/plan/tensor_writer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "trireme/plan/micro_batch_writer.h"
 
@@ -97,6 +98,34 @@ void TensorWriter::forward_in_turn(MicroBatch& first, MicroBatch& second) {
   for (MicroBatch* micro : {&first, &second}) finish_forward(*micro, head - 1);
 }
 
+// Every exchange has two products or more of others before it is waited for.
+void TensorWriter::both_in_turn(MicroBatch& first, MicroBatch& second, MicroBatch& first_back,
+                                MicroBatch& second_back) {
+  const int head = static_cast<int>(spec_.parts.size()) - 1;
+  for (MicroBatch* micro : {&first_back, &second_back}) {
+    if (head > 1) begin_backward(*micro, head - 1);
+  }
+  for (int up = 0; up < head; ++up) {
+    const int down = head - 1 - up;
+    for (const auto& [forward, backward] :
+         {std::pair{&first, &first_back}, {&second, &second_back}}) {
+      forward_products(*forward, up);
+      if (down > 0) backward_in_turn(*backward, down);
+      finish_forward(*forward, up);
+      if (up + 1 < head) begin_forward(*forward, up + 1);
+    }
+  }
+  embedding_backward(first_back);
+  embedding_backward(second_back);
+}
+
+void TensorWriter::backward_in_turn(MicroBatch& micro, int part) {
+  backward_products(micro, part);
+  weight_products(micro, part);
+  finish_backward(micro, part, /*with_weight=*/true);
+  if (part > 1) begin_backward(micro, part - 1);
+}
+
 // Products of weights lie behind a micro-batch's own exchange, those of inputs behind the other's.
 void TensorWriter::backward_in_turn(MicroBatch& first, MicroBatch& second) {
   const int last = static_cast<int>(spec_.parts.size()) - 2;
@@ -104,12 +133,7 @@ void TensorWriter::backward_in_turn(MicroBatch& first, MicroBatch& second) {
     if (last > 0) begin_backward(*micro, last);
   }
   for (int part = last; part > 0; --part) {
-    for (MicroBatch* micro : {&first, &second}) {
-      backward_products(*micro, part);
-      weight_products(*micro, part);
-      finish_backward(*micro, part, /*with_weight=*/true);
-      if (part > 1) begin_backward(*micro, part - 1);
-    }
+    for (MicroBatch* micro : {&first, &second}) backward_in_turn(*micro, part);
   }
   embedding_backward(first);
   embedding_backward(second);

@@ -115,7 +115,7 @@ struct RunConfig {
     int64_t ep = 1;
     int64_t etp = 1;
     std::string reduction = "exact";
-    bool in_turn = false;
+    int64_t in_turn = 1;
     double timeout_s = 600.0;
   } parallel;
 
