@@ -104,7 +104,9 @@ check "tensor: with ZeRO" "$TRIREME" launch --threads 4 -- train "$examples/tens
   --set parallel.zero=2 --set out=runs/tensor-zero
 check "tensor: with a pipeline" "$TRIREME" launch --threads 4 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.pp=2 \
   --set out=runs/tensor-pipeline
-for other in processes zero pipeline; do
+check "tensor: in turn" "$TRIREME" launch --threads 2 -- train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.in_turn=4 \
+  --set out=runs/tensor-turns
+for other in processes zero pipeline turns; do
   check "tensor: the same bits with $other" cmp runs/tensor/export/model.safetensors "runs/tensor-$other/export/model.safetensors"
 done
 check "tensor: one rank" "$TRIREME" train "$examples/tensor/run.toml" "${small_tensor[@]}" --set parallel.tp=1 --set out=runs/tensor-one

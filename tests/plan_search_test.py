@@ -125,7 +125,7 @@ def what_train_lacks_is_named(folder):
 @case
 def what_ranks_share_is_in_the_run_file(folder):
     for name in ("tp", "cp"):
-        tiny_run.checked(folder.path, *SEARCH, "--parallel", f"{name}=2", "--out", f"{name}.toml")
+        tiny_run.checked(folder.path, *SEARCH, "--parallel", f"{name}=2", "--parallel", "cp_kind=ring", "--out", f"{name}.toml")
         assert folder.json("train", f"{name}.toml", "--dry-run")["problems"] == []
         with open(os.path.join(folder.path, f"{name}.toml"), encoding="utf-8") as file:
             assert f"{name} = 2" in file.read()

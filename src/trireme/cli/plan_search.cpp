@@ -146,9 +146,9 @@ train::RunFile run_file_of(train::RunFile file, const plan::SearchSpace& space,
   config.precision.recipe = plan::to_string(candidate.precision);
   for (const char* key :
        {"batch.micro", "batch.lanes", "parallel.dp", "parallel.zero", "parallel.pp",
-        "parallel.schedule", "parallel.chunks", "parallel.tp", "parallel.cp", "parallel.cp_kind", "parallel.ep", "memory.recompute",
-        "memory.offload_activations", "memory.offload_optimizer", "memory.delay_weight_gradients",
-        "precision.recipe"})
+        "parallel.schedule", "parallel.chunks", "parallel.tp", "parallel.cp", "parallel.cp_kind",
+        "parallel.ep", "memory.recompute", "memory.offload_activations", "memory.offload_optimizer",
+        "memory.delay_weight_gradients", "precision.recipe"})
     derived(key);
   return file;
 }

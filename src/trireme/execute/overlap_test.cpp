@@ -155,5 +155,48 @@ TEST_F(OverlapTest, RowsOfExpertsHideBehindAnotherMicroBatch) {
   }
 }
 
+/// A rank's micro-batches, whose parts take as long each way as their exchanges.
+struct TensorOverlap {
+  int ranks;
+  int64_t in_turn;
+  double hidden;  ///< at least
+};
+
+TEST_F(OverlapTest, TensorParallelExchangesHideBehindOtherMicroBatches) {
+  for (const TensorOverlap& of : {TensorOverlap{8, 4, 0.9}}) {
+    TrainingCase one;
+    one.spec = model::spec_from_config(
+        R"({"model_type":"llama","vocab_size":64,"hidden_size":64,"intermediate_size":128,
+            "num_hidden_layers":12,"num_attention_heads":8,"num_key_value_heads":8,
+            "max_position_embeddings":64,"tie_word_embeddings":false})",
+        "test");
+    one.strategy = strategy_for(16, 4, 1, 32);
+    one.strategy.precision = plan::Precision::kBf16;
+    one.strategy.parallel.tp = of.ranks;
+    one.strategy.in_turn = of.in_turn;
+    constexpr double kFlops = 1e9;
+    std::vector<std::vector<double>> durations;
+    const double compute_s = step_s(one, kFlops, 0.0, &durations);
+    const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
+    const double wire_s = step_s(one, 0.0, bytes_per_s);
+    const double both_s = step_s(one, kFlops, bytes_per_s);
+    const double hidden = (compute_s + wire_s - both_s) / std::min(compute_s, wire_s);
+    EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
+    EXPECT_GE(hidden, of.hidden);
+    std::vector<plan::Program> programs;
+    for (int rank = 0; rank < of.ranks; ++rank)
+      programs.push_back(plan::build_program(one.spec, one.strategy, rank));
+    plan::WorldOptions options;
+    options.tiers = {{0, 0.0, bytes_per_s}};
+    const double planned_s = plan::simulate_world(one.spec, programs, durations, options).step_s;
+    EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
+    std::printf(
+        "%2d tensor parallel ranks, %d in turn: compute %.4f s, wire %.4f s, both %.4f s, planned "
+        "%.4f s, hidden %.1f %%\n",
+        of.ranks, static_cast<int>(of.in_turn), compute_s, wire_s, both_s, planned_s,
+        100.0 * hidden);
+  }
+}
+
 }  // namespace
 }  // namespace trireme::execute

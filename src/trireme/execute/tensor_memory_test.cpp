@@ -19,8 +19,8 @@ model::ModelSpec medium(const std::string& family) {
   model::ModelSpec spec = model::spec_from_config(
       fmt::format(R"({{"model_type":"{}","vocab_size":1000,"hidden_size":128,
           "intermediate_size":320,"num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,
-          "head_dim":32,"max_position_embeddings":128}})",
-                  family == "latent" ? "llama" : family),
+          "head_dim":32,"max_position_embeddings":128,"tie_word_embeddings":{}}})",
+                  family == "latent" ? "llama" : family, family == "gemma2" ? "true" : "false"),
       "test");
   if (family != "latent") return spec;
   model::LatentSpec latent;
@@ -36,13 +36,16 @@ struct TensorMemoryCase {
   Recompute recompute;
   Precision precision;
   bool delayed = false;
+  int64_t in_turn = 1;
 };
 
 void expect_as_predicted(const TensorMemoryCase& one) {
   std::vector<device::Device*> devices;
   for (const char* name : {"sim:0", "sim:1"}) devices.push_back(&device::get_device(name));
   const model::ModelSpec whole = medium(one.family);
-  plan::Strategy strategy = strategy_for(2, 2, 4, 128);
+  const int64_t micro_batches = one.in_turn > 1 ? 6 : 2;
+  plan::Strategy strategy = strategy_for(micro_batches, 2, 4, 128);
+  strategy.in_turn = one.in_turn;
   strategy.precision = one.precision;
   strategy.recompute.assign(whole.parts.size(), one.recompute);
   strategy.delay_weight_gradients = one.delayed;
@@ -64,7 +67,7 @@ void expect_as_predicted(const TensorMemoryCase& one) {
         optim::make_optimizer({}, spec, device.torch_device(), optim::StatePlace::kDevice, {});
     Executor executor(model, store, *optimizer, &world);
     StepInput input;
-    input.micro_batches = random_batches(whole, 2, 4, 128, 3);
+    input.micro_batches = random_batches(whole, micro_batches, 4, 128, 3);
     // Ranks that are threads hold one another's tensors until both have seen a transfer end: a step may show more than a rank alone
     // would hold, and of several steps one does not.
     std::vector<plan::Measurement> least;
@@ -109,7 +112,9 @@ TEST(TensorMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
                                      {"gemma2", Recompute::kNone, Precision::kFp32},
                                      {"gemma2", Recompute::kFull, Precision::kBf16},
                                      {"latent", Recompute::kSelective, Precision::kFp32},
-                                     {"latent", Recompute::kNone, Precision::kBf16}})
+                                     {"latent", Recompute::kNone, Precision::kBf16},
+                                     {"llama", Recompute::kNone, Precision::kFp32, false, 2},
+                                     {"llama", Recompute::kFull, Precision::kBf16, false, 4}})
     expect_as_predicted(one);
 }
 

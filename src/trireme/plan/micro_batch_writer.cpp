@@ -105,6 +105,25 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_wei
   if (follows_spread(part)) exchange_rows(micro, part - 1, 1, true);
 }
 
+bool MicroBatchWriter::parts_take_turns() const {
+  const Parallel& parallel = strategy_.parallel;
+  return strategy_.in_turn > 1 && tensor_ != nullptr && parallel.pp == 1;
+}
+
+void MicroBatchWriter::forward_in_turn(Pair pair, std::optional<Pair> backward) {
+  if (backward) {
+    tensor_->both_in_turn(*pair.first, *pair.second, *backward->first, *backward->second);
+  } else {
+    tensor_->forward_in_turn(*pair.first, *pair.second);
+  }
+  tensor_->loss(*pair.first, num_parts_ - 1, counted_);
+  tensor_->loss(*pair.second, num_parts_ - 1, counted_);
+}
+
+void MicroBatchWriter::backward_in_turn(Pair pair) {
+  tensor_->backward_in_turn(*pair.first, *pair.second);
+}
+
 void MicroBatchWriter::load(int64_t index) {
   const int64_t lane = writer_.program().leaf_of(index);
   const int buffer =

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,8 @@ namespace trireme::plan {
 
 /// The same of a part that tensor parallel ranks share.
 struct SplitBuffers {
+  int source = ProgramWriter::kNone;      ///< what the exchange that is under way was given
+  int brought = ProgramWriter::kNone;     ///< and what it brings
   int gathered = ProgramWriter::kNone;    ///< all tokens of the products' input
   int again = ProgramWriter::kNone;       ///< what it is gathered from a second time
   int gradient = ProgramWriter::kNone;    ///< all tokens of the products' output's gradient
@@ -80,6 +83,13 @@ class MicroBatchWriter {
   /// backward-weight is the next call, and may be written already where it hides an exchange.
   void backward_input(MicroBatch& micro, int part, bool with_weight);
   void backward_weight(MicroBatch& micro, int part);  ///< any with parameters but a head
+
+  /// All parts of pairs of micro-batches, part by part in turn; of a rank whose parts_take_turns().
+  using Pair = std::pair<MicroBatch*, MicroBatch*>;
+  bool parts_take_turns() const;
+  /// To their losses; with the backward of a pair whose losses are there, if one is given.
+  void forward_in_turn(Pair pair, std::optional<Pair> backward);
+  void backward_in_turn(Pair pair);
 
   bool has_parameters(int part) const { return sums_.has_parameters(part); }
   /// Whether its backward-weight comes after all backward-inputs. Heads and the input of multi-token prediction write to

@@ -1,6 +1,7 @@
 #include "trireme/plan/pipeline_writer.h"
 
 #include <algorithm>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -107,6 +108,10 @@ void PipelineWriter::list_messages() {
 
 void PipelineWriter::write() {
   const std::vector<Action>& actions = layout_.schedule.ranks[static_cast<size_t>(rank_)];
+  if (micro_batches_.parts_take_turns()) {
+    write_in_turn();
+    return;
+  }
   const bool exchanges = writer_.program().strategy.parallel.ep > 1;
   for (size_t i = 0; i < actions.size(); ++i) {
     receive_for(i);
@@ -121,6 +126,29 @@ void PipelineWriter::write() {
   }
   wait_for_sent(0);
   for (const Sent& sent : sent_) sums_.wait_at_end(sent.instruction, sent.buffer);
+}
+
+// Gradients are added in the order of the micro-batches: a pair's losses come after the backward of the pair before.
+void PipelineWriter::write_in_turn() {
+  const bool together = writer_.program().strategy.in_turn > 2;
+  const auto count = static_cast<int64_t>(order_.size());
+  std::optional<MicroBatchWriter::Pair> before;
+  for (int64_t index = 0; index + 1 < count; index += 2) {
+    begin_micro_batch(index);
+    begin_micro_batch(index + 1);
+    const MicroBatchWriter::Pair pair{&micro(index), &micro(index + 1)};
+    micro_batches_.forward_in_turn(pair, before);
+    before.reset();
+    if (together) {
+      before = pair;
+    } else {
+      micro_batches_.backward_in_turn(pair);
+    }
+  }
+  if (before) micro_batches_.backward_in_turn(*before);
+  if (count % 2 == 0) return;
+  act({Work::kForward, 0, count - 1});
+  act({Work::kBackward, 0, count - 1});
 }
 
 void PipelineWriter::begin_micro_batch(int64_t index) {

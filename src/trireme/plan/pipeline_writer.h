@@ -64,6 +64,7 @@ class PipelineWriter {
   int end_part(int stage) const { return layout_.stages.begin[static_cast<size_t>(stage) + 1]; }
   MicroBatch& micro(int64_t index) { return live_.at(index); }
 
+  void write_in_turn();
   void begin_micro_batch(int64_t index);
   void act(const Action& action);
   void act_together(const Action& forward, const Action& backward);

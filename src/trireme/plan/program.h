@@ -35,6 +35,10 @@ struct Strategy {
   bool offload_optimizer = false;
   /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
   bool delay_weight_gradients = false;
+  /// So many micro-batches of a tensor parallel rank without a pipeline go through the parts in turn: what one exchanges lies behind
+  /// what others compute, and activations of all are held. 1; 2: two forward, then both backward; 4: two forward with the two
+  /// before them backward.
+  int64_t in_turn = 1;
   /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
   bool record = false;
   /// Under ZeRO 3: layers whose weights come, or are there already, beside the part that is computed with.

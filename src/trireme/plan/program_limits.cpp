@@ -69,6 +69,29 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
   if (strategy.whole_matrices)
     refuse("Muon updates whole matrices, of which tensor parallel ranks have some rows or columns",
            "optim.name = \"adamw\", or parallel.tp = 1");
+  if (strategy.in_turn != 1 && strategy.in_turn != 2 && strategy.in_turn != 4)
+    refuse(fmt::format("parallel.in_turn = {} micro-batches in turn are not planned",
+                       strategy.in_turn),
+           "parallel.in_turn = 1, 2 or 4");
+  if (strategy.in_turn > 1 && parallel.pp == 1) {
+    const std::string without = "parallel.in_turn = 1";
+    // As in a pipeline whose first and last stage add to one matrix.
+    if (spec.tied_embeddings && strategy.micro_batches_per_lane() > 1)
+      refuse(
+          "the head multiplies with the embedding, whose gradients micro-batches in turn "
+          "(parallel.in_turn) add in the order of one rank only with one micro-batch a lane",
+          fmt::format("batch.lanes = {}, or {}", strategy.micro_batches(), without));
+    if (strategy.delay_weight_gradients)
+      refuse("micro-batches in turn (parallel.in_turn) need their weight gradients at once",
+             "memory.delay_weight_gradients = false, or " + without);
+    // Who shares states sends lane by lane, in one order.
+    if (parallel.zero == 2 && strategy.lanes % parallel.dp != 0)
+      refuse(fmt::format("with parallel.zero = 2, micro-batches in turn (parallel.in_turn) need as "
+                         "many lanes on every rank, and parallel.dp = {} does not divide "
+                         "batch.lanes = {}",
+                         parallel.dp, strategy.lanes),
+             "parallel.zero = 1, or " + without);
+  }
   if (strategy.record)
     refuse("the exchanges between its ranks are not recorded", "device.graphs = false");
   if (std::ranges::count(strategy.offload_activations, 0) !=

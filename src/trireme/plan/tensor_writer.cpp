@@ -1,6 +1,7 @@
 #include "trireme/plan/tensor_writer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "trireme/plan/micro_batch_writer.h"
 
@@ -79,72 +80,133 @@ void TensorWriter::read_input(const MicroBatch& micro, int part) {
 }
 
 void TensorWriter::forward(MicroBatch& micro, int part) {
-  const auto at = static_cast<size_t>(part);
-  if (part == 0) {
-    embedding_forward(micro);
-    return;
+  begin_forward(micro, part);
+  forward_products(micro, part);
+  finish_forward(micro, part);
+}
+
+// What the second sums up is exchanged while the first goes on, and the other way round.
+void TensorWriter::forward_in_turn(MicroBatch& first, MicroBatch& second) {
+  const int head = static_cast<int>(spec_.parts.size()) - 1;
+  for (int part = 0; part < head; ++part) {
+    for (MicroBatch* micro : {&first, &second}) {
+      if (part > 0) finish_forward(*micro, part - 1);
+      begin_forward(*micro, part);
+    }
+    for (MicroBatch* micro : {&first, &second}) forward_products(*micro, part);
   }
+  for (MicroBatch* micro : {&first, &second}) finish_forward(*micro, head - 1);
+}
+
+// Every exchange has two products or more of others before it is waited for.
+void TensorWriter::both_in_turn(MicroBatch& first, MicroBatch& second, MicroBatch& first_back,
+                                MicroBatch& second_back) {
+  const int head = static_cast<int>(spec_.parts.size()) - 1;
+  for (MicroBatch* micro : {&first_back, &second_back}) {
+    if (head > 1) begin_backward(*micro, head - 1);
+  }
+  for (int up = 0; up < head; ++up) {
+    const int down = head - 1 - up;
+    for (const auto& [forward, backward] :
+         {std::pair{&first, &first_back}, {&second, &second_back}}) {
+      forward_products(*forward, up);
+      if (down > 0) backward_in_turn(*backward, down);
+      finish_forward(*forward, up);
+      if (up + 1 < head) begin_forward(*forward, up + 1);
+    }
+  }
+  embedding_backward(first_back);
+  embedding_backward(second_back);
+}
+
+void TensorWriter::backward_in_turn(MicroBatch& micro, int part) {
+  backward_products(micro, part);
+  weight_products(micro, part);
+  finish_backward(micro, part, /*with_weight=*/true);
+  if (part > 1) begin_backward(micro, part - 1);
+}
+
+// Products of weights lie behind a micro-batch's own exchange, those of inputs behind the other's.
+void TensorWriter::backward_in_turn(MicroBatch& first, MicroBatch& second) {
+  const int last = static_cast<int>(spec_.parts.size()) - 2;
+  for (MicroBatch* micro : {&first, &second}) {
+    if (last > 0) begin_backward(*micro, last);
+  }
+  for (int part = last; part > 0; --part) {
+    for (MicroBatch* micro : {&first, &second}) backward_in_turn(*micro, part);
+  }
+  embedding_backward(first);
+  embedding_backward(second);
+}
+
+void TensorWriter::begin_forward(MicroBatch& micro, int part) {
+  if (part == 0) return;
+  const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
-  const int gather_of_weights = sums_.take_gather(part);
-  int source = micro.hidden[at - 1];
+  buffers.source = micro.hidden[at - 1];
   if (has_norm_before(part)) {
     compute(OpKind::kForward, micro, part, 1, 0);
-    writer_.depend(gather_of_weights);
+    writer_.depend(sums_.take_gather(part));
     read_input(micro, part);
-    source = new_tokens(micro, part, bytes.rows);
-    writer_.make(source);
+    buffers.source = new_tokens(micro, part, bytes.rows);
+    writer_.make(buffers.source);
     buffers.statistics =
         writer_.new_buffer(BufferKind::kSaved, part, micro.index, kNone, bytes.statistics);
     writer_.make(buffers.statistics);
   }
-  const int gathered =
-      exchange(OpKind::kGatherTokens, micro, part, source, bytes.all, /*of_gradient=*/false);
+  buffers.brought = exchange(OpKind::kGatherTokens, micro, part, buffers.source, bytes.all,
+                             /*of_gradient=*/false);
+}
 
-  const bool attention = spec_.parts[at].kind == model::PartKind::kAttention;
-  compute(OpKind::kForward, micro, part, 2, bytes.products.forward_workspace).flops =
-      flops_[at].forward * static_cast<double>(tokens_);
-  writer_.depend(gather_of_weights);
-  read_exchanged(source, gathered);
-  if (attention) writer_.read(micro.batch);
+void TensorWriter::forward_products(MicroBatch& micro, int part) {
+  const auto at = static_cast<size_t>(part);
+  const SplitBytes& bytes = bytes_[at];
+  SplitBuffers& buffers = micro.split[part];
+  const model::PartKind kind = spec_.parts[at].kind;
+  Instruction& instruction =
+      compute(OpKind::kForward, micro, part, part == 0 ? 1 : 2, bytes.products.forward_workspace);
+  if (part > 0) instruction.flops = flops_[at].forward * static_cast<double>(tokens_);
+  writer_.depend(sums_.take_gather(part));
+  if (part > 0) read_exchanged(buffers.source, buffers.brought);
+  if (kind != model::PartKind::kMlp) writer_.read(micro.batch);
   const int partial = new_tokens(micro, part, bytes.all);
   writer_.make(partial);
   const auto save = [&](int64_t size) {
+    if (size == 0) return kNone;
     const int buffer = writer_.new_buffer(BufferKind::kSaved, part, micro.index, kNone, size);
     writer_.make(buffer);
     return buffer;
   };
-  if (recompute(part) != Recompute::kFull) {
-    if (bytes.products.saved_input > 0) micro.saved_input[at] = save(bytes.products.saved_input);
-    if (bytes.products.saved_weight > 0) micro.saved_weight[at] = save(bytes.products.saved_weight);
+  if (part > 0 && recompute(part) != Recompute::kFull) {
+    micro.saved_input[at] = save(bytes.products.saved_input);
+    micro.saved_weight[at] = save(bytes.products.saved_weight);
   }
-  if (recompute(part) == Recompute::kNone) buffers.gathered = gathered;
-
-  const int pieces =
+  if (part > 0 && recompute(part) == Recompute::kNone) buffers.gathered = buffers.brought;
+  buffers.source = partial;
+  buffers.brought =
       exchange(OpKind::kScatterSums, micro, part, partial, bytes.all, /*of_gradient=*/false);
+}
+
+void TensorWriter::finish_forward(MicroBatch& micro, int part) {
+  const auto at = static_cast<size_t>(part);
+  const SplitBytes& bytes = bytes_[at];
+  SplitBuffers& buffers = micro.split[part];
   compute(OpKind::kForward, micro, part, 3, bytes.finish_workspace);
-  read_exchanged(partial, pieces);
-  read_input(micro, part);
-  if (bytes.projected > 0) buffers.projected = save(bytes.projected);
+  read_exchanged(buffers.source, buffers.brought);
+  if (part == 0) {
+    writer_.read(micro.batch);
+  } else {
+    read_input(micro, part);
+  }
+  if (bytes.projected > 0) {
+    buffers.projected =
+        writer_.new_buffer(BufferKind::kSaved, part, micro.index, kNone, bytes.projected);
+    writer_.make(buffers.projected);
+  }
   micro.hidden[at] = writer_.new_buffer(BufferKind::kHidden, part, micro.index, kNone,
                                         hidden_bytes(spec_, strategy_, part));
   writer_.make(micro.hidden[at]);
-}
-
-void TensorWriter::embedding_forward(MicroBatch& micro) {
-  const SplitBytes& bytes = bytes_[0];
-  compute(OpKind::kForward, micro, 0, 1, bytes.products.forward_workspace);
-  writer_.depend(sums_.take_gather(0));
-  writer_.read(micro.batch);
-  const int partial = new_tokens(micro, 0, bytes.all);
-  writer_.make(partial);
-  const int pieces = exchange(OpKind::kScatterSums, micro, 0, partial, bytes.all, false);
-  compute(OpKind::kForward, micro, 0, 3, bytes.finish_workspace);
-  read_exchanged(partial, pieces);
-  writer_.read(micro.batch);
-  micro.hidden[0] = writer_.new_buffer(BufferKind::kHidden, 0, micro.index, kNone,
-                                       hidden_bytes(spec_, strategy_, 0));
-  writer_.make(micro.hidden[0]);
 }
 
 void TensorWriter::embedding_backward(MicroBatch& micro) {
@@ -263,6 +325,13 @@ void TensorWriter::gather_input_again(MicroBatch& micro, int part) {
 }
 
 void TensorWriter::backward_input(MicroBatch& micro, int part, bool with_weight) {
+  begin_backward(micro, part);
+  backward_products(micro, part);
+  if (with_weight) weight_products(micro, part);
+  finish_backward(micro, part, with_weight);
+}
+
+void TensorWriter::begin_backward(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
@@ -275,9 +344,16 @@ void TensorWriter::backward_input(MicroBatch& micro, int part, bool with_weight)
     writer_.make(source);
     sums_.accumulate(micro.lane, part);
   }
+  buffers.source = source;
   buffers.gradient =
       exchange(OpKind::kGatherTokens, micro, part, source, bytes.all, /*of_gradient=*/true);
   if (recompute(part) != Recompute::kNone) gather_input_again(micro, part);
+}
+
+void TensorWriter::backward_products(MicroBatch& micro, int part) {
+  const auto at = static_cast<size_t>(part);
+  const SplitBytes& bytes = bytes_[at];
+  SplitBuffers& buffers = micro.split[part];
   const auto make = [&](int& slot, BufferKind kind, int64_t size) {
     if (size == 0) return;
     slot = writer_.new_buffer(kind, part, micro.index, kNone, size);
@@ -294,7 +370,7 @@ void TensorWriter::backward_input(MicroBatch& micro, int part, bool with_weight)
 
   compute(OpKind::kBackwardInput, micro, part, 2, bytes.products.backward_input_workspace).flops =
       flops_[at].backward_input * static_cast<double>(tokens_);
-  read_exchanged(source, buffers.gradient);
+  read_exchanged(buffers.source, buffers.gradient);
   writer_.read(buffers.gathered);
   writer_.read_if_made(buffers.again);
   writer_.read_if_made(micro.saved_input[at]);
@@ -304,10 +380,16 @@ void TensorWriter::backward_input(MicroBatch& micro, int part, bool with_weight)
   writer_.make(partial);
   make(micro.delayed[at], BufferKind::kDelayed, bytes.products.delayed);
 
-  const int pieces = exchange(OpKind::kScatterSums, micro, part, partial, bytes.all, true);
-  if (with_weight) weight_products(micro, part);
+  buffers.source = partial;
+  buffers.brought = exchange(OpKind::kScatterSums, micro, part, partial, bytes.all, true);
+}
+
+void TensorWriter::finish_backward(MicroBatch& micro, int part, bool with_weight) {
+  const auto at = static_cast<size_t>(part);
+  const SplitBytes& bytes = bytes_[at];
+  SplitBuffers& buffers = micro.split[part];
   compute(OpKind::kBackwardInput, micro, part, 3, bytes.finish_backward_workspace);
-  read_exchanged(partial, pieces);
+  read_exchanged(buffers.source, buffers.brought);
   read_input(micro, part);
   writer_.read(micro.hidden_gradient[at]);
   writer_.read_if_made(buffers.statistics);

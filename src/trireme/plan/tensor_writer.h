@@ -23,6 +23,13 @@ class TensorWriter {
   TensorWriter(const model::ModelSpec& spec, ProgramWriter& writer, GradientSums& sums);
 
   void forward(MicroBatch& micro, int part);  ///< any but the head
+  /// All parts but the head of two micro-batches: the exchanges of one lie behind the products of the other.
+  void forward_in_turn(MicroBatch& first, MicroBatch& second);
+  /// forward_in_turn() of two with backward_in_turn() of two others.
+  void both_in_turn(MicroBatch& first, MicroBatch& second, MicroBatch& first_back,
+                    MicroBatch& second_back);
+  /// All of both backward after their losses. Gradients are added in the order of the micro-batches.
+  void backward_in_turn(MicroBatch& first, MicroBatch& second);
   /// The head: forward, loss and all gradients. `counted`: the instruction that knows how many targets the step has.
   void loss(MicroBatch& micro, int part, int counted);
   /// Attention or an MLP. `with_weight`: its backward-weight too, behind the exchange of the input's gradient.
@@ -43,7 +50,16 @@ class TensorWriter {
   void read_exchanged(int source, int brought);
   void read_input(const MicroBatch& micro, int part);
 
-  void embedding_forward(MicroBatch& micro);
+  // A part in pieces, each up to the exchange that the next one waits for.
+  void begin_forward(MicroBatch& micro, int part);
+  void forward_products(MicroBatch& micro, int part);
+  void finish_forward(MicroBatch& micro, int part);
+  void begin_backward(MicroBatch& micro, int part);
+  void backward_products(MicroBatch& micro, int part);
+  void finish_backward(MicroBatch& micro, int part, bool with_weight);
+  /// The last two and the products, and the begin of the part before.
+  void backward_in_turn(MicroBatch& micro, int part);
+
   void embedding_backward(MicroBatch& micro);
   void gather_input_again(MicroBatch& micro, int part);
   void weight_products(MicroBatch& micro, int part);

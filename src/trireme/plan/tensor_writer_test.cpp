@@ -145,6 +145,30 @@ TEST(TensorWriter, WhatThereIsNoProgramForIsRefusedByName) {
   EXPECT_THAT(limits(llama(), [](Strategy& s) { s.offload_activations = {0, 1, 0}; }),
               ElementsAre(HasSubstr("memory.offload_activations")));
   EXPECT_THAT(limits(llama(), [](Strategy& s) { s.offload_activations = {0, 0, 0}; }), IsEmpty());
+  const model::ModelSpec tied = llama(R"(,"tie_word_embeddings":true)");
+  EXPECT_THAT(limits(llama(), [](Strategy& s) { s.in_turn = 2; }), IsEmpty());
+  EXPECT_THAT(limits(tied, [](Strategy& s) { s.in_turn = 2; }), IsEmpty());
+  EXPECT_THAT(limits(tied,
+                     [](Strategy& s) {
+                       s.in_turn = 2;
+                       s.lanes = 2;
+                     }),
+              ElementsAre(HasSubstr("batch.lanes = 4")));
+  EXPECT_THAT(limits(llama(),
+                     [](Strategy& s) {
+                       s.in_turn = 2;
+                       s.delay_weight_gradients = true;
+                     }),
+              ElementsAre(HasSubstr("memory.delay_weight_gradients = false")));
+  EXPECT_THAT(limits(llama(),
+                     [](Strategy& s) {
+                       s.in_turn = 2;
+                       s.parallel.zero = 2;
+                       s.parallel.dp = 3;
+                     }),
+              ElementsAre(HasSubstr("does not divide batch.lanes")));
+  EXPECT_THAT(limits(llama(), [](Strategy& s) { s.in_turn = 3; }),
+              ElementsAre(HasSubstr("1, 2 or 4")));
   const model::ModelSpec olmo = model::spec_from_config(
       R"({"model_type":"olmo2","vocab_size":64,"hidden_size":32,"intermediate_size":48,"num_hidden_layers":1,
           "num_attention_heads":4,"num_key_value_heads":4,"max_position_embeddings":64})",

@@ -116,6 +116,7 @@ struct RunConfig {
     int64_t etp = 1;
     bool interleave = true;
     std::string reduction = "exact";
+    int64_t in_turn = 1;
     double timeout_s = 600.0;
   } parallel;
 

@@ -355,6 +355,14 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
                   "`exact`: the layout never changes the result. On one rank both are exact.",
                   kNoEffect));
+  s.push_back(key("parallel.in_turn", REF(parallel.in_turn), integer_between(1, 4),
+                  "Micro-batches that go through the parts in turn: what tensor parallel ranks "
+                  "exchange of one lies behind the products of others, and the activations of all "
+                  "are held. 2: two forward, then both backward; 4: two forward with the two "
+                  "before them backward. Without effect where `tp` is 1 or `pp` more than 1; where "
+                  "the head multiplies with the embedding, with one micro-batch a lane. The result "
+                  "is the same.",
+                  kNoEffect));
   s.push_back(key("parallel.timeout_s", REF(parallel.timeout_s), positive(),
                   "Seconds after which a rank that others wait for counts as lost.", kNoEffect));
 

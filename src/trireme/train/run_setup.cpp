@@ -219,6 +219,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.seq_len = run.data.seq_len;
   strategy.precision = precision;
   strategy.recompute = plan::recompute_from_names(spec, run.memory.recompute);
+  strategy.in_turn = run.parallel.in_turn;
   strategy.delay_weight_gradients = run.memory.delay_weight_gradients;
   strategy.loss_chunk_rows = run.memory.loss_chunk_rows;
   strategy.offload_activations = plan::offload_from_names(spec, run.memory.offload_activations);
