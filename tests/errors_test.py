@@ -209,8 +209,9 @@ wrong_value("learning-rate-share-above-one", "schedule.min_lr_ratio", 2, "schedu
 wrong_value("no-steps", "schedule.steps", 0, "schedule.steps = 0")
 wrong_value("unknown-precision", "precision.recipe", "fp64", "precision.recipe = \"fp64\"", "fp32")
 wrong_value("unknown-policy", "loss.non_finite", "ignore", "loss.non_finite = \"ignore\"")
-for axis, number in [("cp", 2), ("ep", 2), ("etp", 2)]:
-    wrong_value(f"parallel-{axis}", f"parallel.{axis}", number, f"parallel.{axis} = {number}", "in this way yet")
+for axis in ("ep", "etp"):
+    wrong_value(f"parallel-{axis}", f"parallel.{axis}", 2, f"parallel.{axis} = 2", "the model has no experts")
+wrong_value("parallel-cp", "parallel.cp", 2, "[parallel] asks for 2 ranks, and 1 is here", "trireme launch --nproc 2")
 wrong_value("parallel-dp", "parallel.dp", 2, "[parallel] asks for 2 ranks, and 1 is here", "trireme launch --nproc 2")
 wrong_value("parallel-tp", "parallel.tp", 2, "[parallel] asks for 2 ranks, and 1 is here", "trireme launch --nproc 2")
 wrong_value("parallel-pp", "parallel.pp", 2, "[parallel] asks for 2 ranks, and 1 is here", "parallel.pp = 1")
