@@ -104,6 +104,7 @@ void GradientSums::spread_experts(const cluster::Mesh& mesh, int rank) {
   for (int i = 0; i < expert_owners_.count; ++i) {
     std::vector<int64_t>& lanes = expert_owners_.lanes.emplace_back();
     std::vector<std::vector<int64_t>> sources;
+    sources.reserve(static_cast<size_t>(ep));
     for (int source = 0; source < ep; ++source)
       sources.push_back(lanes_of(strategy_, int64_t{i} * ep + source, strategy_.parallel.dp));
     for (size_t round = 0; round < sources.front().size(); ++round) {
@@ -159,6 +160,7 @@ void GradientSums::find_groups(const cluster::Mesh& mesh, int rank) {
 
 std::vector<int> GradientSums::owner_groups() const {
   std::vector<int> groups;
+  groups.reserve(static_cast<size_t>(num_parts_));
   for (int part = 0; part < num_parts_; ++part) groups.push_back(owners(part).group);
   return groups;
 }
@@ -395,10 +397,12 @@ void GradientSums::combine_oldest() {
     int slice;  ///< its buffer; kNone: a piece
   };
   std::vector<Sum> sums;
+  sums.reserve(held.size() + sent.nodes.size());
   for (const cluster::LaneNode& node : held) sums.push_back({node, slices_[at].at(node.first)});
   for (const Piece& piece : sent.nodes) sums.push_back({piece.node, kNone});
   std::ranges::sort(sums, {}, [](const Sum& sum) { return sum.node.first; });
   std::vector<cluster::LaneNode> nodes;
+  nodes.reserve(sums.size());
   for (const Sum& sum : sums) nodes.push_back(sum.node);
   std::vector<char> stays(nodes.size(), 1);
   for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {

@@ -61,15 +61,16 @@ Tensor& mul_out(const Tensor& a, const Tensor& b, Tensor& out) {
 }
 
 AttentionOptions options_of(bool causal, std::optional<double> scale, std::optional<int64_t> left,
-                            std::optional<int64_t> right) {
+                            std::optional<int64_t> right, const Tensor& k) {
   TORCH_CHECK(scale.has_value(), "a scale is given");
-  // FlashAttention: `causal` closes the right side; else the window does.
-  TORCH_CHECK(causal ? !left && !right : left && right && *right == 0, "causal, or a window");
-  return {.scale = *scale,
-          .segments = nullptr,
-          .window = left ? *left + 1 : 0,
-          .softcap = 0.0,
-          .sinks = {}};
+  // FlashAttention: `causal` closes the right side, or the window does; with neither every query sees every key.
+  const bool window = left.has_value() || right.has_value();
+  TORCH_CHECK(!window || (!causal && left && right && *right == 0), "causal, or a window");
+  AttentionOptions options;
+  options.scale = *scale;
+  options.window = left ? *left + 1 : 0;
+  if (!causal && !window) options.past = k.size(-3);
+  return options;
 }
 
 /// Calls body(first, count) for every sequence.
@@ -88,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flash_forward(
     std::optional<int64_t> left, std::optional<int64_t> right,
     const std::optional<Tensor>& /*used_k*/, const std::optional<Tensor>& /*slopes*/) {
   TORCH_CHECK(dropout == 0.0 && q.size(-1) == v.size(-1), "one width, no dropout");
-  const AttentionOptions options = options_of(causal, scale, left, right);
+  const AttentionOptions options = options_of(causal, scale, left, right, k);
   Tensor out = at::empty(q.sizes(), q.options());
   const auto floats = q.options().dtype(at::kFloat);
   Tensor sums;
@@ -120,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> flash_backward(
     const Tensor& /*unused*/, std::optional<double> scale, std::optional<int64_t> left,
     std::optional<int64_t> right) {
   TORCH_CHECK(at::globalContext().deterministicAlgorithms(), "the order of additions is asked for");
-  const AttentionOptions options = options_of(causal, scale, left, right);
+  const AttentionOptions options = options_of(causal, scale, left, right, k);
   Tensor dq = at::empty(q.sizes(), q.options());
   Tensor dk = at::empty(k.sizes(), k.options());
   Tensor dv = at::empty(v.sizes(), v.options());
