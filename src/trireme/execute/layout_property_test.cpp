@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <optional>
 
 #include "trireme/execute/testing/deep_models.h"
@@ -225,8 +226,11 @@ TrainingCase shrink(TrainingCase one, const std::function<bool(const TrainingCas
 }
 
 TEST_F(LayoutPropertyTest, AnyDrawEndsWithTheBitsOfOneRank) {
-  constexpr uint64_t kDraws = 300;
-  for (uint64_t seed = 1; seed <= kDraws; ++seed) {
+  // One that failed, again: TRIREME_DRAW=seed.
+  const char* const one_draw = std::getenv("TRIREME_DRAW");
+  const uint64_t first = one_draw == nullptr ? 1 : std::stoull(one_draw);
+  const uint64_t last = one_draw == nullptr ? 300 : first;
+  for (uint64_t seed = first; seed <= last; ++seed) {
     const TrainingCase one = Draws(seed).next();
     const std::string trouble = trouble_of(one);
     if (trouble.empty()) continue;

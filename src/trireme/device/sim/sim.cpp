@@ -194,7 +194,8 @@ at::Tensor host_alias(const at::Tensor& tensor) {
                 tensor.device().str());
   TRIREME_CHECK(!tensor.is_conj() && !tensor.is_neg(), "lazily negated or conjugated tensors");
   const auto options = at::TensorOptions().dtype(tensor.dtype()).device(c10::DeviceType::CPU);
-  if (tensor.numel() == 0 || tensor.const_data_ptr() == nullptr) {
+  // A view of memory that was given back has an address, its offset: only its shape counts.
+  if (tensor.numel() == 0 || tensor.storage().data() == nullptr) {
     return at::empty_strided(tensor.sizes(), tensor.strides(), options);
   }
   return at::for_blob(host_address(tensor.const_data_ptr()), tensor.sizes())
