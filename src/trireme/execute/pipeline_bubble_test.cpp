@@ -19,6 +19,7 @@ class PipelineBubbleTest : public ExecutorTest {
  protected:
   void SetUp() override {
     ExecutorTest::SetUp();
+    for (int rank = 0; rank < 8; ++rank) device::get_device(fmt::format("sim:{}", rank));
     auto profile = std::make_shared<device::sim::DeviceProfile>();
     profile->flops_per_s[c10::kFloat] = 1e9;
     device::sim::set_profile(profile);
