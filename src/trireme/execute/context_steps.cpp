@@ -75,18 +75,20 @@ at::Tensor ContextSteps::used(const plan::Instruction& instruction, plan::Buffer
   return {};
 }
 
-void ContextSteps::run(const plan::Instruction& instruction, const MicroBatch& micro) {
+void ContextSteps::execute(const plan::Instruction& instruction) {
+  MicroBatch& micro = micro_batches_.at(instruction.micro_batch);
   if (instruction.kind == plan::OpKind::kForward) {
     forward(instruction, micro);
     return;
   }
-  TRIREME_CHECK(micro.graph != nullptr, "{} before its forward",
+  const auto& graph = micro.graphs.at(static_cast<size_t>(instruction.part));
+  TRIREME_CHECK(graph != nullptr, "{} before its forward",
                 plan::describe(model_.spec(), instruction));
-  nn::ContextGraph& context = context_of(*micro.graph);
+  nn::ContextGraph& context = context_of(*graph);
   switch (instruction.kind) {
     case plan::OpKind::kRecompute:
       if (instruction.phase == 1) {
-        micro.graph->recompute();
+        graph->recompute();
         break;
       }
       if (!is_ring()) {
@@ -107,15 +109,15 @@ void ContextSteps::run(const plan::Instruction& instruction, const MicroBatch& m
   }
 }
 
-void ContextSteps::forward(const plan::Instruction& instruction, const MicroBatch& micro) {
+void ContextSteps::forward(const plan::Instruction& instruction, MicroBatch& micro) {
   const auto part = static_cast<size_t>(instruction.part);
   if (instruction.phase == 1) {
     const int layer = model_.spec().parts[part].layer;
-    micro.graph = model_.attention(layer).begin(micro.hidden[part - 1], micro.batch,
-                                                to_save_mode(instruction.recompute));
+    micro.graphs[part] = model_.attention(layer).begin(micro.hidden[part - 1], micro.batch,
+                                                       to_save_mode(instruction.recompute));
     return;
   }
-  nn::ContextGraph& context = context_of(*micro.graph);
+  nn::ContextGraph& context = context_of(*micro.graphs[part]);
   if (!is_ring()) {
     micro.hidden[part] = context.attend(used(instruction, plan::BufferKind::kContextKeys));
     return;
@@ -130,10 +132,10 @@ void ContextSteps::attend(const plan::Instruction& instruction, nn::ContextGraph
   context.attend_to(used(instruction, plan::BufferKind::kContextKeys), before(round));
 }
 
-void ContextSteps::backward(const plan::Instruction& instruction, const MicroBatch& micro) {
+void ContextSteps::backward(const plan::Instruction& instruction, MicroBatch& micro) {
   const auto part = static_cast<size_t>(instruction.part);
   constexpr auto kGradients = plan::BufferKind::kContextGradients;
-  nn::ContextGraph& context = context_of(*micro.graph);
+  nn::ContextGraph& context = context_of(*micro.graphs[part]);
   if (is_ring()) {
     ring_backward(instruction, context, micro.gradient[part]);
   } else if (instruction.phase == 1) {
@@ -144,7 +146,7 @@ void ContextSteps::backward(const plan::Instruction& instruction, const MicroBat
     context.take_key_gradients(used(instruction, kGradients));
   }
   if (is_last(instruction))
-    micro.gradient[part - 1] = micro.graph->backward_input(micro.gradient[part]);
+    micro.gradient[part - 1] = micro.graphs[part]->backward_input(micro.gradient[part]);
 }
 
 // Round by round the own keys, then those of the ranks before; gradients that have come meanwhile are of the round before.

@@ -5,11 +5,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <map>
-#include <memory>
-#include <utility>
-#include <vector>
 
 #include "trireme/data/batch.h"
+#include "trireme/execute/micro_batch.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/nn/model.h"
 #include "trireme/plan/program.h"
@@ -23,26 +21,18 @@ data::Batch pieces_of(const data::Batch& batch, const plan::Program& program);
 void place_pieces(nn::BatchTensors& tensors, const plan::Program& program);
 
 /// Lives for one step. Thread-safety: the step thread only. Ownership: borrows all.
-class ContextSteps {
+class ContextSteps final : public SharedParts {
  public:
-  ContextSteps(nn::Model& model, const plan::Program& program, RankExchange& exchange)
-      : model_(model), program_(program), exchange_(exchange) {}
+  ContextSteps(nn::Model& model, const plan::Program& program, RankExchange& exchange,
+               MicroBatches& micro_batches)
+      : model_(model), program_(program), exchange_(exchange), micro_batches_(micro_batches) {}
 
-  /// What the executor has of a micro-batch; by part, but for the part's own graph.
-  struct MicroBatch {
-    const nn::BatchTensors& batch;
-    std::vector<at::Tensor>& hidden;
-    std::vector<at::Tensor>& gradient;
-    std::unique_ptr<nn::PartGraph>& graph;
-  };
-
-  /// Whether an instruction is one of theirs.
-  static bool runs(const plan::Instruction& instruction) {
+  /// What is cut in phases, and what its ranks exchange.
+  bool executes(const plan::Instruction& instruction) const override {
     return instruction.phase > 0 || instruction.kind == plan::OpKind::kExchangeContext;
   }
-  /// An exchange is issued: it may return before it is done.
-  void run(const plan::Instruction& instruction, const MicroBatch& micro);
-  void free(const plan::Buffer& buffer) { tensors_.erase(buffer.id); }
+  void execute(const plan::Instruction& instruction) override;
+  bool free(const plan::Buffer& buffer) override { return tensors_.erase(buffer.id) > 0; }
 
  private:
   bool is_ring() const { return program_.strategy.parallel.cp_kind == plan::ContextKind::kRing; }
@@ -55,10 +45,10 @@ class ContextSteps {
     return !is_ring() || instruction.phase == program_.strategy.parallel.cp + 1;
   }
 
-  void forward(const plan::Instruction& instruction, const MicroBatch& micro);
+  void forward(const plan::Instruction& instruction, MicroBatch& micro);
   /// Of the keys that the instruction reads.
   void attend(const plan::Instruction& instruction, nn::ContextGraph& context);
-  void backward(const plan::Instruction& instruction, const MicroBatch& micro);
+  void backward(const plan::Instruction& instruction, MicroBatch& micro);
   void ring_backward(const plan::Instruction& instruction, nn::ContextGraph& context,
                      const at::Tensor& gradient);
   void exchange(const plan::Instruction& instruction, nn::ContextGraph& context);
@@ -70,6 +60,7 @@ class ContextSteps {
   nn::Model& model_;
   const plan::Program& program_;
   RankExchange& exchange_;
+  MicroBatches& micro_batches_;
   std::map<int, at::Tensor> tensors_;  ///< by buffer: keys and their gradients
 };
 

@@ -14,6 +14,7 @@
 #include "trireme/execute/evaluation.h"
 #include "trireme/execute/expert_exchange.h"
 #include "trireme/execute/lane_gradients.h"
+#include "trireme/execute/micro_batch.h"
 #include "trireme/execute/out_of_memory.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/recorded_step.h"
@@ -40,17 +41,9 @@ class Executor::Step {
         input_(input),
         device_(device::get_device(executor.store_.device().str())),
         copies_(executor.copies_for(program, device_)),
-        figures_(executor.store_.spec(), program) {
+        figures_(executor.store_.spec(), program),
+        micro_batches_(program, input.micro_batches) {
     const plan::Strategy& strategy = program.strategy;
-    const std::vector<int64_t> own = program.micro_batches();
-    TRIREME_CHECK(input.micro_batches.size() == own.size(),
-                  "the program wants {} micro-batches and gets {}", own.size(),
-                  input.micro_batches.size());
-    for (const data::Batch& batch : input.micro_batches) {
-      TRIREME_CHECK(batch.rows == strategy.micro && batch.seq_len == strategy.seq_len,
-                    "the program wants micro-batches of {} x {} and gets {} x {}", strategy.micro,
-                    strategy.seq_len, batch.rows, batch.seq_len);
-    }
     const auto modules = static_cast<size_t>(model_.spec().num_mtp_layers);
     counted(count(input.micro_batches, modules));
     if (!program.groups.empty()) {
@@ -58,7 +51,6 @@ class Executor::Step {
                     program.groups.front().size());
       exchange_ = executor.exchange_.get();
       exchange_->begin_step(program);
-      if (strategy.parallel.cp > 1) context_.emplace(model_, program, *exchange_);
     }
 
     if (strategy.record) {
@@ -68,19 +60,17 @@ class Executor::Step {
       recorded_->begin_step(store_.spec(), program);
     }
 
-    const auto parts = static_cast<size_t>(model_.num_parts());
-    for (size_t i = 0; i < own.size(); ++i) {
-      MicroBatch& micro = micro_batches_[own[i]];
-      micro.input = &input.micro_batches[i];
-      micro.hidden.resize(parts);
-      micro.gradient.resize(parts);
-      micro.graphs.resize(parts);
-      micro.states.resize(parts);
-    }
     gradients_.emplace(store_, program, recorded_);
-    if (!program.expert_lanes.empty()) experts_.emplace(model_, program, *exchange_, access());
+    if (!program.expert_lanes.empty())
+      shared_.push_back(std::make_unique<ExpertExchange>(model_, program, *exchange_,
+                                                         micro_batches_, *gradients_));
     if (executor.split_ != nullptr)
-      tensor_.emplace(*executor.split_, store_, program, *exchange_, *gradients_, figures_);
+      shared_.push_back(std::make_unique<TensorStep>(
+          *executor.split_, store_, program, *exchange_, micro_batches_, *gradients_, figures_,
+          [this] { return 1.0 / total_targets_.front(); }));
+    if (strategy.parallel.cp > 1)
+      shared_.push_back(
+          std::make_unique<ContextSteps>(model_, program, *exchange_, micro_batches_));
     result_.measurements.resize(program.instructions.size());
   }
 
@@ -210,15 +200,6 @@ class Executor::Step {
     free_all(instruction);
   }
 
-  struct MicroBatch {
-    const data::Batch* input = nullptr;
-    nn::BatchTensors batch;
-    std::vector<at::Tensor> hidden;    ///< per part: its output
-    std::vector<at::Tensor> gradient;  ///< per part: the gradient of its output
-    std::vector<std::unique_ptr<nn::PartGraph>> graphs;
-    std::vector<nn::NormedState> states;  ///< of heads that multi-token prediction goes on from
-  };
-
   MicroBatch& micro(int64_t index) { return micro_batches_.at(index); }
 
   // Only gradient accumulators and room for weights are made here: every other buffer is an instruction's result.
@@ -228,19 +209,11 @@ class Executor::Step {
   }
 
   void free(const plan::Buffer& buffer) {
-    if (experts_ && experts_->free(buffer)) return;
-    const auto part = static_cast<size_t>(std::max(buffer.part, 0));
+    for (const auto& shared : shared_) {
+      if (shared->free(buffer)) return;
+    }
+    if (micro_batches_.free(buffer)) return;
     switch (buffer.kind) {
-      case plan::BufferKind::kBatch:
-        // What layers of experts hand on goes with its readers, who may be weight gradients that come later.
-        micro(buffer.micro_batch).batch = {.moe = micro(buffer.micro_batch).batch.moe};
-        break;
-      case plan::BufferKind::kHidden:
-        micro(buffer.micro_batch).hidden.at(part).reset();
-        break;
-      case plan::BufferKind::kHiddenGradient:
-        micro(buffer.micro_batch).gradient.at(part).reset();
-        break;
       case plan::BufferKind::kParameterGradient:
         gradients_->free(buffer);
         break;
@@ -254,40 +227,23 @@ class Executor::Step {
       case plan::BufferKind::kGatheredWeights:
         store_.drop(buffer.part);
         break;
-      case plan::BufferKind::kExchangedRows:
-      case plan::BufferKind::kExchangedGradient:
-      case plan::BufferKind::kTokens:
-      case plan::BufferKind::kSharedGradients:
-        tensor_->free(buffer);
-        break;
-      case plan::BufferKind::kContextKeys:
-      case plan::BufferKind::kContextGradients:
-        context_->free(buffer);
-        break;
       case plan::BufferKind::kGradientPieces:
       case plan::BufferKind::kSaved:  // the graph frees its tensors as its backward passes them
       case plan::BufferKind::kDelayed:
       case plan::BufferKind::kOptimizerState:
+      default:  // of micro-batches, and of parts that ranks have between them
         break;
     }
   }
 
   void execute(const plan::Instruction& instruction) {
-    if (experts_ && experts_->executes(instruction)) {
-      experts_->execute(instruction);
+    for (const auto& shared : shared_) {
+      if (!shared->executes(instruction)) continue;
+      shared->execute(instruction);
       return;
     }
     const int part = instruction.part;
     const auto at_part = static_cast<size_t>(std::max(part, 0));
-    if (tensor_ && TensorStep::runs(instruction)) {
-      tensor_->execute(instruction, tensor_micro_batch(instruction), 1.0 / total_targets_.front());
-      return;
-    }
-    if (context_ && ContextSteps::runs(instruction)) {
-      MicroBatch& at = micro(instruction.micro_batch);
-      context_->run(instruction, {at.batch, at.hidden, at.gradient, at.graphs[at_part]});
-      return;
-    }
     switch (instruction.kind) {
       case plan::OpKind::kLoadBatch:
         load(micro(instruction.micro_batch));
@@ -366,39 +322,32 @@ class Executor::Step {
       case plan::OpKind::kOptimizerStep:
         if (result_.applied) optimize(part);
         break;
-      case plan::OpKind::kExchangeCounts:
-      case plan::OpKind::kExchangeRows:
-        TRIREME_CHECK(false, "{} without experts that are spread",
-                      plan::describe(store_.spec(), instruction));
       case plan::OpKind::kSend:
-        exchange_->send(instruction, message(instruction));
+        exchange_->send(instruction, micro_batches_.message(instruction));
         break;
       case plan::OpKind::kReceive:
-        message(instruction) = exchange_->receive(instruction);
+        micro_batches_.message(instruction) = exchange_->receive(instruction);
         break;
-      case plan::OpKind::kExchangeContext:  // ContextSteps runs it
       case plan::OpKind::kOffload:
-        copies_.offload(instruction,
-                        [&](const plan::Buffer& buffer) { return activations(buffer); });
+        copies_.offload(instruction, [&](const plan::Buffer& buffer) {
+          return micro_batches_.activations(buffer);
+        });
         break;
       case plan::OpKind::kReload:
         copies_.reload(instruction);
         break;
+      case plan::OpKind::kExchangeCounts:
+      case plan::OpKind::kExchangeRows:
+      case plan::OpKind::kExchangeContext:
       case plan::OpKind::kGatherTokens:
       case plan::OpKind::kScatterSums:
       case plan::OpKind::kGatherRows:
       case plan::OpKind::kShareGradients:
       case plan::OpKind::kAddShares:
-        TRIREME_CHECK(false, "{} on a rank that has all of the model", to_string(instruction.kind));
+        TRIREME_CHECK(false, "{} of a part that one rank has", to_string(instruction.kind));
       case plan::OpKind::kCommit:
         break;
     }
-  }
-
-  TensorStep::MicroBatch tensor_micro_batch(const plan::Instruction& instruction) {
-    if (instruction.micro_batch < 0) return {};
-    MicroBatch& at = micro(instruction.micro_batch);
-    return {at.input, &at.batch, &at.hidden, &at.gradient};
   }
 
   void wait_for_queues(const plan::Instruction& instruction) {
@@ -406,14 +355,6 @@ class Executor::Step {
       if (exchange_ != nullptr) wait_for_transfer(instruction, other);
       copies_.wait_for(instruction, other);
     }
-  }
-
-  /// Activations that offload moves.
-  std::vector<at::Tensor> activations(const plan::Buffer& buffer) {
-    MicroBatch& at = micro(buffer.micro_batch);
-    const auto part = static_cast<size_t>(buffer.part);
-    if (buffer.kind == plan::BufferKind::kHidden) return {at.hidden.at(part)};
-    return at.graphs.at(part)->kept();
   }
 
   void loss(MicroBatch& at, int64_t lane_index, int part) {
@@ -435,14 +376,14 @@ class Executor::Step {
 
   void load(MicroBatch& at) {
     const plan::Strategy& strategy = program_.strategy;
-    const bool shared = context_.has_value();
-    at.batch = to_tensors(shared ? pieces_of(*at.input, program_) : *at.input,
+    const bool in_pieces = strategy.parallel.cp > 1;
+    at.batch = to_tensors(in_pieces ? pieces_of(*at.input, program_) : *at.input,
                           store_.spec().num_mtp_layers, store_.device());
-    if (shared) place_pieces(at.batch, program_);
+    if (in_pieces) place_pieces(at.batch, program_);
     at.batch.share_of_step =
         1.0 / static_cast<double>(strategy.micro_batches() * strategy.parallel.cp);
     at.batch.expert_load = input_.expert_load;
-    at.batch.experts_are_spread = experts_.has_value();
+    at.batch.experts_are_spread = !program_.expert_lanes.empty();
   }
 
   /// Adds a router's figures; a lane's micro-batches come in order, so the sums are the same each time.
@@ -528,30 +469,6 @@ class Executor::Step {
     return has_slices(part) && program_.strategy.parallel.zero > 0;
   }
 
-  ExpertExchange::Access access() {
-    ExpertExchange::Access access;
-    access.flow = [this](int64_t index, int layer) -> nn::MoeFlow& {
-      return (*micro(index).batch.moe)[layer];
-    };
-    access.hidden = [this](int64_t index, int part) -> at::Tensor& {
-      return micro(index).hidden.at(static_cast<size_t>(part));
-    };
-    access.gradient = [this](int64_t index, int part) -> at::Tensor& {
-      return micro(index).gradient.at(static_cast<size_t>(part));
-    };
-    access.sink = [this](const nn::Part& part, int64_t lane) {
-      return gradients_->sink_of(part, lane);
-    };
-    return access;
-  }
-
-  /// What stages send each other: a part's hidden state, or its gradient.
-  at::Tensor& message(const plan::Instruction& instruction) {
-    MicroBatch& at = micro(instruction.micro_batch);
-    return (instruction.of_gradient ? at.gradient : at.hidden)
-        .at(static_cast<size_t>(instruction.part));
-  }
-
   at::Tensor gradient_slice(int part) {
     return has_slices(part) ? exchange_->slice(part) : gradients_->finished(part);
   }
@@ -593,17 +510,15 @@ class Executor::Step {
   device::Device& device_;
   StepCopies copies_;
   StepFigures figures_;
-  RankExchange* exchange_ = nullptr;     ///< of one rank: none
-  std::optional<ContextSteps> context_;  ///< where ranks share sequences
-  RecordedStep* recorded_ = nullptr;     ///< of a program that records
+  RankExchange* exchange_ = nullptr;  ///< of one rank: none
+  RecordedStep* recorded_ = nullptr;  ///< of a program that records
   std::vector<const plan::RecordedRun*> replayed_;
   StepCounts counts_;  ///< of this rank's micro-batches, then of all ranks'
   bool has_counted_ = false;
   std::vector<double> total_targets_;  ///< of the head, then of the modules that predict further
-  std::map<int64_t, MicroBatch> micro_batches_;  ///< this rank's, by number in the global batch
+  MicroBatches micro_batches_;
   std::optional<LaneGradients> gradients_;
-  std::optional<ExpertExchange> experts_;  ///< where they are spread over ranks
-  std::optional<TensorStep> tensor_;       ///< of a tensor parallel rank
+  std::vector<std::unique_ptr<SharedParts>> shared_;
   StepResult result_;
 };
 

@@ -11,12 +11,14 @@ using plan::BufferKind;
 using plan::OpKind;
 
 ExpertExchange::ExpertExchange(nn::Model& model, const plan::Program& program,
-                               RankExchange& exchange, Access access)
+                               RankExchange& exchange, MicroBatches& micro_batches,
+                               LaneGradients& gradients)
     : model_(model),
       program_(program),
       exchange_(exchange),
       device_(device::get_device(model.store().device().str())),
-      access_(std::move(access)) {
+      micro_batches_(micro_batches),
+      gradients_(gradients) {
   for (const std::vector<int64_t>& sources : program.exchanged_micro_batches()) {
     const size_t mine = program.expert_source();
     for (size_t s = 0; s < sources.size(); ++s) places_[sources[s]] = {sources.at(mine), s};
@@ -38,6 +40,18 @@ bool ExpertExchange::executes(const plan::Instruction& instruction) const {
   }
 }
 
+nn::MoeFlow& ExpertExchange::flow(int64_t own, int part) {
+  return (*micro_batches_.at(own).batch.moe)[model_.part(part).spec().layer];
+}
+
+at::Tensor& ExpertExchange::hidden(int64_t own, int part) {
+  return micro_batches_.at(own).hidden.at(static_cast<size_t>(part));
+}
+
+at::Tensor& ExpertExchange::gradient(int64_t own, int part) {
+  return micro_batches_.at(own).gradient.at(static_cast<size_t>(part));
+}
+
 SpreadExperts& ExpertExchange::experts(int64_t own, int part) {
   return experts_.at({own, part});
 }
@@ -56,8 +70,7 @@ void ExpertExchange::execute(const plan::Instruction& instruction) {
       const auto made = experts_.try_emplace({place.own, part + 2}, model_.part(part + 2),
                                              exchange_.group(instruction));
       issued(instruction,
-             made.first->second.send_counts(access_.flow(place.own, model_.part(part).spec().layer),
-                                            device_.compute_queue()));
+             made.first->second.send_counts(flow(place.own, part), device_.compute_queue()));
       break;
     }
     case OpKind::kExchangeRows:
@@ -73,7 +86,7 @@ void ExpertExchange::execute(const plan::Instruction& instruction) {
       experts(place.own, part).backward_input(place.source);
       break;
     case OpKind::kBackwardWeight: {
-      nn::GradientSink sink = access_.sink(model_.part(part), instruction.lane);
+      nn::GradientSink sink = gradients_.sink_of(model_.part(part), instruction.lane);
       experts(place.own, part).backward_weight(place.source, sink);
       break;
     }
@@ -86,15 +99,15 @@ void ExpertExchange::exchange_rows(const plan::Instruction& instruction) {
   const int part = instruction.part;
   const int64_t own = instruction.micro_batch;
   SpreadExperts& layer = experts(own, part);
-  nn::MoeFlow& flow = access_.flow(own, model_.part(part).spec().layer);
+  nn::MoeFlow& mine = flow(own, part);
   device::Queue& queue = device_.compute_queue();
   const bool back = instruction.phase == 2;
   if (!instruction.of_gradient) {
-    issued(instruction, back ? layer.return_rows(access_.hidden(own, part), queue)
-                             : layer.send_rows(access_.hidden(own, part - 1), flow, queue));
+    issued(instruction, back ? layer.return_rows(hidden(own, part), queue)
+                             : layer.send_rows(hidden(own, part - 1), mine, queue));
   } else {
-    issued(instruction, back ? layer.return_gradients(access_.gradient(own, part - 1), flow, queue)
-                             : layer.send_gradients(access_.gradient(own, part), queue));
+    issued(instruction, back ? layer.return_gradients(gradient(own, part - 1), mine, queue)
+                             : layer.send_gradients(gradient(own, part), queue));
   }
 }
 
@@ -108,7 +121,7 @@ bool ExpertExchange::free(const plan::Buffer& buffer) {
   switch (buffer.kind) {
     case BufferKind::kHidden:
       if (of_dispatch) {
-        access_.flow(own, model_.part(part).spec().layer).row_weights.reset();
+        flow(own, part).row_weights.reset();
         return false;
       }
       experts(own, experts_part).drop_output();
@@ -117,7 +130,7 @@ bool ExpertExchange::free(const plan::Buffer& buffer) {
       if (of_dispatch) {
         experts(own, experts_part).drop_rows();
       } else {
-        access_.hidden(own, part).reset();
+        hidden(own, part).reset();
       }
       return true;
     case BufferKind::kHiddenGradient:
@@ -128,7 +141,7 @@ bool ExpertExchange::free(const plan::Buffer& buffer) {
       if (of_experts) {
         experts(own, experts_part).drop_gradients();
       } else {
-        access_.gradient(own, part).reset();
+        gradient(own, part).reset();
       }
       return true;
     default:

@@ -4,10 +4,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <utility>
 
+#include "trireme/execute/lane_gradients.h"
+#include "trireme/execute/micro_batch.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/spread_experts.h"
 #include "trireme/nn/model.h"
@@ -16,24 +17,14 @@
 namespace trireme::execute {
 
 /// Lives for one step. Thread-safety: the step thread only. Ownership: borrows all.
-class ExpertExchange {
+class ExpertExchange final : public SharedParts {
  public:
-  /// What the step has of a micro-batch of this rank.
-  struct Access {
-    std::function<nn::MoeFlow&(int64_t micro_batch, int layer)> flow;
-    std::function<at::Tensor&(int64_t micro_batch, int part)> hidden;
-    std::function<at::Tensor&(int64_t micro_batch, int part)> gradient;
-    std::function<nn::GradientSink(const nn::Part& part, int64_t lane)> sink;
-  };
-
   ExpertExchange(nn::Model& model, const plan::Program& program, RankExchange& exchange,
-                 Access access);
+                 MicroBatches& micro_batches, LaneGradients& gradients);
 
-  /// Whether an instruction is one of these: then execute() does it.
-  bool executes(const plan::Instruction& instruction) const;
-  void execute(const plan::Instruction& instruction);
-  /// Gives back what a buffer stands for; false if that is not here.
-  bool free(const plan::Buffer& buffer);
+  bool executes(const plan::Instruction& instruction) const override;
+  void execute(const plan::Instruction& instruction) override;
+  bool free(const plan::Buffer& buffer) override;
 
  private:
   /// Of whose micro-batch the rows are, and this rank's micro-batch that they come with.
@@ -43,6 +34,9 @@ class ExpertExchange {
   };
 
   SpreadExperts& experts(int64_t own, int part);
+  nn::MoeFlow& flow(int64_t own, int part);
+  at::Tensor& hidden(int64_t own, int part);
+  at::Tensor& gradient(int64_t own, int part);
   void exchange_rows(const plan::Instruction& instruction);
   void issued(const plan::Instruction& instruction, SpreadExperts::Transfers transfers);
 
@@ -50,7 +44,8 @@ class ExpertExchange {
   const plan::Program& program_;
   RankExchange& exchange_;
   device::Device& device_;
-  const Access access_;
+  MicroBatches& micro_batches_;
+  LaneGradients& gradients_;
   std::map<int64_t, Place> places_;  ///< by micro-batch of the global batch
   std::map<std::pair<int64_t, int>, SpreadExperts>
       experts_;  ///< by this rank's micro-batch and part

@@ -20,16 +20,19 @@ using plan::OpKind;
 
 TensorStep::TensorStep(const nn::SplitModel& split, const nn::ParameterStore& store,
                        const plan::Program& program, RankExchange& exchange,
-                       LaneGradients& gradients, StepFigures& figures)
+                       MicroBatches& micro_batches, LaneGradients& gradients, StepFigures& figures,
+                       std::function<double()> gradient_scale)
     : split_(split),
       store_(store),
       program_(program),
       exchange_(exchange),
+      micro_batches_(micro_batches),
       gradients_(gradients),
       figures_(figures),
+      gradient_scale_(std::move(gradient_scale)),
       tokens_(program.strategy.micro * program.strategy.seq_len) {}
 
-bool TensorStep::runs(const Instruction& instruction) {
+bool TensorStep::executes(const Instruction& instruction) const {
   switch (instruction.kind) {
     case OpKind::kForward:
     case OpKind::kRecompute:
@@ -47,21 +50,25 @@ bool TensorStep::runs(const Instruction& instruction) {
   }
 }
 
-void TensorStep::execute(const Instruction& instruction, const MicroBatch& micro,
-                         double gradient_scale) {
+void TensorStep::execute(const Instruction& instruction) {
+  if (instruction.kind == OpKind::kShareGradients) {
+    share_gradients(instruction);
+    return;
+  }
+  if (instruction.kind == OpKind::kAddShares) {
+    add_shares(instruction);
+    return;
+  }
+  MicroBatch& micro = micro_batches_.at(instruction.micro_batch);
   switch (instruction.kind) {
     case OpKind::kForward:
-      if (instruction.part == 0) {
-        embedding(instruction, micro);
-      } else {
-        forward(instruction, micro);
-      }
+      instruction.part == 0 ? embedding(instruction, micro) : forward(instruction, micro);
       break;
     case OpKind::kRecompute:
       recompute(instruction, micro);
       break;
     case OpKind::kLoss:
-      loss(instruction, micro, gradient_scale);
+      loss(instruction, micro);
       break;
     case OpKind::kBackwardInput:
       backward_input(instruction, micro);
@@ -76,23 +83,16 @@ void TensorStep::execute(const Instruction& instruction, const MicroBatch& micro
     case OpKind::kScatterSums:
       scatter(instruction, micro);
       break;
-    case OpKind::kShareGradients:
-      share_gradients(instruction);
-      break;
-    case OpKind::kAddShares:
-      add_shares(instruction);
-      break;
     default:
       TRIREME_CHECK(false, "{} is the same on all ranks", to_string(instruction.kind));
   }
 }
 
-at::Tensor& TensorStep::used(const Instruction& instruction, size_t place,
-                             const MicroBatch& micro) {
+at::Tensor& TensorStep::used(const Instruction& instruction, size_t place, MicroBatch& micro) {
   const plan::Buffer& buffer = program_.buffers[static_cast<size_t>(instruction.uses.at(place))];
   const auto part = static_cast<size_t>(std::max(buffer.part, 0));
-  if (buffer.kind == plan::BufferKind::kHidden) return micro.hidden->at(part);
-  if (buffer.kind == plan::BufferKind::kHiddenGradient) return micro.gradient->at(part);
+  if (buffer.kind == plan::BufferKind::kHidden) return micro.hidden.at(part);
+  if (buffer.kind == plan::BufferKind::kHiddenGradient) return micro.gradient.at(part);
   const auto found = tensors_.find(buffer.id);
   TRIREME_CHECK(found != tensors_.end(), "{} before it was made",
                 plan::describe(store_.spec(), instruction));
@@ -115,32 +115,32 @@ nn::GradientSink TensorStep::sink(const Instruction& instruction,
   return gradients_.sink_of(store_.part_parameters(instruction.part), instruction.lane, writes);
 }
 
-void TensorStep::embedding(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::embedding(const Instruction& instruction, MicroBatch& micro) {
   if (instruction.phase == 1) {
     check_ids(*micro.input, store_.spec().vocab_size);
-    keep(instruction, 0, split_.embedding().look_up(*micro.batch));
+    keep(instruction, 0, split_.embedding().look_up(micro.batch));
     return;
   }
-  micro.hidden->at(0) = split_.embedding().finish(*micro.batch, used(instruction, 0, micro));
+  micro.hidden.at(0) = split_.embedding().finish(micro.batch, used(instruction, 0, micro));
 }
 
-void TensorStep::forward(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::forward(const Instruction& instruction, MicroBatch& micro) {
   const nn::SplitPart& part = split_.part(instruction.part);
   auto& slot = graphs_[{instruction.micro_batch, instruction.part}];
   if (slot == nullptr)
-    slot = std::make_unique<nn::SplitGraph>(part, *micro.batch, /*with_backward=*/true,
+    slot = std::make_unique<nn::SplitGraph>(part, micro.batch, /*with_backward=*/true,
                                             to_save_mode(instruction.recompute));
   if (instruction.phase == 1) {
     keep(instruction, 0, slot->normalize(used(instruction, 0, micro)));
   } else if (instruction.phase == 2) {
     keep(instruction, 0, slot->multiply(used(instruction, 0, micro).view({tokens_, -1})));
   } else {
-    micro.hidden->at(static_cast<size_t>(instruction.part)) =
+    micro.hidden.at(static_cast<size_t>(instruction.part)) =
         slot->finish(used(instruction, 2, micro), used(instruction, 0, micro));
   }
 }
 
-void TensorStep::recompute(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::recompute(const Instruction& instruction, MicroBatch& micro) {
   nn::SplitGraph& of = graph(instruction);
   if (instruction.phase == 1) {
     keep(instruction, 0, of.normalize(used(instruction, 0, micro)));
@@ -150,7 +150,7 @@ void TensorStep::recompute(const Instruction& instruction, const MicroBatch& mic
   of.recompute();
 }
 
-void TensorStep::backward_input(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::backward_input(const Instruction& instruction, MicroBatch& micro) {
   const nn::SplitPart& part = split_.part(instruction.part);
   nn::SplitGraph& of = graph(instruction);
   if (instruction.phase == 1) {
@@ -162,16 +162,16 @@ void TensorStep::backward_input(const Instruction& instruction, const MicroBatch
     keep(instruction, 0, of.backward_input(used(instruction, 0, micro)));
   } else {
     nn::GradientSink into = sink(instruction, [&](size_t place) { return part.is_before(place); });
-    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) =
+    micro.gradient.at(static_cast<size_t>(instruction.part) - 1) =
         of.finish_backward(used(instruction, 2, micro), used(instruction, 3, micro),
                            used(instruction, 0, micro), into);
   }
 }
 
-void TensorStep::backward_weight(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::backward_weight(const Instruction& instruction, MicroBatch& micro) {
   if (instruction.part == 0) {
     nn::GradientSink into = sink(instruction, [](size_t) { return true; });
-    split_.embedding().backward_weight(used(instruction, 0, micro), *micro.batch, into);
+    split_.embedding().backward_weight(used(instruction, 0, micro), micro.batch, into);
     return;
   }
   // The graph holds what it reads and frees it as soon as it is used.
@@ -182,8 +182,7 @@ void TensorStep::backward_weight(const Instruction& instruction, const MicroBatc
   graph(instruction).backward_weight(into);
 }
 
-void TensorStep::loss(const Instruction& instruction, const MicroBatch& micro,
-                      double gradient_scale) {
+void TensorStep::loss(const Instruction& instruction, MicroBatch& micro) {
   const nn::SplitHead& head = split_.head();
   const int64_t rows = program_.strategy.loss_chunk_rows;
   const int64_t chunks = (tokens_ + rows - 1) / rows;
@@ -203,7 +202,7 @@ void TensorStep::loss(const Instruction& instruction, const MicroBatch& micro,
     for (const at::Tensor& losses : of.losses) sum = nn::add_losses(sum, losses);
     figures_.add_loss(instruction.lane, 0, sum);
     nn::GradientSink norm = into(false);
-    micro.gradient->at(static_cast<size_t>(instruction.part) - 1) =
+    micro.gradient.at(static_cast<size_t>(instruction.part) - 1) =
         head.finish(used(instruction, 2, micro), of.statistics, used(instruction, 0, micro), norm);
     losses_.erase(instruction.micro_batch);
     return;
@@ -211,7 +210,7 @@ void TensorStep::loss(const Instruction& instruction, const MicroBatch& micro,
   const int64_t chunk = (instruction.phase - 2) / 2;
   const int64_t first = chunk * rows;
   const int64_t count = std::min(rows, tokens_ - first);
-  const at::Tensor targets = micro.batch->targets.flatten().narrow(0, first, count);
+  const at::Tensor targets = micro.batch.targets.flatten().narrow(0, first, count);
   if (instruction.phase % 2 == 0) {
     const at::Tensor normed = used(instruction, 0, micro).narrow(0, first, count);
     nn::SplitHead::Rows made = head.measure(normed, targets);
@@ -227,10 +226,10 @@ void TensorStep::loss(const Instruction& instruction, const MicroBatch& micro,
   of.losses.push_back(head.losses(statistics, targets));
   nn::GradientSink weight = into(true);
   head.spread(used(instruction, 2, micro), statistics, gathered.narrow(0, first, count), targets,
-              gradient_scale, d_normed.narrow(0, first, count), weight);
+              gradient_scale_(), d_normed.narrow(0, first, count), weight);
 }
 
-void TensorStep::gather(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::gather(const Instruction& instruction, MicroBatch& micro) {
   const at::Tensor& in = used(instruction, 0, micro);
   const model::TensorShare& share = store_.spec().tensor;
   if (instruction.kind == OpKind::kGatherRows) {
@@ -246,7 +245,7 @@ void TensorStep::gather(const Instruction& instruction, const MicroBatch& micro)
   keep(instruction, 0, out);
 }
 
-void TensorStep::scatter(const Instruction& instruction, const MicroBatch& micro) {
+void TensorStep::scatter(const Instruction& instruction, MicroBatch& micro) {
   const at::Tensor& in = used(instruction, 0, micro);
   const model::TensorShare& share = store_.spec().tensor;
   const int64_t own = share.count(tokens_);

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -12,6 +13,7 @@
 
 #include "trireme/data/batch.h"
 #include "trireme/execute/lane_gradients.h"
+#include "trireme/execute/micro_batch.h"
 #include "trireme/execute/rank_exchange.h"
 #include "trireme/execute/step_figures.h"
 #include "trireme/nn/split_model.h"
@@ -20,26 +22,17 @@
 namespace trireme::execute {
 
 /// Lives during one step. Thread-safety: the step thread only. Ownership: borrows all that it is made from.
-class TensorStep {
+class TensorStep final : public SharedParts {
  public:
+  /// `gradient_scale`: of the loss, from when it is asked for on.
   TensorStep(const nn::SplitModel& split, const nn::ParameterStore& store,
-             const plan::Program& program, RankExchange& exchange, LaneGradients& gradients,
-             StepFigures& figures);
+             const plan::Program& program, RankExchange& exchange, MicroBatches& micro_batches,
+             LaneGradients& gradients, StepFigures& figures,
+             std::function<double()> gradient_scale);
 
-  /// What an instruction's micro-batch has; nulls where it is of none.
-  struct MicroBatch {
-    const data::Batch* input = nullptr;
-    const nn::BatchTensors* batch = nullptr;
-    std::vector<at::Tensor>* hidden = nullptr;    ///< by part
-    std::vector<at::Tensor>* gradient = nullptr;  ///< by part: of the output
-  };
-  /// False of instructions that are the same whether parts are shared or not.
-  static bool runs(const plan::Instruction& instruction);
-  /// `gradient_scale`: of the loss.
-  void execute(const plan::Instruction& instruction, const MicroBatch& micro,
-               double gradient_scale);
-  /// Of BufferKind::kTokens and kSharedGradients.
-  void free(const plan::Buffer& buffer) { tensors_.erase(buffer.id); }
+  bool executes(const plan::Instruction& instruction) const override;
+  void execute(const plan::Instruction& instruction) override;
+  bool free(const plan::Buffer& buffer) override { return tensors_.erase(buffer.id) > 0; }
 
  private:
   /// A micro-batch's loss under way.
@@ -48,20 +41,20 @@ class TensorStep {
     std::vector<at::Tensor> losses;  ///< by chunk
   };
 
-  at::Tensor& used(const plan::Instruction& instruction, size_t place, const MicroBatch& micro);
+  at::Tensor& used(const plan::Instruction& instruction, size_t place, MicroBatch& micro);
   void keep(const plan::Instruction& instruction, size_t place, at::Tensor tensor);
   nn::SplitGraph& graph(const plan::Instruction& instruction);
   nn::GradientSink sink(const plan::Instruction& instruction,
                         const std::function<bool(size_t place)>& writes);
 
-  void forward(const plan::Instruction& instruction, const MicroBatch& micro);
-  void embedding(const plan::Instruction& instruction, const MicroBatch& micro);
-  void recompute(const plan::Instruction& instruction, const MicroBatch& micro);
-  void backward_input(const plan::Instruction& instruction, const MicroBatch& micro);
-  void backward_weight(const plan::Instruction& instruction, const MicroBatch& micro);
-  void loss(const plan::Instruction& instruction, const MicroBatch& micro, double gradient_scale);
-  void gather(const plan::Instruction& instruction, const MicroBatch& micro);
-  void scatter(const plan::Instruction& instruction, const MicroBatch& micro);
+  void forward(const plan::Instruction& instruction, MicroBatch& micro);
+  void embedding(const plan::Instruction& instruction, MicroBatch& micro);
+  void recompute(const plan::Instruction& instruction, MicroBatch& micro);
+  void backward_input(const plan::Instruction& instruction, MicroBatch& micro);
+  void backward_weight(const plan::Instruction& instruction, MicroBatch& micro);
+  void loss(const plan::Instruction& instruction, MicroBatch& micro);
+  void gather(const plan::Instruction& instruction, MicroBatch& micro);
+  void scatter(const plan::Instruction& instruction, MicroBatch& micro);
   void share_gradients(const plan::Instruction& instruction);
   void add_shares(const plan::Instruction& instruction);
 
@@ -69,8 +62,10 @@ class TensorStep {
   const nn::ParameterStore& store_;
   const plan::Program& program_;
   RankExchange& exchange_;
+  MicroBatches& micro_batches_;
   LaneGradients& gradients_;
   StepFigures& figures_;
+  const std::function<double()> gradient_scale_;
   const int64_t tokens_;               ///< of a micro-batch
   std::map<int, at::Tensor> tensors_;  ///< by buffer
   std::map<std::pair<int64_t, int>, std::unique_ptr<nn::SplitGraph>>
