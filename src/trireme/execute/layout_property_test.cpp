@@ -96,7 +96,7 @@ class Draws {
       if (parallel.zero > 0 && parallel.dp % 4 == 0) parallel.shard = pick<int64_t>({0, 2, 4});
       if (has_experts(one.spec) && pick<int>({0, 1, 1}) != 0) {
         parallel.ep = pick<int64_t>({2, 2, 4, 8});
-        parallel.interleave = pick<int>({0, 1}) != 0;
+        strategy.in_turn = pick<int64_t>({1, 2});
         parallel.shard = 0;
         strategy.offload_activations.clear();
       }

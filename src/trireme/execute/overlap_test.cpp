@@ -96,112 +96,114 @@ class OverlapTest : public ExecutorTest {
         options);
     return *std::ranges::max_element(seconds);
   }
+
+  struct Overlap {
+    double compute_s = 0.0;
+    double wire_s = 0.0;  ///< over links that take as long
+    double both_s = 0.0;
+    double planned_s = 0.0;  ///< as the simulator has it
+    /// The wire's time that does not lengthen the step.
+    double hidden() const { return (compute_s + wire_s - both_s) / std::min(compute_s, wire_s); }
+    double lengthened() const { return both_s / std::max(compute_s, wire_s); }
+  };
+
+  /// With links off, with arithmetic off, and with both.
+  static Overlap measure(const TrainingCase& one, const std::string& name) {
+    constexpr double kFlops = 1e9;
+    Overlap overlap;
+    std::vector<std::vector<double>> durations;
+    overlap.compute_s = step_s(one, kFlops, 0.0, &durations);
+    const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / overlap.compute_s;
+    overlap.wire_s = step_s(one, 0.0, bytes_per_s);
+    overlap.both_s = step_s(one, kFlops, bytes_per_s);
+    EXPECT_NEAR(overlap.wire_s / overlap.compute_s, 1.0, 0.01);
+    std::vector<plan::Program> programs;
+    for (int rank = 0; rank < static_cast<int>(one.strategy.parallel.world()); ++rank)
+      programs.push_back(plan::build_program(one.spec, one.strategy, rank));
+    plan::WorldOptions options;
+    options.tiers = {{0, 0.0, bytes_per_s}};
+    overlap.planned_s = plan::simulate_world(one.spec, programs, durations, options).step_s;
+    std::printf(
+        "%s, %d ranks: compute %.4f s, wire %.4f s, both %.4f s, planned %.4f s, hidden %.1f %%\n",
+        name.c_str(), static_cast<int>(one.strategy.parallel.world()), overlap.compute_s,
+        overlap.wire_s, overlap.both_s, overlap.planned_s, 100.0 * overlap.hidden());
+    std::fflush(stdout);
+    return overlap;
+  }
+
+  /// Sequences that ranks share, long enough that attention is what costs.
+  static TrainingCase context(int ranks, plan::ContextKind kind) {
+    TrainingCase one;
+    one.spec = model::spec_from_config(
+        R"({"model_type":"llama","vocab_size":64,"hidden_size":32,"intermediate_size":64,
+            "num_hidden_layers":4,"num_attention_heads":2,"num_key_value_heads":2,
+            "max_position_embeddings":512,"tie_word_embeddings":false})",
+        "test");
+    one.strategy = strategy_for(8, 1, 1, 512);
+    one.strategy.precision = plan::Precision::kBf16;
+    one.strategy.parallel.cp = ranks;
+    one.strategy.parallel.cp_kind = kind;
+    return one;
+  }
 };
 
 TEST_F(OverlapTest, GradientsAndWeightsHideBehindTheArithmetic) {
-  std::vector<std::pair<int, int>> layouts = {{8, 2}, {8, 3}};
-  if (whole_bench()) layouts.insert(layouts.end(), {{8, 1}, {16, 2}, {16, 3}});
-  for (const auto& [ranks, zero] : layouts) {
+  for (const auto& [ranks, zero] :
+       {std::pair{8, 1}, std::pair{8, 2}, std::pair{16, 2}, std::pair{8, 3}, std::pair{16, 3}}) {
     SCOPED_TRACE(fmt::format("{} ranks, ZeRO {}", ranks, zero));
     TrainingCase one = deep(ranks, zero);
     // Then forward and backward have the same part of the arithmetic and of the bytes: bfloat16 weights a quarter and a quarter,
     // float32 gradients a half.
     if (zero == 3) one.strategy.recompute = plan::recompute_from_names(one.spec, {"full"});
-    constexpr double kFlops = 1e9;
-    std::vector<std::vector<double>> durations;
-    const double compute_s = step_s(one, kFlops, 0.0, &durations);
-    // Links that take as long.
-    const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
-    const double wire_s = step_s(one, 0.0, bytes_per_s);
-    const double both_s = step_s(one, kFlops, bytes_per_s);
-    EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
-    EXPECT_GE((compute_s + wire_s - both_s) / std::min(compute_s, wire_s), 0.96);
-    EXPECT_LE(both_s / std::max(compute_s, wire_s), 1.03);
-
-    std::vector<plan::Program> programs;
-    for (int rank = 0; rank < ranks; ++rank)
-      programs.push_back(plan::build_program(one.spec, one.strategy, rank));
-    plan::WorldOptions options;
-    options.tiers = {{0, 0.0, bytes_per_s}};
-    const double planned_s = plan::simulate_world(one.spec, programs, durations, options).step_s;
-    EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
-    std::printf("%2d ranks, ZeRO %d: compute %.4f s, wire %.4f s, both %.4f s, planned %.4f s\n",
-                ranks, zero, compute_s, wire_s, both_s, planned_s);
+    const Overlap overlap = measure(one, fmt::format("ZeRO {}", zero));
+    EXPECT_GE(overlap.hidden(), 0.96);
+    EXPECT_LE(overlap.lengthened(), 1.03);
+    EXPECT_NEAR(overlap.planned_s / overlap.both_s, 1.0, 0.02);
   }
 }
 
-// What hides, by the definition of the other test: the wire's time that does not lengthen the step. What the first forward and the
-// last backward exchange has nothing beside it, so that it takes many micro-batches: bench/overlap has them.
+// What the first forward and the last backward exchange has nothing beside it, so that it takes many micro-batches: bench/overlap
+// has them.
 TEST_F(OverlapTest, RowsOfExpertsHideBehindAnotherMicroBatch) {
   const bool all = whole_bench();
-  const int64_t micro_batches = all ? 64 : 16;
   for (const int ranks : all ? std::vector<int>{8, 16} : std::vector<int>{4}) {
-    for (const bool interleave : {false, true}) {
-      if (!interleave && !all) continue;
-      TrainingCase one = experts(ranks, micro_batches);
-      one.strategy.parallel.interleave = interleave;
-      constexpr double kFlops = 1e9;
-      const double compute_s = step_s(one, kFlops, 0.0);
-      const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
-      const double wire_s = step_s(one, 0.0, bytes_per_s);
-      const double both_s = step_s(one, kFlops, bytes_per_s);
-      const double hidden = (compute_s + wire_s - both_s) / std::min(compute_s, wire_s);
-      EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
-      if (!interleave) {
-        EXPECT_LE(hidden, 0.6) << "nothing is beside it";
-      } else if (all) {
-        EXPECT_GE(hidden, 0.96);
-        EXPECT_LE(both_s / std::max(compute_s, wire_s), 1.03);
-      } else {
-        EXPECT_GE(hidden, 0.7);
-      }
-      std::printf(
-          "%2d ranks, experts%s: compute %.4f s, wire %.4f s, both %.4f s, hidden %.1f %%\n", ranks,
-          interleave ? ", interleaved" : "", compute_s, wire_s, both_s, 100.0 * hidden);
+    for (const int64_t in_turn : all ? std::vector<int64_t>{1, 2} : std::vector<int64_t>{2}) {
+      TrainingCase one = experts(ranks, all ? 64 : 16);
+      one.strategy.in_turn = in_turn;
+      const Overlap overlap = measure(one, fmt::format("experts, {} in turn", in_turn));
+      if (in_turn == 1) continue;  // for comparison
+      EXPECT_GE(overlap.hidden(), 0.7);
+      // The planner has rows that are routed evenly; those of a real router are not, and the fullest rank's take longest.
+      EXPECT_LE(overlap.planned_s, overlap.both_s);
+      EXPECT_GE(overlap.planned_s, 0.9 * overlap.both_s);
     }
   }
 }
 
-/// A rank's micro-batches, whose parts take as long each way as their exchanges.
-struct TensorOverlap {
-  int ranks;
-  int64_t in_turn;
-  double hidden;  ///< at least
-};
-
 TEST_F(OverlapTest, TensorParallelExchangesHideBehindOtherMicroBatches) {
-  for (const TensorOverlap& of : {TensorOverlap{whole_bench() ? 8 : 2, 4, 0.9}}) {
-    TrainingCase one;
-    one.spec = model::spec_from_config(
-        R"({"model_type":"llama","vocab_size":64,"hidden_size":64,"intermediate_size":128,
-            "num_hidden_layers":12,"num_attention_heads":8,"num_key_value_heads":8,
-            "max_position_embeddings":64,"tie_word_embeddings":false})",
-        "test");
-    one.strategy = strategy_for(16, 4, 1, 32);
-    one.strategy.precision = plan::Precision::kBf16;
-    one.strategy.parallel.tp = of.ranks;
-    one.strategy.in_turn = of.in_turn;
-    constexpr double kFlops = 1e9;
-    std::vector<std::vector<double>> durations;
-    const double compute_s = step_s(one, kFlops, 0.0, &durations);
-    const double bytes_per_s = 1e9 * step_s(one, 0.0, 1e9) / compute_s;
-    const double wire_s = step_s(one, 0.0, bytes_per_s);
-    const double both_s = step_s(one, kFlops, bytes_per_s);
-    const double hidden = (compute_s + wire_s - both_s) / std::min(compute_s, wire_s);
-    EXPECT_NEAR(wire_s / compute_s, 1.0, 0.01);
-    EXPECT_GE(hidden, of.hidden);
-    std::vector<plan::Program> programs;
-    for (int rank = 0; rank < of.ranks; ++rank)
-      programs.push_back(plan::build_program(one.spec, one.strategy, rank));
-    plan::WorldOptions options;
-    options.tiers = {{0, 0.0, bytes_per_s}};
-    const double planned_s = plan::simulate_world(one.spec, programs, durations, options).step_s;
-    EXPECT_NEAR(planned_s / both_s, 1.0, 0.02);
-    std::printf(
-        "%2d tensor parallel ranks, %d in turn: compute %.4f s, wire %.4f s, both %.4f s, planned "
-        "%.4f s, hidden %.1f %%\n",
-        of.ranks, static_cast<int>(of.in_turn), compute_s, wire_s, both_s, planned_s,
-        100.0 * hidden);
+  TrainingCase one;
+  one.spec = model::spec_from_config(
+      R"({"model_type":"llama","vocab_size":64,"hidden_size":64,"intermediate_size":128,
+          "num_hidden_layers":12,"num_attention_heads":8,"num_key_value_heads":8,
+          "max_position_embeddings":64,"tie_word_embeddings":false})",
+      "test");
+  one.strategy = strategy_for(16, 4, 1, 32);
+  one.strategy.precision = plan::Precision::kBf16;
+  one.strategy.parallel.tp = whole_bench() ? 8 : 2;
+  one.strategy.in_turn = 4;
+  const Overlap overlap = measure(one, "tensor, 4 in turn");
+  EXPECT_GE(overlap.hidden(), 0.9);
+  EXPECT_NEAR(overlap.planned_s / overlap.both_s, 1.0, 0.02);
+}
+
+// Of a lane's only micro-batch little is beside a gather, and a ring's gradients wait behind its keys: what is hidden is reported.
+// The planner is right about gathers; for a ring it has 4 to 6 % less than the device, so that only bench/overlap shows it.
+TEST_F(OverlapTest, KeysOfOtherRanksAreHiddenAsPlanned) {
+  const bool all = whole_bench();
+  for (const int ranks : all ? std::vector<int>{8, 16} : std::vector<int>{4}) {
+    const Overlap gather = measure(context(ranks, plan::ContextKind::kGather), "context, gather");
+    EXPECT_NEAR(gather.planned_s / gather.both_s, 1.0, 0.02);
+    if (all) measure(context(ranks, plan::ContextKind::kRing), "context, ring");
   }
 }
 

@@ -89,7 +89,7 @@ TEST(SpreadExpertsTest, EndWithTheBitsOfOneRank) {
       for (const auto& [dp, ep] : {std::pair{2, 2}, {4, 2}, {4, 4}}) {
         for (const int64_t zero : {0, 1, 2, 3}) {
           one.strategy = prepare(spread(dp, ep, zero));
-          one.strategy.parallel.interleave = zero != 1;
+          one.strategy.in_turn = zero == 1 ? 1 : 0;
           SCOPED_TRACE(fmt::format("{} {} {}", one.name, to_string(precision),
                                    plan::describe(one.strategy.parallel)));
           expect_same_bits(train_on_ranks(one, {at::kCPU}), want);

@@ -37,8 +37,9 @@ void StepFigures::add_router(int64_t lane, int layer, const nn::RouterStatistics
 }
 
 void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_of) {
-  const int place =
-      cluster::Mesh(plan::mesh_shape(program_.strategy.parallel)).coordinates(program_.rank).tp;
+  const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
+  const plan::SlicePlace place_here = plan::slice_place(program_, mesh, program_.rank);
+  const int place = mesh.coordinates(program_.rank).tp;
   std::vector<std::vector<NodeSum>>& squares = squares_[static_cast<size_t>(place)];
   std::vector<at::Tensor> sums(spec_.parts.size());
   const auto pieces_of = [&](int part, auto&& visit) {
@@ -82,8 +83,7 @@ void StepFigures::sum_squares(const std::function<at::Tensor(int part)>& slice_o
     const auto* values = on_host.data_ptr<double>();
     // Blocks here are in the order of the whole part's.
     int64_t done = 0;
-    for (const plan::BlockRange& blocks :
-         plan::blocks_on_rank(spec_, program_, part, program_.rank)) {
+    for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, place_here)) {
       const int64_t count = blocks.last - blocks.first;
       const auto nodes = plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part));
       const std::vector<double> of_nodes = plan::sums_of_nodes(
@@ -128,22 +128,20 @@ void StepFigures::take(const std::vector<double>& all) {
   const cluster::Mesh mesh(plan::mesh_shape(program_.strategy.parallel));
   // Ranks of a stage come in the order of their slices.
   for (int rank = 0; rank < mesh.size(); ++rank) {
-    const int index = mesh.index_in_group(cluster::Dimension::kDataContext, rank);
+    const plan::SlicePlace mine = plan::slice_place(program_, mesh, rank);
     const auto [data, tensor, place, context] = mesh.coordinates(rank);
     auto& squares = squares_[static_cast<size_t>(tensor)];
     const auto has = [&](int part) { return program_.pipeline_rank_of(part) == place; };
-    std::vector<int64_t> lanes = plan::lanes_of(program_.strategy, data, parallel.dp);
-    for (int64_t& lane : lanes) lane = lane * parallel.cp + context;
+    const std::vector<int64_t> lanes =
+        plan::leaves_of(program_.strategy, data, parallel.dp, context);
     for (const int64_t lane : lanes) {
       if (!has(spec_.head_part())) break;
       for (double& loss : lane_at(lane).losses) loss = *next++;
     }
     // Replicas of a slice have the same ones.
-    for (int part = 0;
-         index < program_.strategy.owners() && part < static_cast<int>(spec_.parts.size());
-         ++part) {
+    for (int part = 0; mine.has_squares && part < static_cast<int>(spec_.parts.size()); ++part) {
       if (!has(part)) continue;
-      for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, rank)) {
+      for (const plan::BlockRange& blocks : plan::blocks_on_rank(spec_, program_, part, mine)) {
         for (const cluster::LaneNode& node :
              plan::squares_nodes(blocks, plan::num_blocks_of_part(program_, part)))
           squares[static_cast<size_t>(part)].emplace_back(node, *next++);

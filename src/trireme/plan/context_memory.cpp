@@ -5,38 +5,16 @@
 
 namespace trireme::plan {
 
-ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
-                           Recompute mode, int64_t index) {
-  const int layer = spec.parts[static_cast<size_t>(part)].layer;
-  const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
-  const model::AttentionSpec& attention = where.attention;
-  const Sizes sizes(spec, strategy);
+namespace {
+
+struct ContextMemory : AttentionSizes {
+  using AttentionSizes::AttentionSizes;
+  ContextBytes bytes_of(Recompute mode, int64_t index) const;
+};
+
+ContextBytes ContextMemory::bytes_of(Recompute mode, int64_t index) const {
+  const Sizes& sizes = *this;
   const int64_t cp = strategy.parallel.cp;
-  const int64_t hidden = sizes.hidden;
-  const int64_t normed = where.attention_norm ? hidden : 0;
-  const int64_t projected = where.attention_post_norm ? hidden : 0;
-  const int64_t query_width = attention.num_heads * attention.head_dim;
-  const int64_t kv_width = attention.num_kv_heads * attention.head_dim;
-  const int64_t qkv_width = query_width + 2 * kv_width;
-  const int64_t qkv = sizes.activations(qkv_width);
-  const int64_t attended = sizes.activations(query_width);
-  const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
-  const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
-  const int64_t after_statistics = norm_statistics(where.attention_post_norm, sizes.tokens);
-  const int64_t after_gradients = norm_gradients(where.attention_post_norm, spec.hidden);
-  const bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
-  const bool all_heads = attention.qk_norm == model::QkNorm::kAllHeads;
-  const int64_t qk = has_qk_norm ? sizes.activations(query_width + kv_width) : 0;
-  const int64_t q_rows = all_heads ? 1 : attention.num_heads;
-  const int64_t k_rows = all_heads ? 1 : attention.num_kv_heads;
-  const int64_t qk_statistics = has_qk_norm ? tensor_bytes(4 * sizes.tokens * q_rows) +
-                                                  tensor_bytes(4 * sizes.tokens * k_rows)
-                                            : 0;
-  const int64_t q_norm_width = all_heads ? query_width : attention.head_dim;
-  const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
-  const int64_t qk_norm_gradients =
-      has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
-  const int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
   // A rank has two pieces of 2 cp; its queries see those up to its second one, and send gradients back for as many.
   const int64_t piece = sizes.tokens / 2;
   const int64_t seen_pieces = 2 * cp - index;
@@ -64,8 +42,8 @@ ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strateg
   bytes.sent = seen;
   bytes.received = keys_of((cp + index + 1) * piece);
   bytes.delayed_1 = qkv + after_gradients + sinks;
-  bytes.delayed_2 = norm_gradients(where.attention_norm, spec.hidden) + qk_norm_gradients +
-                    (selective ? normed : 0);
+  bytes.delayed_2 =
+      norm_gradients(where.attention_norm, width) + qk_norm_gradients + (selective ? normed : 0);
 
   const auto project = [&](bool keep_statistics, bool keep_normed) {
     HighWater water;
@@ -132,7 +110,7 @@ ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strateg
     water.hold(hidden);  // the gradient of the normed input, then of the input
     water.pass(sizes.product(sizes.width, qkv_width));
     if (where.attention_norm) {
-      water.hold(norm_gradients(where.attention_norm, spec.hidden));
+      water.hold(norm_gradients(where.attention_norm, width));
       water.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
     }
     if (selective) water.hold(normed);
@@ -217,6 +195,14 @@ ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strateg
   projection_backward(end);
   bytes.backward_2 = end.above(hidden + bytes.delayed_2);
   return bytes;
+}
+
+}  // namespace
+
+ContextBytes context_bytes(const model::ModelSpec& spec, const Strategy& strategy, int part,
+                           Recompute mode, int64_t index) {
+  return ContextMemory(spec, strategy, spec.parts[static_cast<size_t>(part)].layer)
+      .bytes_of(mode, index);
 }
 
 }  // namespace trireme::plan

@@ -9,16 +9,15 @@ FigureLayout figure_layout(const model::ModelSpec& spec, const Program& program,
   FigureLayout layout;
   const cluster::Mesh mesh(mesh_shape(program.strategy.parallel));
   const int data = mesh.index_in_group(cluster::Dimension::kData, rank);
-  const int index = mesh.index_in_group(cluster::Dimension::kDataContext, rank);
+  const SlicePlace mine = slice_place(program, mesh, rank);
   const int place = mesh.coordinates(rank).pp;
   const Parallel& parallel = program.strategy.parallel;
   const auto lanes = static_cast<int64_t>(lanes_of(program.strategy, data, parallel.dp).size());
   if (program.pipeline_rank_of(spec.head_part()) == place)
     layout.losses = lanes * (1 + spec.num_mtp_layers);
-  const bool has_squares = index < program.strategy.owners();
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
-    if (!has_squares || program.pipeline_rank_of(part) != place) continue;
-    for (const BlockRange& blocks : blocks_on_rank(spec, program, part, rank))
+    if (!mine.has_squares || program.pipeline_rank_of(part) != place) continue;
+    for (const BlockRange& blocks : blocks_on_rank(spec, program, part, mine))
       layout.squares +=
           static_cast<int64_t>(squares_nodes(blocks, num_blocks_of_part(program, part)).size());
   }

@@ -48,6 +48,13 @@ std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t r
   return lanes;
 }
 
+std::vector<int64_t> leaves_of(const Strategy& strategy, int64_t index, int64_t ranks,
+                               int64_t context) {
+  std::vector<int64_t> leaves = lanes_of(strategy, index, ranks);
+  for (int64_t& lane : leaves) lane = lane * strategy.parallel.cp + context;
+  return leaves;
+}
+
 GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, int rank)
     : spec_(spec),
       writer_(writer),
@@ -78,9 +85,8 @@ GradientSums::GradientSums(const model::ModelSpec& spec, ProgramWriter& writer, 
                    kNone);
   for (int64_t i = 0; i < owners_.count; ++i) {
     const int64_t cp = strategy_.parallel.cp;
-    std::vector<int64_t>& leaves = owners_.lanes.emplace_back(
-        lanes_of(strategy_, (program.replica * owners_.count + i) / cp, strategy_.parallel.dp));
-    for (int64_t& lane : leaves) lane = lane * cp + i % cp;
+    owners_.lanes.push_back(leaves_of(strategy_, (program.replica * owners_.count + i) / cp,
+                                      strategy_.parallel.dp, i % cp));
   }
   if (mesh.shape().ep > 1) spread_experts(mesh, rank);
   for (int part = 0; part < num_parts_; ++part) {

@@ -7,7 +7,7 @@ namespace trireme::plan {
 
 model::ModelSpec local_spec(const model::ModelSpec& whole, const Parallel& parallel, int rank) {
   model::ModelSpec spec = whole;
-  if (parallel.ep == 1 && parallel.tp == 1) return spec;
+  if (!is_cut(parallel)) return spec;
   const cluster::Mesh mesh(mesh_shape(parallel));
   cut_tensor(spec, parallel.tp, mesh.coordinates(rank).tp);
   if (parallel.ep == 1) return spec;

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "trireme/base/error.h"
-#include "trireme/plan/local_spec.h"
 #include "trireme/plan/part_memory.h"
 #include "trireme/plan/shards.h"
 
@@ -19,39 +18,15 @@ using model::NormSpec;
 using model::PartKind;
 
 // Mirrors nn/grouped_attention_part.cpp line by line.
-PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
-                          Recompute mode) {
-  const model::LayerSpec& where = spec.layers[static_cast<size_t>(layer)];
-  const model::AttentionSpec& attention = where.attention;
-  const Sizes sizes(spec, strategy);
-  const int64_t hidden = sizes.hidden;
-  const int64_t normed = where.attention_norm ? hidden : 0;
-  const int64_t projected = where.attention_post_norm ? hidden : 0;
-  const int64_t query_width = attention.num_heads * attention.head_dim;
-  const int64_t kv_width = attention.num_kv_heads * attention.head_dim;
-  const int64_t qkv_width = query_width + 2 * kv_width;
-  const int64_t qkv = sizes.activations(qkv_width);
-  const int64_t attended = sizes.activations(query_width);
-  const int64_t logsumexp = tensor_bytes(4 * sizes.tokens * attention.num_heads);
-  const int64_t statistics = norm_statistics(where.attention_norm, sizes.tokens);
-  const int64_t after_statistics = norm_statistics(where.attention_post_norm, sizes.tokens);
-  const int64_t after_gradients = norm_gradients(where.attention_post_norm, spec.hidden);
-  // With a norm on every head, or on all together, queries and keys are normed and rotated beside qkv.
-  const bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
-  const bool all_heads = attention.qk_norm == model::QkNorm::kAllHeads;
-  const int64_t qk = has_qk_norm ? sizes.activations(query_width + kv_width) : 0;
-  const int64_t q_rows = all_heads ? 1 : attention.num_heads;
-  const int64_t k_rows = all_heads ? 1 : attention.num_kv_heads;
-  const int64_t qk_statistics = has_qk_norm ? tensor_bytes(4 * sizes.tokens * q_rows) +
-                                                  tensor_bytes(4 * sizes.tokens * k_rows)
-                                            : 0;
-  const int64_t q_norm_width = all_heads ? query_width : attention.head_dim;
-  const int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
-  const int64_t qk_norm_gradients =
-      has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
-  const int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
-  const int64_t small_gradients = norm_gradients(where.attention_norm, spec.hidden) +
-                                  after_gradients + qk_norm_gradients + sinks;
+struct AttentionMemory : AttentionSizes {
+  using AttentionSizes::AttentionSizes;
+  PartBytes bytes(Recompute mode) const;
+};
+
+PartBytes AttentionMemory::bytes(Recompute mode) const {
+  const Sizes& sizes = *this;
+  const int64_t small_gradients =
+      norm_gradients(where.attention_norm, width) + after_gradients + qk_norm_gradients + sinks;
   const auto kernel = [&](bool backward) {
     const int64_t wide_sinks = sizes.precision == Precision::kBf16 ? sinks : 0;
     return sizes.kernels.attention(strategy.micro, strategy.seq_len, attention, sizes.precision,
@@ -122,7 +97,7 @@ PartBytes attention_bytes(const model::ModelSpec& spec, const Strategy& strategy
   backward.hold(hidden);  // the gradient of the normed input, then of the input
   backward.pass(sizes.product(sizes.width, qkv_width));
   if (where.attention_norm) {
-    backward.hold(norm_gradients(where.attention_norm, spec.hidden));
+    backward.hold(norm_gradients(where.attention_norm, width));
     backward.pass(sizes.kernels.norm_backward(sizes.tokens, sizes.width, *where.attention_norm));
   }
   if (selective) backward.hold(normed);
@@ -265,7 +240,7 @@ PartBytes part_bytes(const model::ModelSpec& spec, const Strategy& strategy, int
   if (where.kind == PartKind::kAttention) {
     const bool latent = spec.layers[static_cast<size_t>(where.layer)].attention.latent.has_value();
     return latent ? latent_attention_bytes(spec, strategy, where.layer, mode)
-                  : attention_bytes(spec, strategy, where.layer, mode);
+                  : AttentionMemory(spec, strategy, where.layer).bytes(mode);
   }
   if (where.kind == PartKind::kMlp) return mlp_bytes(spec, strategy, where.layer, mode);
   if (where.layer >= 0) return moe_part_bytes(spec, strategy, part, mode);
@@ -346,8 +321,6 @@ int64_t state_bytes_of(const model::ModelSpec& spec, const Strategy& strategy, i
 
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program) {
-  if (strategy.parallel.tp > 1 && !program.slices.empty() && !spec.tensor.is_cut())
-    return resident_bytes(local_spec(spec, strategy.parallel, program.rank), strategy, program);
   ResidentBytes bytes;
   const bool copies = strategy.precision == Precision::kBf16;
   const bool shares = strategy.parallel.zero > 0 && !program.slices.empty();

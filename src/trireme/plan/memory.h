@@ -63,7 +63,7 @@ struct ResidentBytes {
     return master_weights + compute_weights + optimizer_states + tables + libraries;
   }
 };
-/// On the rank that the program is of, of its share where tensor parallel ranks share the model's; of a program without slices, of a rank that shares nothing.
+/// On the rank that the program is of, whose spec this is (local_spec()); of a program without slices, of a rank that shares nothing.
 ResidentBytes resident_bytes(const model::ModelSpec& spec, const Strategy& strategy,
                              const Program& program = {});
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 
 namespace trireme::plan {
@@ -39,6 +40,8 @@ double share_of(const LinkProfile& link, OpKind kind) {
       return link.send_receive;
     case OpKind::kReduceGradients:
     case OpKind::kScatterSums:
+    case OpKind::kExchangeCounts:
+    case OpKind::kExchangeRows:
       return link.all_to_all;
     default:
       return link.all_gather;
@@ -204,7 +207,8 @@ class OwnPredictor {
       for (int rank = stage * a_stage; rank < (stage + 1) * a_stage; ++rank) {
         const Program& program = programs_[static_cast<size_t>(rank)];
         const SimulatedRank& simulated = world.ranks[static_cast<size_t>(rank)];
-        const ResidentBytes held = resident_bytes(run_.spec, program.strategy, program);
+        const ResidentBytes held = resident_bytes(
+            local_spec(run_.spec, program.strategy.parallel, rank), program.strategy, program);
         MemoryByKind peak;
         peak.weights =
             static_cast<double>(held.master_weights + held.compute_weights + held.tables);

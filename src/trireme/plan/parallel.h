@@ -59,9 +59,6 @@ struct Parallel {
   ContextKind cp_kind = ContextKind::kRing;
   int64_t ep = 1;
   int64_t etp = 1;
-  /// Without a pipeline: a micro-batch's forward takes turns with the backward of the one before it where experts are spread, so
-  /// that what one exchanges lies behind what the other computes.
-  bool interleave = true;
   Reduction reduction = Reduction::kExact;
 
   int64_t world() const { return dp * tp * pp * cp; }

@@ -71,6 +71,43 @@ struct Sizes {
   int64_t hidden;
 };
 
+/// Of grouped attention, on one rank or on one of those that share its sequences. Borrows what it is made from.
+struct AttentionSizes : Sizes {
+  AttentionSizes(const model::ModelSpec& spec, const Strategy& strategy, int layer)
+      : Sizes(spec, strategy),
+        strategy(strategy),
+        where(spec.layers[static_cast<size_t>(layer)]),
+        attention(where.attention) {}
+
+  const Strategy& strategy;
+  const model::LayerSpec& where;
+  const model::AttentionSpec& attention;
+  int64_t normed = where.attention_norm ? hidden : 0;
+  int64_t projected = where.attention_post_norm ? hidden : 0;
+  int64_t query_width = attention.num_heads * attention.head_dim;
+  int64_t kv_width = attention.num_kv_heads * attention.head_dim;
+  int64_t qkv_width = query_width + 2 * kv_width;
+  int64_t qkv = activations(qkv_width);
+  int64_t attended = activations(query_width);
+  int64_t logsumexp = tensor_bytes(4 * tokens * attention.num_heads);
+  int64_t statistics = norm_statistics(where.attention_norm, tokens);
+  int64_t after_statistics = norm_statistics(where.attention_post_norm, tokens);
+  int64_t after_gradients = norm_gradients(where.attention_post_norm, width);
+  // With a norm on every head, or on all together, queries and keys are normed and rotated beside qkv.
+  bool has_qk_norm = attention.qk_norm != model::QkNorm::kNone;
+  bool all_heads = attention.qk_norm == model::QkNorm::kAllHeads;
+  int64_t qk = has_qk_norm ? activations(query_width + kv_width) : 0;
+  int64_t q_rows = all_heads ? 1 : attention.num_heads;
+  int64_t k_rows = all_heads ? 1 : attention.num_kv_heads;
+  int64_t qk_statistics =
+      has_qk_norm ? tensor_bytes(4 * tokens * q_rows) + tensor_bytes(4 * tokens * k_rows) : 0;
+  int64_t q_norm_width = all_heads ? query_width : attention.head_dim;
+  int64_t k_norm_width = all_heads ? kv_width : attention.head_dim;
+  int64_t qk_norm_gradients =
+      has_qk_norm ? tensor_bytes(4 * q_norm_width) + tensor_bytes(4 * k_norm_width) : 0;
+  int64_t sinks = attention.sinks ? tensor_bytes(4 * attention.num_heads) : 0;
+};
+
 /// Of an attention part whose AttentionSpec has `latent`; as part_bytes().
 PartBytes latent_attention_bytes(const model::ModelSpec& spec, const Strategy& strategy, int layer,
                                  Recompute mode);

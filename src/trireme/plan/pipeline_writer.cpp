@@ -41,7 +41,7 @@ PipelineLayout pipeline_layout(const model::ModelSpec& spec, const Strategy& str
                                int64_t micro_batches) {
   const Parallel& parallel = strategy.parallel;
   if (parallel.pp == 1) {
-    const bool pairs = parallel.ep > 1 && parallel.interleave && micro_batches > 1;
+    const bool pairs = parallel.ep > 1 && strategy.in_turn != 1 && micro_batches > 1;
     return {pairs ? interleaved_pairs(micro_batches)
                   : make_schedule(ScheduleKind::k1F1B, 1, micro_batches, 1),
             {{0, static_cast<int>(spec.parts.size())}}};

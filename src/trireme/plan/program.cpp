@@ -2,6 +2,7 @@
 #include "trireme/plan/program.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "trireme/base/error.h"
 #include "trireme/plan/absent_lanes.h"
@@ -155,31 +156,12 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
                       static_cast<int64_t>(lanes.size()) * strategy.micro_batches_per_lane()));
 }
 
-namespace {
-
-/// What a tensor parallel rank's optimizer keeps, of the parameters as it has them.
-void keep_own_states(const model::ModelSpec& share, Strategy& strategy) {
-  if (strategy.optimizer_state_bytes.empty()) return;
-  std::ranges::fill(strategy.optimizer_state_bytes, 0);
-  for (size_t i = 0; i < share.parameters.size(); ++i) {
-    const int64_t floats = strategy.state_floats.empty() ? 2 : strategy.state_floats[i];
-    strategy.optimizer_state_bytes[static_cast<size_t>(share.parameters[i].part)] +=
-        4 * floats * share.parameters[i].numel();
-  }
-}
-
-}  // namespace
-
 Program build_program(const model::ModelSpec& whole, const Strategy& strategy, int rank,
                       const PipelineLayout& layout) {
-  if (strategy.parallel.tp > 1 && !whole.tensor.is_cut()) {
-    const model::ModelSpec share = local_spec(whole, strategy.parallel, rank);
-    Strategy own = strategy;
-    keep_own_states(share, own);
-    return build_program(share, own, rank, layout);
-  }
-  const model::ModelSpec spec =
-      strategy.parallel.tp > 1 ? whole : local_spec(whole, strategy.parallel, rank);
+  // A copy for those whose parameters are stretches alone: a search builds many programs.
+  std::optional<model::ModelSpec> share;
+  if (is_cut(strategy.parallel)) share = local_spec(whole, strategy.parallel, rank);
+  const model::ModelSpec& spec = share ? *share : whole;
   ProgramWriter writer;
   Program& program = writer.program();
   program.strategy = strategy;

@@ -35,10 +35,11 @@ struct Strategy {
   bool offload_optimizer = false;
   /// Backward-weight of a micro-batch after all its backward-inputs; not of parts that add to another part's gradients.
   bool delay_weight_gradients = false;
-  /// So many micro-batches of a tensor parallel rank without a pipeline go through the parts in turn: what one exchanges lies behind
-  /// what others compute, and activations of all are held. 1; 2: two forward, then both backward; 4: two forward with the two
-  /// before them backward.
-  int64_t in_turn = 1;
+  /// Without a pipeline: so many micro-batches go through the parts in turn, so that what one exchanges lies behind what others
+  /// compute; activations of all are held. Where experts are spread, 2: one forward with the one before it backward. Of a tensor
+  /// parallel rank, 2: two forward, then both backward; 4: two forward with the two before them backward. 1: none; 0: 2 where
+  /// experts are spread, else 1.
+  int64_t in_turn = 0;
   /// Attentions and MLPs of a micro-batch are recorded once and run again (recorded_work.h).
   bool record = false;
   /// Under ZeRO 3: layers whose weights come, or are there already, beside the part that is computed with.
@@ -324,6 +325,9 @@ Program build_program(const model::ModelSpec& spec, const Strategy& strategy, in
 /// what it can before it sends; under ZeRO 2 and 3, which send lane by lane, the ranks of a block that shares states take turns,
 /// so that what an owner has is combined at once; so they are where ranks share sequences, whose leaves are never neighbours.
 std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t ranks);
+/// The same as leaves, of the rank at place `context` of those that share its sequences.
+std::vector<int64_t> leaves_of(const Strategy& strategy, int64_t index, int64_t ranks,
+                               int64_t context);
 
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".
 std::string describe(const model::ModelSpec& spec, const Instruction& instruction);

@@ -29,6 +29,11 @@ void limit_experts(const Strategy& strategy, std::vector<std::string>& reasons) 
                     "and parallel.dp = {} does not divide batch.lanes = {}; use parallel.dp = {}",
                     parallel.ep, parallel.dp, strategy.lanes,
                     std::bit_floor(static_cast<uint64_t>(parallel.dp))));
+  if (strategy.in_turn > 2 && parallel.pp == 1)
+    reject(
+        fmt::format("parallel.in_turn = {} with parallel.ep = {}: one micro-batch goes forward "
+                    "with the one before it backward; use parallel.in_turn = 2",
+                    strategy.in_turn, parallel.ep));
   if (parallel.shard > 0)
     reject(
         fmt::format("parallel.shard = {} with parallel.ep = {}: experts' states are shared by "
@@ -69,10 +74,6 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
   if (strategy.whole_matrices)
     refuse("Muon updates whole matrices, of which tensor parallel ranks have some rows or columns",
            "optim.name = \"adamw\", or parallel.tp = 1");
-  if (strategy.in_turn != 1 && strategy.in_turn != 2 && strategy.in_turn != 4)
-    refuse(fmt::format("parallel.in_turn = {} micro-batches in turn are not planned",
-                       strategy.in_turn),
-           "parallel.in_turn = 1, 2 or 4");
   if (strategy.in_turn > 1 && parallel.pp == 1) {
     const std::string without = "parallel.in_turn = 1";
     // As in a pipeline whose first and last stage add to one matrix.
@@ -165,6 +166,12 @@ std::vector<std::string> program_limits(const model::ModelSpec& spec, const Stra
                       "yet; use parallel.{} = 1",
                       key, value, key));
   };
+  const int64_t turns = strategy.in_turn;
+  if (turns < 0 || turns == 3 || turns > 4)
+    reasons.push_back(
+        fmt::format("parallel.in_turn = {} micro-batches in turn are not planned; use "
+                    "parallel.in_turn = 1, 2 or 4",
+                    turns));
   tensor_limits(spec, strategy, reasons);
   add_context_limits(spec, strategy, reasons);
   only_one("etp", parallel.etp);

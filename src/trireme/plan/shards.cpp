@@ -4,7 +4,6 @@
 #include <bit>
 
 #include "trireme/base/error.h"
-#include "trireme/cluster/mesh.h"
 #include "trireme/cluster/slices.h"
 #include "trireme/plan/tensor_share.h"
 
@@ -180,19 +179,26 @@ BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int
   return {block_at(first), block_at(last)};
 }
 
+SlicePlace slice_place(const Program& program, const cluster::Mesh& mesh, int rank) {
+  const int index = mesh.index_in_group(cluster::Dimension::kDataContext, rank);
+  SlicePlace place;
+  place.slice = index % program.strategy.owners();
+  place.has_squares = index < program.strategy.owners();
+  if (mesh.shape().ep == 1) return place;
+  place.expert_slice = mesh.index_in_group(cluster::Dimension::kExpertData, rank);
+  place.expert_place = mesh.expert_coordinates(rank).ep;
+  return place;
+}
+
 std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Program& program,
-                                       int part, int rank) {
-  const cluster::Mesh mesh(mesh_shape(program.strategy.parallel));
+                                       int part, const SlicePlace& place) {
   const auto at = static_cast<size_t>(part);
   const std::vector<int64_t>& bounds = program.slices[at];
   if (!program.spreads(part)) {
-    const auto slice = static_cast<size_t>(
-        mesh.index_in_group(cluster::Dimension::kDataContext, rank) % program.strategy.owners());
+    const auto slice = static_cast<size_t>(place.slice);
     return {blocks_of(program.squares[at], bounds[slice], bounds[slice + 1])};
   }
-  const auto slice =
-      static_cast<size_t>(mesh.index_in_group(cluster::Dimension::kExpertData, rank));
-  const int64_t place = mesh.expert_coordinates(rank).ep;
+  const auto slice = static_cast<size_t>(place.expert_slice);
   std::vector<BlockRange> blocks;
   int64_t here = 0;
   int64_t whole = 0;
@@ -202,7 +208,7 @@ std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Progr
     const int64_t first = std::max(here, bounds[slice]);
     const int64_t last = std::min(here + elements, bounds[slice + 1]);
     if (first < last) {
-      const int64_t shift = whole + place * elements - here;
+      const int64_t shift = whole + place.expert_place * elements - here;
       const BlockRange range = blocks_of(program.whole_squares[at], first + shift, last + shift);
       if (!blocks.empty() && blocks.back().last == range.first) {
         blocks.back().last = range.last;

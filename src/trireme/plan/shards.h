@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "trireme/cluster/lane_tree.h"
+#include "trireme/cluster/mesh.h"
 #include "trireme/model/model_spec.h"
 #include "trireme/plan/program.h"
 
@@ -41,10 +42,19 @@ struct BlockRange {
 /// The blocks that begin in elements [first, last) of the part; both are boundaries of part_slices().
 BlockRange blocks_of(const std::vector<SquaresRange>& ranges, int64_t first, int64_t last);
 
-/// The blocks of a whole part that the slice of a rank of the world is, ascending. Not of one whose replica hands them out. `spec` is
-/// the model's or any rank's.
+/// Where a rank of the world is among those that share states: looked up once, for all parts.
+struct SlicePlace {
+  int64_t slice = 0;
+  bool has_squares =
+      false;  ///< in the first block of ranks that have all slices: others have the same ones
+  int64_t expert_slice = 0;  ///< of experts that are spread
+  int64_t expert_place = 0;  ///< which of them it has
+};
+SlicePlace slice_place(const Program& program, const cluster::Mesh& mesh, int rank);
+
+/// The blocks of a whole part that the slice of a rank is, ascending. `spec` is the model's or any rank's.
 std::vector<BlockRange> blocks_on_rank(const model::ModelSpec& spec, const Program& program,
-                                       int part, int rank);
+                                       int part, const SlicePlace& place);
 /// Of the whole part.
 int64_t num_blocks_of_part(const Program& program, int part);
 

@@ -233,17 +233,20 @@ class World {
                        describe(spec_, instruction_of(member.rank, member.instruction)));
   }
 
+  // Ranks that share sequences have other leaves of one lane; those that exchange rows of experts have lanes of their own.
+  static bool same_work(const Instruction& one, const Instruction& other) {
+    if (one.kind == OpKind::kExchangeCounts || one.kind == OpKind::kExchangeRows) return true;
+    if (one.kind == OpKind::kExchangeContext) return one.micro_batch == other.micro_batch;
+    return one.lane == other.lane;
+  }
+
   void check_same(const Member& a, const Member& b) const {
     const Instruction& one = instruction_of(a.rank, a.instruction);
     const Instruction& other = instruction_of(b.rank, b.instruction);
     const bool pair = point_to_point(one) && point_to_point(other) && one.kind != other.kind &&
                       one.micro_batch == other.micro_batch && one.of_gradient == other.of_gradient;
-    // Ranks that share sequences have other leaves of one lane.
-    const bool context = one.kind == OpKind::kExchangeContext;
-    const bool same = one.kind == other.kind && !point_to_point(one) &&
-                      (context ? one.micro_batch == other.micro_batch && one.phase == other.phase &&
-                                     one.of_gradient == other.of_gradient
-                               : one.lane == other.lane);
+    const bool same = one.kind == other.kind && !point_to_point(one) && one.phase == other.phase &&
+                      one.of_gradient == other.of_gradient && same_work(one, other);
     TRIREME_CHECK((pair || same) && one.part == other.part, "{} meets {}", name_of(a), name_of(b));
   }
 

@@ -473,7 +473,7 @@ double step_floor_s(const PlannedRun& run) {
   const OnceSeconds once(run, classes, cost);
   // fold() spreads no experts: what they exchange is a price.
   Strategy as_priced = run.strategy;
-  as_priced.parallel.interleave = false;
+  as_priced.in_turn = 1;
   const PipelineLayout layout =
       pipeline_layout(run.spec, as_priced, rank_micro_batches(run.strategy));
   const FloorTask task{run, classes, parts, once, layout.stages, rank_micro_batches(run.strategy)};

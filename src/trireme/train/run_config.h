@@ -114,9 +114,8 @@ struct RunConfig {
     std::string cp_kind = "ring";
     int64_t ep = 1;
     int64_t etp = 1;
-    bool interleave = true;
     std::string reduction = "exact";
-    int64_t in_turn = 1;
+    int64_t in_turn = 0;
     double timeout_s = 600.0;
   } parallel;
 

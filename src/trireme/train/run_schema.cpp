@@ -344,25 +344,20 @@ std::vector<SchemaEntry> make_schema() {
           "experts between them; rows go to them and come back. Divides `dp`, which divides "
           "`batch.lanes`. The result is the same.",
           kNoEffect));
-  s.push_back(
-      key("parallel.interleave", REF(parallel.interleave), any(),
-          "With `ep`, without a pipeline: the forward of a micro-batch takes turns with the "
-          "backward of the one before it, so that exchanges hide; two micro-batches' "
-          "activations are held. The result is the same.",
-          kNoEffect));
   s.push_back(key("parallel.etp", REF(parallel.etp), at_least(1),
                   "Tensor parallel ranks of experts.", kNoEffect));
   s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
                   "`exact`: the layout never changes the result. On one rank both are exact.",
                   kNoEffect));
-  s.push_back(key("parallel.in_turn", REF(parallel.in_turn), integer_between(1, 4),
-                  "Micro-batches that go through the parts in turn: what tensor parallel ranks "
-                  "exchange of one lies behind the products of others, and the activations of all "
-                  "are held. 2: two forward, then both backward; 4: two forward with the two "
-                  "before them backward. Without effect where `tp` is 1 or `pp` more than 1; where "
-                  "the head multiplies with the embedding, with one micro-batch a lane. The result "
-                  "is the same.",
-                  kNoEffect));
+  s.push_back(
+      key("parallel.in_turn", REF(parallel.in_turn), integer_between(0, 4),
+          "Without a pipeline: micro-batches that go through the parts in turn, so that what "
+          "ranks exchange of one lies behind what others compute; the activations of all "
+          "are held. With `ep` 2: one forward with the one before it backward. With `tp` 2: "
+          "two forward, then both backward; 4: two forward with the two before them "
+          "backward; where the head multiplies with the embedding, with one micro-batch a "
+          "lane. 1: none. 0: 2 with `ep`, else 1. The result is the same.",
+          kNoEffect));
   s.push_back(key("parallel.timeout_s", REF(parallel.timeout_s), positive(),
                   "Seconds after which a rank that others wait for counts as lost.", kNoEffect));
 

@@ -200,7 +200,6 @@ plan::Parallel parallel_of(const RunConfig& run) {
   parallel.cp_kind = plan::context_kind_from_name(run.parallel.cp_kind);
   parallel.ep = run.parallel.ep;
   parallel.etp = run.parallel.etp;
-  parallel.interleave = run.parallel.interleave;
   parallel.reduction = plan::reduction_from_name(run.parallel.reduction);
   return parallel;
 }
