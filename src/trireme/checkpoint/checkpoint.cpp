@@ -6,6 +6,7 @@
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
 #include "trireme/base/suggest.h"
+#include "trireme/checkpoint/checkpoint_share.h"
 #include "trireme/checkpoint/manifest.h"
 #include "trireme/checkpoint/tensor_file.h"
 #include "trireme/checkpoint/tensor_stream.h"
@@ -36,6 +37,12 @@ int64_t step_of(const std::string& name) {
                                                                                          : -1;
 }
 
+uint64_t text_bytes(const CheckpointState& state) {
+  uint64_t bytes = 0;
+  for (const auto& [name, text] : state.texts) bytes += text.size();
+  return bytes;
+}
+
 std::string message_of(const fs::path& path, const Damage& damage) {
   return damage.tensor.empty()
              ? fmt::format("the checkpoint {} is damaged: {}: {}", path.string(), damage.file,
@@ -63,60 +70,29 @@ std::string step_folder_name(int64_t step) {
 
 Manifest write_checkpoint(const fs::path& path, std::vector<TensorToWrite> tensors,
                           const CheckpointState& state, const SaveOptions& options) {
-  TRIREME_CHECK(options.shard_bytes > 0, "shard_bytes = {}", options.shard_bytes);
   Storage& storage = options.storage ? *options.storage : disk();
-  std::sort(tensors.begin(), tensors.end(),
-            [](const TensorToWrite& a, const TensorToWrite& b) { return a.name < b.name; });
-  std::vector<const TensorToWrite*> parameters;
-  std::vector<const TensorToWrite*> optimizer;
-  uint64_t bytes = 0;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    TRIREME_CHECK(i == 0 || tensors[i - 1].name != tensors[i].name, "two tensors are named '{}'",
-                  tensors[i].name);
-    (tensors[i].name.starts_with(kOptimizerPrefix) ? optimizer : parameters).push_back(&tensors[i]);
-    bytes += byte_size(tensors[i]);
-  }
-  for (const auto& [name, text] : state.texts) bytes += text.size();
-
+  uint64_t bytes = text_bytes(state);
+  for (const TensorToWrite& tensor : tensors) bytes += byte_size(tensor);
   FolderTransaction transaction(storage, path);
   check_free_space(storage, transaction.folder(), bytes);
-  Manifest manifest;
-  manifest.step = state.step;
-  manifest.train = state.train;
-  const auto write_group = [&](const std::vector<const TensorToWrite*>& group,
-                               const std::string& stem) {
-    const auto shards = cut_into_shards(group, options.shard_bytes);
-    for (size_t i = 0; i < shards.size(); ++i) {
-      WrittenFile written =
-          write_tensor_file(storage, transaction.folder(), shard_name(stem, i, shards.size()),
-                            shards[i], {{"format", "pt"}});
-      manifest.files.push_back(std::move(written.file));
-      for (TensorEntry& tensor : written.tensors) manifest.tensors.push_back(std::move(tensor));
-    }
-  };
-  write_group(parameters, "model");
-  write_group(optimizer, "optimizer");
-  for (const auto& [name, text] : state.texts) {
-    transaction.write_file(name, text);
-    manifest.files.push_back({name, text.size(), hash_of(std::as_bytes(std::span(text)))});
+  return commit_checkpoint(
+      transaction,
+      write_share(storage, transaction.folder(), std::move(tensors), options.shard_bytes), state);
+}
+
+std::vector<TensorToWrite> to_write(const std::vector<NamedTensor>& tensors) {
+  std::vector<TensorToWrite> result;
+  result.reserve(tensors.size());
+  for (const NamedTensor& named : tensors) {
+    result.push_back({named.name, dtype_of(named.tensor.scalar_type()), named.tensor.sizes().vec(),
+                      [tensor = named.tensor] { return tensor; }});
   }
-  std::sort(manifest.tensors.begin(), manifest.tensors.end(),
-            [](const TensorEntry& a, const TensorEntry& b) { return a.info.name < b.info.name; });
-  manifest.digest = digest_of(manifest.tensors);
-  transaction.write_file(kManifestName, format_manifest(manifest));
-  transaction.commit();
-  return manifest;
+  return result;
 }
 
 Manifest write_checkpoint(const fs::path& path, const std::vector<NamedTensor>& tensors,
                           const CheckpointState& state, const SaveOptions& options) {
-  std::vector<TensorToWrite> to_write;
-  to_write.reserve(tensors.size());
-  for (const NamedTensor& named : tensors) {
-    to_write.push_back({named.name, dtype_of(named.tensor.scalar_type()),
-                        named.tensor.sizes().vec(), [tensor = named.tensor] { return tensor; }});
-  }
-  return write_checkpoint(path, std::move(to_write), state, options);
+  return write_checkpoint(path, to_write(tensors), state, options);
 }
 
 struct Checkpoint::Impl {
@@ -229,6 +205,17 @@ bool Checkpoint::has(const std::string& name) const {
   return impl_->tensors.contains(name);
 }
 
+void Checkpoint::check_tensor(const TensorEntry& entry) const {
+  const TensorFile& shard = *impl_->shards.at(entry.file);
+  if (hash_text(hash_of_map(shard.bytes_of(*impl_->tensors.at(entry.info.name).second))) !=
+      entry.xxh3) {
+    throw Error(
+        ErrorCode::kData,
+        message_of(path(), {entry.file, entry.info.name, "its bytes do not match its checksum"}),
+        kResumeHint);
+  }
+}
+
 at::Tensor Checkpoint::tensor(const std::string& name, bool verify) const {
   const auto found = impl_->tensors.find(name);
   if (found == impl_->tensors.end()) {
@@ -243,13 +230,8 @@ at::Tensor Checkpoint::tensor(const std::string& name, bool verify) const {
             : fmt::format("it has '{}'; was it written by a run of another model?", nearest));
   }
   const auto& [entry, info] = found->second;
-  const TensorFile& shard = *impl_->shards.at(entry->file);
-  if (verify && hash_text(hash_of_map(shard.bytes_of(*info))) != entry->xxh3) {
-    throw Error(ErrorCode::kData,
-                message_of(path(), {entry->file, name, "its bytes do not match its checksum"}),
-                kResumeHint);
-  }
-  return shard.tensor(*info);
+  if (verify) check_tensor(*entry);
+  return impl_->shards.at(entry->file)->tensor(*info);
 }
 
 void Checkpoint::release(const std::string& name) const {

@@ -101,6 +101,9 @@ Manifest write_checkpoint(const std::filesystem::path& path,
                           const std::vector<NamedTensor>& tensors, const CheckpointState& state,
                           const SaveOptions& options = {});
 
+/// Tensors that exist, as they are.
+std::vector<TensorToWrite> to_write(const std::vector<NamedTensor>& tensors);
+
 /// What is wrong with a checkpoint. `tensor` is empty where it concerns a whole file.
 struct Damage {
   std::string file;
@@ -128,6 +131,8 @@ class Checkpoint {
   /// A read-only view of the map; copy it before writing. With `verify` its checksum is checked
   /// first. Error{kData} if absent or damaged.
   at::Tensor tensor(const std::string& name, bool verify = true) const;
+  /// Error{kData} if a tensor's bytes do not match its checksum. `entry`: one of the manifest. Reads all of it.
+  void check_tensor(const TensorEntry& entry) const;
   /// Lets go of the memory that reading a tensor has taken; views of it stay valid.
   void release(const std::string& name) const;
   /// All tensors in the order of the manifest.

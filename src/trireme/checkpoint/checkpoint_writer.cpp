@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "trireme/base/log.h"
+#include "trireme/checkpoint/checkpoint_share.h"
 #include "trireme/checkpoint/tensor_file.h"
 
 namespace trireme::checkpoint {
@@ -66,6 +67,7 @@ struct CheckpointWriter::Impl {
   Options options;
   Storage* storage = nullptr;
   HostBuffer copies;
+  std::unique_ptr<FolderTransaction> transaction;  // rank 0's, of the checkpoint that is begun
   std::thread thread;
   std::atomic<bool> running{false};
 
@@ -113,24 +115,55 @@ struct CheckpointWriter::Impl {
   }
 
   /// The thread's work. Never throws.
-  void write(const std::vector<NamedTensor>& tensors, const CheckpointState& state) {
+  void write(const fs::path& folder, const std::vector<NamedTensor>& tensors,
+             const CheckpointState& state) {
     const auto start = std::chrono::steady_clock::now();
     // The step's own threads come first. Where a thread may not do this, it shares evenly.
     (void)setpriority(PRIO_PROCESS, 0, 10);
-    const fs::path path = options.folder / step_folder_name(state.step);
     try {
-      write_checkpoint(path, tensors, state, {options.shard_bytes, storage});
-      {
-        const std::lock_guard lock(mutex);
-        completed = path;
-        write_s = seconds_since(start);
+      if (options.rank == 0) {
+        complete(folder, tensors, state);
+      } else {
+        write_for_first(folder, tensors);
       }
-      prune(state.step);
+      const std::lock_guard lock(mutex);
+      write_s = seconds_since(start);
     } catch (...) {
       const std::lock_guard lock(mutex);
       failure = std::current_exception();
     }
+    transaction.reset();
     running = false;
+  }
+
+  /// "" where nobody else writes.
+  std::string mark() const { return options.ranks == 1 ? "" : fmt::format(".{}", options.rank); }
+
+  void complete(const fs::path& folder, const std::vector<NamedTensor>& tensors,
+                const CheckpointState& state) {
+    std::vector<Manifest> shares = {
+        write_share(*storage, folder, to_write(tensors), options.shard_bytes, mark())};
+    if (options.ranks > 1) {
+      std::ranges::move(await_shares(*storage, folder, options.ranks, options.check),
+                        std::back_inserter(shares));
+      shares = {join_shares(*storage, folder, std::move(shares))};
+    }
+    commit_checkpoint(*transaction, std::move(shares.front()), state);
+    {
+      const std::lock_guard lock(mutex);
+      completed = options.folder / step_folder_name(state.step);
+    }
+    prune(state.step);
+  }
+
+  void write_for_first(const fs::path& folder, const std::vector<NamedTensor>& tensors) {
+    try {
+      post_share(*storage, folder, options.rank,
+                 write_share(*storage, folder, to_write(tensors), options.shard_bytes, mark()));
+    } catch (const Error& error) {
+      post_failure(*storage, folder, options.rank, error.what());
+      throw;
+    }
   }
 
   /// Keeps the newest `keep` of the steps up to `newest`. What a resumed run has yet to write again
@@ -159,6 +192,7 @@ CheckpointWriter::CheckpointWriter(Options options) : impl_(std::make_unique<Imp
                      "checkpoint.keep = {}", options.keep);
   impl_->options = std::move(options);
   impl_->storage = impl_->options.storage ? impl_->options.storage : &disk();
+  if (impl_->options.rank > 0) return;
   impl_->storage->make_folders(impl_->options.folder);
   clean_up_transactions(*impl_->storage, impl_->options.folder);
   // Says now, not after the first hour, that nothing can be written here.
@@ -178,12 +212,30 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 void CheckpointWriter::save(const std::vector<NamedTensor>& tensors, CheckpointState state) {
-  const auto start = std::chrono::steady_clock::now();
-  impl_->join();
-  impl_->rethrow();
   uint64_t bytes = 0;
   for (const NamedTensor& named : tensors) bytes += named.tensor.nbytes();
+  save_share(begin(state.step, bytes), tensors, std::move(state));
+}
+
+fs::path CheckpointWriter::begin(int64_t step, uint64_t bytes) {
+  TRIREME_CHECK(impl_->options.rank == 0, "rank {} begins a checkpoint", impl_->options.rank);
+  wait();
+  impl_->transaction.reset();  // of a save that did not begin to write
   check_free_space(*impl_->storage, impl_->options.folder, bytes);
+  impl_->transaction = std::make_unique<FolderTransaction>(
+      *impl_->storage, impl_->options.folder / step_folder_name(step));
+  return fs::absolute(impl_->transaction->folder());
+}
+
+void CheckpointWriter::save_share(const fs::path& folder, const std::vector<NamedTensor>& tensors,
+                                  CheckpointState state) {
+  const auto start = std::chrono::steady_clock::now();
+  wait();
+  TRIREME_USER_CHECK(fs::is_directory(folder), kData,
+                     "all ranks write checkpoints: put `out` on a file system that every machine "
+                     "has at the same place",
+                     "rank {} does not see the folder {} that rank 0 made", impl_->options.rank,
+                     folder.string());
   auto copies = impl_->snapshot(tensors);
   impl_->running = true;
   {
@@ -191,8 +243,8 @@ void CheckpointWriter::save(const std::vector<NamedTensor>& tensors, CheckpointS
     impl_->write_s = 0;
     impl_->stall_s = seconds_since(start);
   }
-  impl_->thread = std::thread([impl = impl_.get(), copies = std::move(copies),
-                               state = std::move(state)] { impl->write(copies, state); });
+  impl_->thread = std::thread([impl = impl_.get(), folder, copies = std::move(copies),
+                               state = std::move(state)] { impl->write(folder, copies, state); });
 }
 
 void CheckpointWriter::wait() {

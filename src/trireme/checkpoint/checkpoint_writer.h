@@ -1,8 +1,10 @@
 // Writes checkpoints behind the training loop's back: save() copies the state into host memory and
-// returns; a thread of its own writes, syncs, renames and removes the oldest.
+// returns; a thread of its own writes, syncs, renames and removes the oldest. Several ranks write one checkpoint together, each the
+// tensors that it is given, on a file system that all of them see.
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -10,20 +12,24 @@
 
 namespace trireme::checkpoint {
 
-/// The checkpoints of one run.
+/// The checkpoints of one run; each of its ranks has one.
 /// Thread-safety: called from the step thread only. Ownership: owns its thread and the copies;
 /// borrows storage. Asynchrony: save() blocks for the copy, and for the previous save if that still
 /// runs; wait() until all is on disk.
 class CheckpointWriter {
  public:
   struct Options {
-    std::filesystem::path folder;  ///< <out>/checkpoints; made if missing
+    std::filesystem::path folder;  ///< <out>/checkpoints; made if missing; of rank 0 only
     int keep = 3;                  ///< newest to keep; at least 1
     int64_t shard_bytes = int64_t{4} << 30;
     Storage* storage = nullptr;  ///< nullptr: the real disk
+    int rank = 0;
+    int ranks = 1;
+    std::function<void()> check =
+        {};  ///< called by rank 0's thread while others write; throws if they cannot come
   };
 
-  /// Makes the folder and removes what killed runs left half written. Error{kData} if it cannot be
+  /// Rank 0 makes the folder and removes what killed runs left half written. Error{kData} if it cannot be
   /// written to.
   explicit CheckpointWriter(Options options);
   /// Waits for a running save; a failure that nobody asked about is logged.
@@ -37,6 +43,17 @@ class CheckpointWriter {
   /// untouched.
   void save(const std::vector<NamedTensor>& tensors, CheckpointState state);
 
+  // The same of several ranks: rank 0's begin(), then every rank's save_share().
+
+  /// The hidden folder of the checkpoint of a step, into which all ranks write their tensors, `bytes` altogether. Rethrows
+  /// and checks as save() does, and blocks for the previous save.
+  std::filesystem::path begin(int64_t step, uint64_t bytes);
+  /// Starts writing this rank's tensors into what rank 0's begin() made; rank 0 then waits for the others', also in the background, and
+  /// completes the checkpoint. `state` is rank 0's. A failure of any rank is rethrown by rank 0 too. Error{kData} if the folder is
+  /// not to be seen from here.
+  void save_share(const std::filesystem::path& folder, const std::vector<NamedTensor>& tensors,
+                  CheckpointState state);
+
   /// Blocks until the running save is on disk; throws its failure.
   void wait();
 
@@ -45,7 +62,7 @@ class CheckpointWriter {
   /// The newest checkpoint that this writer completed, or an empty path.
   std::filesystem::path last_completed() const;
 
-  /// Seconds the last save() kept its caller, and seconds its write took in the background (0 while
+  /// Seconds the last save() kept its caller once the one before was on disk, and seconds its write took in the background (0 while
   /// running).
   double last_stall_s() const;
   double last_write_s() const;

@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
 #include <mutex>
 #include <random>
 
@@ -154,6 +156,106 @@ TEST(CheckpointWriterTest, RemovesWhatAKilledRunLeft) {
   write_file_atomically(folder / ".tmp-step-5.1" / "model.safetensors", "half");
   CheckpointWriter writer({.folder = folder.path()});
   EXPECT_TRUE(fs::is_empty(folder.path()));
+}
+
+// Writers of three ranks; what each has of step N is every third tensor.
+class CheckpointWriterRanksTest : public ::testing::Test {
+ protected:
+  static constexpr int kRanks = 3;
+  static std::vector<NamedTensor> content_of_rank(int64_t step, int rank) {
+    std::vector<NamedTensor> tensors;
+    const std::vector<NamedTensor> all = content_of(step);
+    for (size_t i = static_cast<size_t>(rank); i < all.size(); i += kRanks)
+      tensors.push_back(all[i]);
+    return tensors;
+  }
+  CheckpointWriter& writer(int rank) {
+    auto& one = writers_[static_cast<size_t>(rank)];
+    if (one == nullptr) {
+      CheckpointWriter::Options options;
+      if (rank == 0) options.folder = folder_ / "checkpoints";
+      options.keep = 2;
+      options.storage = &storages_[static_cast<size_t>(rank)];
+      options.rank = rank;
+      options.ranks = kRanks;
+      options.check = [this] { TRIREME_USER_CHECK(!lost_, kDevice, "", "rank 1 is lost"); };
+      one = std::make_unique<CheckpointWriter>(std::move(options));
+    }
+    return *one;
+  }
+  void save(int64_t step, const std::vector<int>& ranks = {0, 1, 2}) {
+    const fs::path folder = writer(0).begin(step, 1000);
+    for (const int rank : ranks) {
+      writer(rank).save_share(folder, content_of_rank(step, rank),
+                              rank == 0 ? state_of(step) : CheckpointState{});
+    }
+  }
+
+  const TestFolder folder_;
+  std::array<FaultyStorage, kRanks> storages_;
+  std::array<std::unique_ptr<CheckpointWriter>, kRanks> writers_;
+  std::atomic<bool> lost_ = false;
+};
+
+TEST_F(CheckpointWriterRanksTest, WriteWhatOneWouldHave) {
+  for (int64_t step = 1; step <= 4; ++step) {
+    save(step);
+    writer(0).wait();
+    const fs::path path = folder_ / "checkpoints" / step_folder_name(step);
+    expect_content(path, step);
+    EXPECT_EQ(names_in(path),
+              (std::vector<std::string>{
+                  "config.json", "manifest.json", "model-00001-of-00002.safetensors",
+                  "model-00002-of-00002.safetensors", "optimizer.safetensors"}));
+    EXPECT_TRUE(Checkpoint(path).verify().empty());
+    EXPECT_EQ(Checkpoint(path).manifest().digest,
+              write_checkpoint(folder_ / "alone", content_of(step), state_of(step)).digest);
+  }
+  EXPECT_EQ(names_in(folder_ / "checkpoints"), (std::vector<std::string>{"step-3", "step-4"}));
+}
+
+TEST_F(CheckpointWriterRanksTest, AFailureOfOneIsTheFailureOfAll) {
+  save(1);
+  writer(0).wait();
+  storages_[2].full_after_bytes = 0;
+  save(2);
+  for (const auto& [rank, reason] : {std::pair{0, "rank 2 did not write its part"},
+                                     std::pair{2, "No space left on device"}}) {
+    try {
+      writer(rank).wait();
+      FAIL() << "rank " << rank << " did not report the failure";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kData);
+      EXPECT_THAT(error.what(), HasSubstr(reason));
+    }
+  }
+  EXPECT_NO_THROW(writer(1).wait());
+  EXPECT_EQ(names_in(folder_ / "checkpoints"), std::vector<std::string>{"step-1"});
+  storages_[2].full_after_bytes = -1;
+  save(3);
+  writer(0).wait();
+  expect_content(folder_ / "checkpoints" / "step-3", 3);
+}
+
+TEST_F(CheckpointWriterRanksTest, ARankThatIsLostEndsTheWaiting) {
+  save(1);
+  writer(0).wait();
+  save(2, {0, 2});
+  writer(2).wait();
+  lost_ = true;
+  EXPECT_THROW(writer(0).wait(), Error);
+  EXPECT_EQ(names_in(folder_ / "checkpoints"), std::vector<std::string>{"step-1"});
+}
+
+TEST_F(CheckpointWriterRanksTest, AFolderThatARankDoesNotSeeIsNamed) {
+  try {
+    writer(1).save_share(folder_ / "elsewhere", content_of_rank(1, 1), {});
+    FAIL() << "written to a folder that is not there";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kData);
+    EXPECT_THAT(error.what(), HasSubstr("rank 1 does not see the folder"));
+    EXPECT_THAT(error.hint(), HasSubstr("file system"));
+  }
 }
 
 /// The real disk, telling a pipe before every operation, so that a killer can choose its moment without a clock.

@@ -265,6 +265,7 @@ std::vector<StateTensor> state_views(const OptimizerConfig& config, const model:
   const std::vector<PartLayout> layouts = layouts_of(config, spec, {});
   std::vector<StateTensor> all;
   for (size_t part = 0; part < layouts.size(); ++part) {
+    if (!part_states.at(part).at(0).defined()) continue;
     for (const Place& place : layouts[part].places)
       add_views(place, part_states.at(part).at(0), part_states.at(part).at(1), all);
   }

@@ -103,7 +103,7 @@ std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                           const Slices& slices = {});
 
 /// What state() of an optimizer of whole parts lists, as views of given tensors: `part_states` by part as part_states() has
-/// them, those of slices one after the other.
+/// them, those of slices one after the other; nothing of parts whose tensors are undefined.
 std::vector<StateTensor> state_views(const OptimizerConfig& config, const model::ModelSpec& spec,
                                      const std::vector<std::vector<at::Tensor>>& part_states);
 

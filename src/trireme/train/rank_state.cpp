@@ -82,16 +82,43 @@ StateGather::StateGather(const model::ModelSpec& whole, const nn::ParameterStore
     }
     ++rank;
   }
+  writers_ = choose_writers();
 }
 
-// Shares of ranks one after the other, on rank 0. Of what several ranks have, or several blocks of ranks, the first one's
-// moves, and nothing where that is rank 0. Second states are of some of the elements that the first are of.
-at::Tensor StateGather::gather(const at::Tensor& share, size_t which, const Holders& holders) {
+std::vector<int> StateGather::choose_writers() const {
+  std::vector<int64_t> elements(whole_.parts.size(), 0);
+  for (const model::ParameterSpec& parameter : whole_.parameters)
+    elements[static_cast<size_t>(parameter.part)] += parameter.numel();
+  std::vector<size_t> by_size(elements.size());
+  std::iota(by_size.begin(), by_size.end(), size_t{0});
+  std::ranges::stable_sort(by_size, std::ranges::greater(),
+                           [&](size_t part) { return elements[part]; });
+  std::vector<int> writers(elements.size(), 0);
+  std::vector<int64_t> written(static_cast<size_t>(world_.size()), 0);
+  for (const size_t part : by_size) {
+    std::vector<int> ranks;
+    for (const Holders& holders : holders_[part])
+      ranks.insert(ranks.end(), holders.ranks.begin(), holders.ranks.end());
+    if (ranks.empty()) continue;
+    std::ranges::sort(ranks);
+    writers[part] = *std::ranges::min_element(
+        ranks, {}, [&](int rank) { return written[static_cast<size_t>(rank)]; });
+    written[static_cast<size_t>(writers[part])] += elements[part];
+  }
+  return writers;
+}
+
+// Shares of ranks one after the other, on one of them. Of what several ranks have, or several blocks of ranks, the first one's
+// moves, and nothing where who wants it has it. Second states are of some of the elements that the first are of.
+at::Tensor StateGather::gather(const at::Tensor& share, size_t which, const Holders& holders,
+                               int to) {
   const int64_t whole = store_.part_numel(static_cast<int>(which / kShares));
   const bool is_second = which % kShares == 2;
   const std::vector<int64_t>& elements = counts_[is_second ? which - 1 : which];
-  const bool first = world_.rank() == 0;
-  if (holders.ranks.front() == 0 && elements.front() == whole) return first ? share : at::Tensor();
+  const bool mine = world_.rank() == to;
+  const auto at = static_cast<size_t>(to);
+  if (std::ranges::binary_search(holders.ranks, to) && elements[at] == whole)
+    return mine ? share : at::Tensor();
   std::vector<int64_t> counts(elements.size(), 0);
   int64_t found = 0;
   for (const int holder : holders.ranks) {
@@ -107,15 +134,15 @@ at::Tensor StateGather::gather(const at::Tensor& share, size_t which, const Hold
     ranks_ = world_.make_group(members, device_);
   }
   std::vector<int64_t> in_counts(counts.size(), 0);
-  in_counts.front() = counts[static_cast<size_t>(world_.rank())];
+  in_counts[at] = counts[static_cast<size_t>(world_.rank())];
   const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  const std::vector<int64_t> out_counts = first ? counts : std::vector<int64_t>(counts.size(), 0);
+  const std::vector<int64_t> out_counts = mine ? counts : std::vector<int64_t>(counts.size(), 0);
   // States may be kept on the host.
-  const at::Tensor sent = share.to(store_.device()).narrow(0, 0, in_counts.front());
-  const at::Tensor joined = at::empty({first ? total : 0}, sent.options());
+  const at::Tensor sent = share.to(store_.device()).narrow(0, 0, in_counts[at]);
+  const at::Tensor joined = at::empty({mine ? total : 0}, sent.options());
   ranks_->all_to_all(joined, out_counts, sent, in_counts, device_.compute_queue())
       ->wait(device_.compute_queue());
-  return first ? joined.cpu() : at::Tensor();
+  return mine ? joined.cpu() : at::Tensor();
 }
 
 model::ModelSpec StateGather::spec_of(int part, const Holders& holders) const {
@@ -129,14 +156,14 @@ model::ModelSpec StateGather::spec_of(int part, const Holders& holders) const {
   return spec;
 }
 
-at::Tensor StateGather::masters_of(int part) {
+at::Tensor StateGather::masters_of(int part, int to) {
   const std::vector<Holders>& all = holders_[static_cast<size_t>(part)];
   const at::Tensor& mine = store_.part_master(part);
   if (all.empty()) return mine;  // a part without parameters
-  if (all.size() == 1) return gather(mine, share_of(part), all.front());
+  if (all.size() == 1) return gather(mine, share_of(part), all.front(), to);
   at::Tensor whole;
   for (const Holders& holders : all) {
-    const at::Tensor stretches = gather(mine, share_of(part), holders);
+    const at::Tensor stretches = gather(mine, share_of(part), holders, to);
     if (!stretches.defined()) continue;
     if (!whole.defined()) {
       int64_t elements = 0;
@@ -159,13 +186,13 @@ at::Tensor StateGather::masters_of(int part) {
   return whole;
 }
 
-std::vector<at::Tensor> StateGather::states_of(int part) {
+std::vector<at::Tensor> StateGather::states_of(int part, int to) {
   const std::vector<at::Tensor> mine = optimizer_.part_states(part);
   const std::vector<Holders>& all = holders_[static_cast<size_t>(part)];
   const auto gather_both = [&](const Holders& holders) {
     std::vector<at::Tensor> states;
     for (size_t i = 0; i < mine.size(); ++i)
-      states.push_back(gather(mine[i], share_of(part) + 1 + i, holders));
+      states.push_back(gather(mine[i], share_of(part) + 1 + i, holders, to));
     return states;
   };
   if (all.empty()) return mine;
@@ -193,14 +220,18 @@ std::vector<at::Tensor> StateGather::states_of(int part) {
 
 WholeState StateGather::masters() {
   WholeState whole;
-  for (int part = 0; part < store_.num_parts(); ++part) whole.masters.push_back(masters_of(part));
+  for (int part = 0; part < store_.num_parts(); ++part)
+    whole.masters.push_back(masters_of(part, 0));
   return whole;
 }
 
 WholeState StateGather::masters_and_states() {
-  WholeState whole = masters();
-  for (int part = 0; part < store_.num_parts(); ++part)
-    whole.part_states.push_back(states_of(part));
+  WholeState whole;
+  for (int part = 0; part < store_.num_parts(); ++part) {
+    const int to = writers_[static_cast<size_t>(part)];
+    whole.masters.push_back(masters_of(part, to));
+    whole.part_states.push_back(states_of(part, to));
+  }
   return whole;
 }
 
@@ -209,11 +240,13 @@ std::vector<checkpoint::NamedTensor> parameter_tensors(const model::ModelSpec& s
   std::vector<checkpoint::NamedTensor> tensors(spec.parameters.size());
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
     const at::Tensor& flat = whole.masters[static_cast<size_t>(part)];
+    if (!flat.defined()) continue;
     each_parameter(spec, part, [&](const model::ParameterSpec& parameter, int64_t at) {
       tensors[static_cast<size_t>(&parameter - spec.parameters.data())] = {
           parameter.name, flat.narrow(0, at, parameter.numel()).view(parameter.shape)};
     });
   }
+  std::erase_if(tensors, [](const auto& named) { return !named.tensor.defined(); });
   return tensors;
 }
 

@@ -1,5 +1,7 @@
 #include "trireme/train/train_state.h"
 
+#include <algorithm>
+
 #include "trireme/base/error.h"
 
 namespace trireme::train {
@@ -69,13 +71,47 @@ void check_muon_of_experts(const checkpoint::Checkpoint& checkpoint, const std::
       checkpoint.path().string(), name);
 }
 
+/// Every rank checks the tensors whose middles lie in its stretch of the checkpoint's bytes.
+void verify_together(const checkpoint::Checkpoint& checkpoint, comm::World& world) {
+  const std::vector<checkpoint::TensorEntry>& tensors = checkpoint.manifest().tensors;
+  const auto bytes_of = [](const checkpoint::TensorEntry& entry) {
+    uint64_t bytes = checkpoint::dtype_size(entry.info.dtype);
+    for (const int64_t extent : entry.info.shape) bytes *= static_cast<uint64_t>(extent);
+    return bytes;
+  };
+  uint64_t all = 0;
+  for (const checkpoint::TensorEntry& entry : tensors) all += bytes_of(entry);
+  const auto ranks = static_cast<uint64_t>(world.size());
+  std::string damage;
+  uint64_t before = 0;
+  for (const checkpoint::TensorEntry& entry : tensors) {
+    const uint64_t middle = before + bytes_of(entry) / 2;
+    before += bytes_of(entry);
+    if (middle * ranks / std::max<uint64_t>(all, 1) != static_cast<uint64_t>(world.rank()))
+      continue;
+    try {
+      checkpoint.check_tensor(entry);
+    } catch (const Error& error) {
+      damage = Json{{"what", error.what()}, {"hint", error.hint()}}.dump();
+      break;
+    }
+  }
+  for (const std::string& found : world.exchange(damage)) {
+    if (found.empty()) continue;
+    const Json error = parse_json(found, "a rank's message");
+    throw Error(ErrorCode::kData, error.at("what"), error.at("hint"));
+  }
+}
+
 }  // namespace
 
 void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
-             optim::Optimizer& optimizer) {
+             optim::Optimizer& optimizer, comm::World& world) {
+  const bool alone = world.size() == 1;
+  if (!alone) verify_together(checkpoint, world);
   const auto tensor_of = [&](const std::string& name, const model::ParameterSpec& parameter) {
     check_muon_of_experts(checkpoint, name, store.spec());
-    const at::Tensor theirs = checkpoint.tensor(name);
+    const at::Tensor theirs = checkpoint.tensor(name, alone);
     TRIREME_USER_CHECK(theirs.sizes() == at::IntArrayRef(parameter.whole_shape()), kData,
                        "the checkpoint is of another model", "{}: tensor {} has another shape",
                        checkpoint.path().string(), name);

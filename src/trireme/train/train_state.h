@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "trireme/checkpoint/checkpoint.h"
+#include "trireme/comm/group.h"
 #include "trireme/nn/parameter_store.h"
 #include "trireme/optim/optimizer.h"
 
@@ -35,9 +36,10 @@ TrainState train_state_from_json(const Json& json, const std::string& origin);
 /// A state tensor's name in a checkpoint.
 std::string state_name(const optim::StateTensor& state);
 
-/// Copies a checkpoint's tensors into store and optimizer, of a rank that shares them its share, checksums verified. Error{kData} naming a tensor that is
-/// missing or has another shape.
+/// Copies a checkpoint's tensors into store and optimizer, of a rank that shares them its share. Checksums are verified: a tensor's
+/// by one of the ranks, so that a rank reads its share and 1/n of the bytes. Error{kData} naming a tensor that is damaged, on all
+/// ranks, is missing or has another shape. Collective over the world. Blocks.
 void restore(const checkpoint::Checkpoint& checkpoint, nn::ParameterStore& store,
-             optim::Optimizer& optimizer);
+             optim::Optimizer& optimizer, comm::World& world);
 
 }  // namespace trireme::train

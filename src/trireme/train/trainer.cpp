@@ -81,11 +81,13 @@ class Run {
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
         progress_(c_.log.every, options.quiet || folder == nullptr) {
-    if (folder != nullptr) {
-      writer_ =
-          std::make_unique<checkpoint::CheckpointWriter>(checkpoint::CheckpointWriter::Options{
-              .folder = folder->checkpoints(), .keep = static_cast<int>(c_.checkpoint.keep)});
-    }
+    checkpoint::CheckpointWriter::Options writing;
+    if (folder != nullptr) writing.folder = folder->checkpoints();
+    writing.keep = static_cast<int>(c_.checkpoint.keep);
+    writing.rank = world_.rank();
+    writing.ranks = world_.size();
+    writing.check = [this] { world_.check(); };
+    writer_ = std::make_unique<checkpoint::CheckpointWriter>(std::move(writing));
     state_.precision = plan::to_string(p_.precision.precision);
     state_.data = hash_text(p_.data.train->fingerprint()) +
                   (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
@@ -143,7 +145,7 @@ class Run {
   const optim::BatchRampSpec ramp_;
   const optim::ScheduleSpec schedule_;
   Progress progress_;
-  std::unique_ptr<checkpoint::CheckpointWriter> writer_;  ///< rank 0's
+  std::unique_ptr<checkpoint::CheckpointWriter> writer_;
   TrainState state_;
   TrainState before_step_;  ///< to return to from a step that is not applied and ends the run
   int64_t saved_step_ = -1;
@@ -194,7 +196,7 @@ void Run::resume(const checkpoint::Checkpoint& from) {
         "machine",
         state_.arithmetic, now.arithmetic);
   }
-  restore(from, store_, *optimizer_);
+  restore(from, store_, *optimizer_, world_);
   saved_step_ = state_.step;
   log::info("resuming after step {} from {}", state_.step, from.path().string());
 }
@@ -327,7 +329,7 @@ void Run::keep_what_is_good() {
   state_ = before_step_;
   try {
     if (state_.step > 0) save();
-    if (writer_) writer_->wait();
+    writer_->wait();
     write_report({});
   } catch (const Error& error) {
     log::warning("{}", error.what());
@@ -355,17 +357,26 @@ void Run::save() {
   if (saved_step_ == state_.step) return;
   const double start = steady_clock().now_s();
   executor_.settle();
-  const WholeState whole = gather_.masters_and_states();
+  const std::vector<checkpoint::NamedTensor> tensors =
+      state_tensors(p_.model.spec, optimizer_of(c_), gather_.masters_and_states());
   saved_step_ = state_.step;
-  if (!writer_) return;
-  // No checkpoint is ahead of metrics.jsonl, whatever happens to the machine.
-  metrics_file_->sync();
+  uint64_t bytes = 0;
+  for (const checkpoint::NamedTensor& named : tensors) bytes += named.tensor.nbytes();
+  uint64_t all_bytes = 0;
+  for (const std::string& of_rank : world_.exchange(std::to_string(bytes)))
+    all_bytes += std::stoull(of_rank);
   checkpoint::CheckpointState state;
-  state.step = state_.step;
-  state.train = to_json(state_);
-  state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
-  state.texts["run.toml"] = effective_toml(p_.run);
-  writer_->save(state_tensors(p_.model.spec, optimizer_of(c_), whole), std::move(state));
+  std::string begun;
+  if (folder_ != nullptr) {
+    // No checkpoint is ahead of metrics.jsonl, whatever happens to the machine.
+    metrics_file_->sync();
+    state.step = state_.step;
+    state.train = to_json(state_);
+    state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
+    state.texts["run.toml"] = effective_toml(p_.run);
+    begun = writer_->begin(state_.step, all_bytes).string();
+  }
+  writer_->save_share(world_.exchange(begun).front(), tensors, std::move(state));
   checkpoint_stall_s_ += steady_clock().now_s() - start;
 }
 
@@ -399,7 +410,7 @@ void Run::loop() {
     if (checkpoint_due || stop || done()) save();
     if (stop && !done()) {
       progress_.clear();
-      if (writer_) writer_->wait();
+      writer_->wait();
       write_report({});
       world_.barrier();  // nobody ends before what was promised is on the disk
       throw Error(ErrorCode::kInterrupted,
@@ -435,8 +446,8 @@ TrainResult Run::finish() {
   executor_.settle();
   WholeState whole;
   if (c_.hf_export.enabled || samples_from_all()) whole = gather_.masters();
-  if (folder_ == nullptr) return result;
   writer_->wait();
+  if (folder_ == nullptr) return result;
   if (c_.hf_export.enabled) {
     const std::vector<checkpoint::NamedTensor> parameters = parameter_tensors(p_.model.spec, whole);
     checkpoint::ExportOptions export_options;

@@ -83,6 +83,40 @@ TEST_P(TrainerRanksTest, RanksLeaveWhatOneRankLeaves) {
   }
 }
 
+// What a rank writes is at most its part of all bytes and the largest part of the model.
+TEST_P(TrainerRanksTest, EveryRankWritesAShareOfTheCheckpoint) {
+  use_deep_model();
+  for (const std::vector<std::string>& layout : std::vector<std::vector<std::string>>{
+           {"dp=3", "zero=1"}, {"pp=2", "dp=2", "zero=3"}, {"dp=4", "zero=0"}}) {
+    const std::string out = fmt::format("{}", fmt::join(layout, "-"));
+    train_on_ranks(run(out, with({"schedule.steps=1", "batch.lanes=4"}, layout)));
+    const checkpoint::Checkpoint checkpoint(folder_ / out);
+    std::map<std::string, uint64_t> bytes;  // by part of the model; then by file, two a rank
+    for (const checkpoint::TensorEntry& tensor : checkpoint.manifest().tensors) {
+      std::string part = tensor.info.name;
+      if (part.starts_with("optimizer.")) part = part.substr(part.find('.', 10) + 1);
+      for (const char* inside : {".self_attn.", ".mlp.", "layernorm"})
+        part = part.substr(0, part.find(inside));
+      bytes[part] += 4 * static_cast<uint64_t>(c10::multiply_integers(tensor.info.shape));
+    }
+    uint64_t largest = 0;
+    uint64_t all = 0;
+    for (const auto& [part, of_part] : bytes) {
+      largest = std::max(largest, of_part);
+      all += of_part;
+    }
+    const auto ranks = static_cast<size_t>(parallel_of(run(out, with({}, layout)).config).world());
+    size_t files = 0;
+    for (const checkpoint::FileEntry& file : checkpoint.manifest().files) {
+      if (!file.name.starts_with("model-")) continue;
+      ++files;
+      // Masters are a third; a header is small.
+      EXPECT_LE(3 * file.bytes, all / ranks + largest + 3 * 4'096) << file.name;
+    }
+    EXPECT_EQ(files, ranks) << out;
+  }
+}
+
 TEST_P(TrainerRanksTest, ARunGoesOnWithAnotherNumberOfRanks) {
   const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
   train(run("whole", sets), options());

@@ -351,7 +351,7 @@ TEST_P(MtpTrainerTest, AnOlderMuonRunWithExpertsSaysWhyItCannotGoOn) {
   ASSERT_NE(moved, "");
   checkpoint::write_checkpoint(folder_ / "old", tensors, {});
   try {
-    restore(checkpoint::Checkpoint(folder_ / "old"), store, *optimizer);
+    restore(checkpoint::Checkpoint(folder_ / "old"), store, *optimizer, *alone);
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kData);

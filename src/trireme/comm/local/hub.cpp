@@ -489,6 +489,7 @@ void LocalHub::fail(const SideRef& side, ErrorCode code, const std::string& reas
 void LocalHub::fail_all(const std::string& reason) {
   if (!aborted_.empty()) return;
   aborted_ = reason;
+  has_ended_.store(true, std::memory_order_release);
   for (const auto& [transfer, entry] : std::exchange(active_, {})) {
     entry.second->late.clear();
     fail(entry.first, ErrorCode::kDevice,
@@ -500,6 +501,12 @@ void LocalHub::fail_all(const std::string& reason) {
 void LocalHub::abort(const std::string& reason) {
   const Lock lock(mutex_);
   fail_all(reason);
+}
+
+void LocalHub::check() {
+  if (!has_ended_.load(std::memory_order_acquire)) return;  // asked before every instruction
+  const Lock lock(mutex_);
+  throw Error(ErrorCode::kDevice, aborted_, kHint);
 }
 
 /// Ends what those who came issued, if one who is missing has left.

@@ -1,6 +1,7 @@
 // What the ranks of one process share: where transfers meet, the links, and the threads that copy. Internal to local/.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -49,6 +50,8 @@ class LocalHub {
 
   /// What is under way and what comes later ends with an error that says `reason`.
   void abort(const std::string& reason);
+  /// Throws Error{kDevice} after abort().
+  void check();
   /// A rank whose world is gone issues nothing any more.
   void leave(int rank);
   /// "rank 3 (host)", "ranks 1 and 3 (host)"
@@ -132,7 +135,8 @@ class LocalHub {
   std::vector<int64_t> num_exchanges_;                                ///< by rank
   std::map<const Transfer*, std::pair<SideRef, MeetingRef>> active_;  ///< posted and not ended
   std::vector<char> gone_;
-  std::string aborted_;  ///< empty: not
+  std::string aborted_;                  ///< empty: not
+  std::atomic<bool> has_ended_ = false;  ///< set after aborted_
   Links links_;
   Timetable timetable_;
   int64_t num_moves_ = 0;

@@ -70,6 +70,7 @@ class LocalWorld final : public World {
   void barrier() override {
     hub_->exchange(rank_, "", fmt::format("barrier #{}", num_barriers_++));
   }
+  void check() override { hub_->check(); }
   void abort(const std::string& reason) override {
     hub_->abort(fmt::format("{} gave up: {}", hub_->name_ranks({rank_}), reason));
   }
