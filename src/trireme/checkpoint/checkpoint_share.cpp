@@ -117,7 +117,8 @@ Manifest join_shares(Storage& storage, const fs::path& folder, std::vector<Manif
   }
   Manifest all;
   for (Manifest& share : shares) {
-    for (FileEntry& file : share.files) all.files.push_back({names[file.name], file.bytes, file.xxh3});
+    for (FileEntry& file : share.files)
+      all.files.push_back({names[file.name], file.bytes, file.xxh3});
     for (TensorEntry& tensor : share.tensors) {
       tensor.file = names[tensor.file];
       all.tensors.push_back(std::move(tensor));

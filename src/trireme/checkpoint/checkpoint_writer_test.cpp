@@ -219,8 +219,8 @@ TEST_F(CheckpointWriterRanksTest, AFailureOfOneIsTheFailureOfAll) {
   writer(0).wait();
   storages_[2].full_after_bytes = 0;
   save(2);
-  for (const auto& [rank, reason] : {std::pair{0, "rank 2 did not write its part"},
-                                     std::pair{2, "No space left on device"}}) {
+  for (const auto& [rank, reason] :
+       {std::pair{0, "rank 2 did not write its part"}, std::pair{2, "No space left on device"}}) {
     try {
       writer(rank).wait();
       FAIL() << "rank " << rank << " did not report the failure";

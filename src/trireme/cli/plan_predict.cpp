@@ -99,6 +99,8 @@ plan::PlannedRun planned_on_cluster(const model::ModelSpec& spec, plan::Strategy
   TRIREME_USER_CHECK(problems.empty(), kConfig, "", "{}", problems.front().reason);
   run.cluster = library.cluster(arguments.cluster);
   run.stack = library.stack(arguments.stack);
+  if (arguments.stack == "trireme")
+    run.stack.gradient_bytes = static_cast<double>(strategy.sum_bytes());
   const plan::Parallel& parallel = strategy.parallel;
   run.own_memory = arguments.stack == "trireme" && plan::programs_say(parallel);
   run.sharding.sequence_parallel = parallel.tp > 1;

@@ -470,7 +470,7 @@ class Executor::Step {
   }
 
   at::Tensor gradient_slice(int part) {
-    return has_slices(part) ? exchange_->slice(part) : gradients_->finished(part);
+    return has_slices(part) ? exchange_->slice(part).to(at::kFloat) : gradients_->finished(part);
   }
 
   void optimize(int part) {
@@ -483,7 +483,7 @@ class Executor::Step {
       const std::vector<int64_t>& bounds = program_.slices[static_cast<size_t>(part)];
       const auto mine = static_cast<size_t>(program_.slice_of(part));
       const int64_t count = bounds[mine + 1] - bounds[mine];
-      buffers.gradients = exchange_->slice(part);
+      buffers.gradients = gradient_slice(part);
       if (store_.has_whole_master(part))
         buffers.weights = buffers.weights.narrow(0, bounds[mine], count);
       if (buffers.compute.defined())

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include "trireme/base/error.h"
+#include "trireme/execute/rounded_sum.h"
 #include "trireme/kernels/ops.h"
 
 namespace trireme::execute {
@@ -54,8 +55,13 @@ nn::GradientSink LaneGradients::sink_of(const std::vector<int>& parameters, int6
 }
 
 void LaneGradients::combine(const plan::Instruction& instruction) {
-  kernels::add_(of(instruction.lane, instruction.part),
-                of(instruction.right_lane, instruction.part));
+  at::Tensor& left = of(instruction.lane, instruction.part);
+  const at::Tensor& right = of(instruction.right_lane, instruction.part);
+  if (program_.strategy.rounds_sums()) {
+    add_rounded(left, right);
+  } else {
+    kernels::add_(left, right);
+  }
 }
 
 }  // namespace trireme::execute

@@ -64,6 +64,33 @@ TEST(ManyRanksTest, BlocksOfRanksThatShareEndWithTheBitsOfOne) {
   }
 }
 
+// Where sums are rounded is part of what they are, and not of where they are formed.
+TEST(ManyRanksTest, SumsInBf16AreThoseOfOneRank) {
+  for (TrainingCase one : cases()) {
+    if (one.name != "dense" && one.name != "experts") continue;
+    one.strategy.sequences *= 2;
+    one.strategy.lanes = 8;
+    one.strategy.precision = one.name == "dense" ? plan::Precision::kBf16 : plan::Precision::kFp32;
+    const Trained unrounded = train(one, at::kCPU);
+    one.strategy.gradient_sums = plan::Precision::kBf16;
+    const Trained want = train(one, at::kCPU);
+    // 2^-8 of each of 4 roundings along a path from leaf to root, where a gradient's terms have one sign; the norm's, less.
+    ASSERT_NE(want.steps.front().grad_norm, unrounded.steps.front().grad_norm)
+        << "nothing was rounded";
+    EXPECT_NEAR(want.steps.front().grad_norm / unrounded.steps.front().grad_norm, 1.0, 4.0 / 256.0);
+    for (const auto& [dp, shard] : {std::pair{2, 0}, {3, 0}, {8, 0}, {8, 2}, {4, 2}}) {
+      for (const int64_t zero : {0, 1, 2, 3}) {
+        if (zero == 0 && shard > 0) continue;
+        one.strategy.parallel.dp = dp;
+        one.strategy.parallel.shard = shard;
+        one.strategy.parallel.zero = zero;
+        SCOPED_TRACE(fmt::format("{} {}", one.name, plan::describe(one.strategy.parallel)));
+        expect_same_bits(train_on_ranks(one, {at::kCPU}), want);
+      }
+    }
+  }
+}
+
 TEST(ManyRanksTest, RecomputeDelayAndSeveralMicroBatchesALaneChangeNothing) {
   TrainingCase one{"experts", tiny_moe("balanced"), strategy_for(4, 2, 2, 12), {}};
   const Trained want = train(one, at::kCPU);

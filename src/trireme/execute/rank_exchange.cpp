@@ -8,6 +8,7 @@
 #include "trireme/base/error.h"
 #include "trireme/cluster/lane_tree.h"
 #include "trireme/cluster/mesh.h"
+#include "trireme/execute/rounded_sum.h"
 #include "trireme/execute/weight_gather.h"
 #include "trireme/kernels/ops.h"
 #include "trireme/nn/part.h"
@@ -155,7 +156,9 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
   for (const plan::Piece& piece : instruction.pieces)
     by_rank[static_cast<size_t>(piece.from)].push_back(piece.node);
   std::vector<Sum>& received = pieces_[{instruction.part, instruction.lane}];
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(store_.device());
+  const bool rounds = program_->strategy.rounds_sums();
+  const auto options =
+      at::TensorOptions().dtype(rounds ? at::kBFloat16 : at::kFloat).device(store_.device());
   for (size_t round = 0;; ++round) {
     std::vector<int64_t> out_counts(sizes.size(), 0);
     int64_t senders = 0;
@@ -167,9 +170,10 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
     if (senders == 0) break;
     const auto& own = by_rank[place];
     const bool sends = own.size() > round;
-    const at::Tensor in = !sends                    ? at::empty({0}, options)
-                          : instruction.of_replicas ? slice(instruction.part)
-                                                    : accumulator(own[round].first);
+    const at::Tensor in = !sends ? at::empty({0}, options)
+                          : instruction.of_replicas
+                              ? slice(instruction.part)
+                              : accumulator(own[round].first).to(options.dtype());
     const std::vector<int64_t> in_counts = sends ? sizes : std::vector<int64_t>(sizes.size(), 0);
     const at::Tensor out = at::empty({senders * mine}, options);
     issued(instruction, ranks.all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
@@ -199,7 +203,11 @@ void RankExchange::combine_pieces(const plan::Instruction& instruction) {
   for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
     Sum& left = sums[static_cast<size_t>(addition.left)];
     Sum& right = sums[static_cast<size_t>(addition.right)];
-    kernels::add_(left.second, right.second);
+    if (program_->strategy.rounds_sums()) {
+      add_rounded(left.second, right.second);
+    } else {
+      kernels::add_(left.second, right.second);
+    }
     left.first.size *= 2;
     right.second.reset();
   }
@@ -222,9 +230,9 @@ void RankExchange::gather_gradients(const plan::Instruction& instruction, const 
   const at::Tensor mine = instruction.of_replicas
                               ? replica_sums_.at(static_cast<size_t>(instruction.part)).at(0).second
                               : slice(instruction.part);
-  issued(instruction,
-         group(instruction)
-             .all_gather(whole, owners(instruction).sizes, mine, device_.compute_queue()));
+  issued(instruction, group(instruction)
+                          .all_gather(whole, owners(instruction).sizes,
+                                      mine.to(whole.scalar_type()), device_.compute_queue()));
 }
 
 void RankExchange::owe_weights() {

@@ -312,6 +312,10 @@ void GradientSums::combine_lanes(int part, int64_t lane) {
     const int64_t right = left.first + left.size;
     Instruction& instruction = writer_.begin(OpKind::kCombineLanes, part, kNone, left.first);
     instruction.right_lane = right;
+    if (strategy_.rounds_sums()) {
+      const int64_t elements = std::min(kRoundedPiece, parameter_gradient_bytes(spec_, part) / 4);
+      instruction.workspace_bytes = 2 * tensor_bytes(2 * elements);
+    }
     writer_.write(buffers[static_cast<size_t>(left.first)]);
     writer_.read(buffers[static_cast<size_t>(right)]);
   }
@@ -327,25 +331,33 @@ std::vector<Piece> GradientSums::round_of_lane(int part, size_t round) const {
   return pieces;
 }
 
-int64_t GradientSums::slice_bytes(int part) const {
+int64_t GradientSums::slice_elements(int part) const {
   const Program& program = writer_.program();
   const std::vector<int64_t>& bounds = program.slices[static_cast<size_t>(part)];
   const auto mine = static_cast<size_t>(program.slice_of(part));
-  return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
+  return bounds[mine + 1] - bounds[mine];
+}
+
+int64_t GradientSums::slice_bytes(int part) const {
+  return tensor_bytes(strategy_.sum_bytes() * slice_elements(part));
 }
 
 int64_t GradientSums::replica_slice_bytes(int part) const {
   const Program& program = writer_.program();
   const std::vector<int64_t>& bounds = program.replica_slices[static_cast<size_t>(part)];
   const auto mine = static_cast<size_t>(program.replica);
-  return tensor_bytes(4 * (bounds[mine + 1] - bounds[mine]));
+  return tensor_bytes(strategy_.sum_bytes() * (bounds[mine + 1] - bounds[mine]));
 }
 
 void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> sources,
                           bool last) {
-  const int buffer =
-      writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, pieces.front().node.first,
-                         static_cast<int64_t>(pieces.size()) * slice_bytes(part));
+  int64_t bytes = static_cast<int64_t>(pieces.size()) * slice_bytes(part);
+  // Accumulators are float32.
+  if (strategy_.rounds_sums())
+    bytes += static_cast<int64_t>(sources.size()) *
+             tensor_bytes(parameter_gradient_bytes(spec_, part) / 2);
+  const int buffer = writer_.new_buffer(BufferKind::kGradientPieces, part, kNone,
+                                        pieces.front().node.first, bytes);
   Instruction& instruction =
       writer_.begin(OpKind::kReduceGradients, part, kNone, pieces.front().node.first);
   instruction.resource = Resource::kCommunication;
@@ -438,6 +450,16 @@ void GradientSums::gather_gradients(int part, bool of_replicas) {
   instruction.of_replicas = of_replicas;
   writer_.read(of_replicas ? replica_sums_[static_cast<size_t>(part)] : slice_of(part));
   writer_.write(finished_gradient(part));
+  if (of_replicas || !strategy_.rounds_sums()) return;
+  widened_[part] = writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, 0,
+                                      tensor_bytes(4 * slice_elements(part)));
+  writer_.make(widened_.at(part));
+}
+
+/// A slice as float32, where its sum is not.
+int64_t GradientSums::widened_bytes(int part) const {
+  if (owners(part).count == 1 || !strategy_.rounds_sums()) return 0;
+  return tensor_bytes(4 * slice_elements(part));
 }
 
 /// What the optimizer reads: the whole gradient, or the owner's slice of it.
@@ -460,10 +482,11 @@ void GradientSums::finish_step() {
   while (!sent_.empty()) combine_oldest();
   int figures = kNone;
   if (world_group_ >= 0) {
-    writer_.begin(OpKind::kSumSquares, kNone, kNone, kNone);
+    Instruction& sum = writer_.begin(OpKind::kSumSquares, kNone, kNone, kNone);
     for (int part = 0; part < num_parts_; ++part) {
-      if (has_parameters(part))
-        writer_.read(owners(part).count > 1 ? slice_of(part) : finished_gradient(part));
+      if (!has_parameters(part)) continue;
+      writer_.read(owners(part).count > 1 ? slice_of(part) : finished_gradient(part));
+      sum.workspace_bytes = std::max(sum.workspace_bytes, widened_bytes(part));
     }
     const int squares = writer_.current();
     Instruction& reduce = writer_.begin(OpKind::kReduceFigures, kNone, kNone, kNone);
@@ -491,10 +514,12 @@ void GradientSums::finish_step() {
     Instruction& step = writer_.begin(OpKind::kOptimizerStep, part, kNone, kNone);
     const std::vector<int64_t>& workspace = strategy_.optimizer_workspace_bytes;
     if (!workspace.empty()) step.workspace_bytes = workspace[static_cast<size_t>(part)];
+    if (strategy_.parallel.zero > 0) step.workspace_bytes += widened_bytes(part);
     writer_.depend(norm);
     writer_.read(finished_gradient(part));
     if (owners(part).count > 1 && strategy_.parallel.zero == 0)
       writer_.read(slice_of(part));  // alive until the gather ended
+    if (widened_.contains(part)) writer_.read(widened_.at(part));
     if (replicas_ > 1) writer_.read(replica_sums_[static_cast<size_t>(part)]);
     ends.push_back(writer_.current());
   }

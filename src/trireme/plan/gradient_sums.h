@@ -101,8 +101,10 @@ class GradientSums {
   void gather_gradients(int part, bool of_replicas);
   static size_t num_rounds(const Owners& owners);
   std::vector<Piece> round_of_lane(int part, size_t round) const;
-  int64_t slice_bytes(int part) const;
+  int64_t slice_elements(int part) const;
+  int64_t slice_bytes(int part) const;  ///< of a sum of this rank's slice
   int64_t replica_slice_bytes(int part) const;
+  int64_t widened_bytes(int part) const;
   int slice_of(int part) const { return slices_[static_cast<size_t>(part)].at(block_.first); }
   int finished_gradient(int part) const;
 
@@ -119,6 +121,7 @@ class GradientSums {
   cluster::LaneRange block_;  ///< lanes of this rank's
   int replica_group_ = -1;
   std::vector<int> replica_sums_;  ///< by part: kReplicaSlice
+  std::map<int, int> widened_;     ///< by part: what is gathered of sums that are not float32
   int world_group_ = -1;
   int expert_group_ = -1;
   int pipeline_group_ = -1;

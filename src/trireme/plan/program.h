@@ -19,6 +19,9 @@ namespace trireme::plan {
 
 enum class Recompute { kNone, kSelective, kFull };  ///< of one part
 
+/// Elements of a sum of gradients that are rounded at once, so that what it takes beside them is small.
+inline constexpr int64_t kRoundedPiece = int64_t{1} << 20;
+
 /// How one run is laid out. Validated by validate(); every rejection comes with its reason.
 struct Strategy {
   int64_t sequences = 1;  ///< global batch, sequences per optimizer step
@@ -26,6 +29,9 @@ struct Strategy {
   int64_t lanes = 1;      ///< lanes of the exact reduction; a power of two
   int64_t seq_len = 1;
   Precision precision = Precision::kFp32;
+  /// Of the tree of lanes' gradients: in bf16 both operands of an addition and its sum are rounded to it, wherever it is done, so that
+  /// they are sent in half the bytes. What a lane adds up of its micro-batches, and what the optimizer reads, is float32.
+  Precision gradient_sums = Precision::kFp32;
   std::vector<Recompute> recompute;  ///< one entry per part of the ModelSpec; empty: none
   /// Parts whose kept activations are on the host between forward and backward, where there is time for it; one entry per
   /// part, empty: none.
@@ -58,6 +64,9 @@ struct Strategy {
   bool whole_matrices =
       false;  ///< the optimizer updates matrices at once: slices do not cut them (part_slices())
   KernelWorkspace kernels;  ///< what the device's kernels hold while they run
+  bool rounds_sums() const { return gradient_sums == Precision::kBf16; }
+  /// Of an element of a sum that is sent, or held by who owns it.
+  int64_t sum_bytes() const { return rounds_sums() ? 2 : 4; }
   int64_t micro_batches() const { return sequences / micro; }
   int64_t micro_batches_per_lane() const { return sequences / micro / lanes; }
   /// Of a micro-batch on a rank, which has a share of every sequence where ranks share them (context parallelism).
@@ -133,10 +142,10 @@ enum class BufferKind {
             ///< backward-weight frees
   kHiddenGradient,     ///< gradient of a part's output; freed by the part's backward-weight
   kParameterGradient,  ///< float32 gradients of a part: a lane's, then a group of lanes'
-  kGradientPieces,     ///< all ranks' partial sums of an owner's slice of a part
-  kGradientSlice,      ///< the owner's sum of a slice over a node of lanes
-  kDelayed,            ///< made by backward-input for backward-weight
-  kOptimizerState,     ///< a part's states while they visit the device; made by kReload
+  kGradientPieces,  ///< all ranks' partial sums of an owner's slice of a part; what is sent of them, if it is another type's
+  kGradientSlice,   ///< the owner's sum of a slice over a node of lanes
+  kDelayed,         ///< made by backward-input for backward-weight
+  kOptimizerState,  ///< a part's states while they visit the device; made by kReload
   kTokens,  ///< tensor parallel: what a part's phases and the exchanges between them hand on
   kSharedGradients,  ///< tensor parallel: ranks' gradients of what they hold alike of a part
   kReplicaSlice,  ///< hybrid sharding: the sum over all lanes of what a replica adds up of an owner's slice

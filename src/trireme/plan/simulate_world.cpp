@@ -363,17 +363,19 @@ TransferBytes transfer_bytes(const model::ModelSpec& spec, const Program& progra
     case OpKind::kReduceGradients: {
       const std::vector<int64_t>& bounds = bounds_of_part();
       const auto own = static_cast<double>(bounds[mine + 1] - bounds[mine]);
+      const auto sum_bytes = static_cast<double>(program.strategy.sum_bytes());
       for (const Piece& piece : instruction.pieces) {
         if (piece.from == static_cast<int>(mine)) {
-          bytes.sent += slices(4.0);
+          bytes.sent += slices(sum_bytes);
         } else {
-          bytes.received += 4.0 * own;
+          bytes.received += sum_bytes * own;
         }
       }
       break;
     }
     case OpKind::kGatherGradients:
-      bytes.sent = bytes.received = slices(4.0);
+      bytes.sent = bytes.received =
+          slices(instruction.of_replicas ? static_cast<double>(program.strategy.sum_bytes()) : 4.0);
       break;
     case OpKind::kGatherTokens:
     case OpKind::kGatherRows:

@@ -85,6 +85,7 @@ struct RunConfig {
 
   struct Precision {
     std::string recipe = "auto";
+    std::string gradient_sums = "fp32";
   } precision;
 
   struct Loss {

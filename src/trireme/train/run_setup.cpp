@@ -217,6 +217,7 @@ plan::Strategy strategy_of(const RunConfig& run, const model::ModelSpec& spec,
   strategy.lanes = run.batch.lanes;
   strategy.seq_len = run.data.seq_len;
   strategy.precision = precision;
+  if (run.precision.gradient_sums == "bf16") strategy.gradient_sums = plan::Precision::kBf16;
   strategy.recompute = plan::recompute_from_names(spec, run.memory.recompute);
   strategy.in_turn = run.parallel.in_turn;
   strategy.delay_weight_gradients = run.memory.delay_weight_gradients;
