@@ -34,11 +34,11 @@ nn::GradientSink LaneGradients::sink_of(const nn::Part& part, int64_t lane) {
 
 nn::GradientSink LaneGradients::sink_of(const std::vector<int>& parameters, int64_t lane,
                                         const std::function<bool(size_t place)>& writes) {
-  Lane& into = lanes_.at(static_cast<size_t>(lane));
   nn::GradientSink sink;
   for (size_t place = 0; place < parameters.size(); ++place) {
     const int parameter = parameters[place];
     const model::ParameterSpec& spec = store_.spec().parameters[parameter];
+    Lane& into = lane_of(lane, spec.part);
     const at::Tensor& flat = into.gradients.at(static_cast<size_t>(spec.part));
     if (!writes(place)) {
       sink.gradients.emplace_back();

@@ -34,7 +34,7 @@ class LaneGradients {
   void combine(const plan::Instruction& instruction);
 
   at::Tensor& of(int64_t lane, int part) {
-    return lanes_.at(static_cast<size_t>(lane)).gradients.at(static_cast<size_t>(part));
+    return lane_of(lane, part).gradients.at(static_cast<size_t>(part));
   }
   /// Of a part over all of the rank's lanes, once they are combined.
   const at::Tensor& finished(int part) { return of(program_.first_lane(part), part); }
@@ -44,6 +44,10 @@ class LaneGradients {
     std::vector<at::Tensor> gradients;  ///< by part
     std::vector<char> written;          ///< by parameter: holds a gradient already
   };
+
+  Lane& lane_of(int64_t lane, int part) {
+    return lanes_.at(static_cast<size_t>(program_.accumulator_of(part, lane)));
+  }
 
   const nn::ParameterStore& store_;
   const plan::Program& program_;

@@ -1,6 +1,7 @@
 #include "trireme/execute/rank_exchange.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <numeric>
@@ -156,9 +157,23 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
   for (const plan::Piece& piece : instruction.pieces)
     by_rank[static_cast<size_t>(piece.from)].push_back(piece.node);
   std::vector<Sum>& received = pieces_[{instruction.part, instruction.lane}];
+  const auto sent = [&](int64_t first) {
+    return instruction.of_replicas ? slice(instruction.part) : accumulator(first);
+  };
   const bool rounds = program_->strategy.rounds_sums();
   const auto options =
       at::TensorOptions().dtype(rounds ? at::kBFloat16 : at::kFloat).device(store_.device());
+  if (program_->adds_in_transport(instruction.part)) {
+    // A rank that has a lane less than others adds nothing.
+    const auto& own = by_rank[place];
+    const at::Tensor in =
+        own.empty() ? at::zeros({std::accumulate(sizes.begin(), sizes.end(), int64_t{0})}, options)
+                    : sent(own.front().first).to(options.dtype());
+    const at::Tensor out = at::empty({mine}, options);
+    issued(instruction, ranks.reduce_scatter(out, in, sizes, device_.compute_queue()));
+    received.emplace_back(whole_node(), out);
+    return;
+  }
   for (size_t round = 0;; ++round) {
     std::vector<int64_t> out_counts(sizes.size(), 0);
     int64_t senders = 0;
@@ -170,10 +185,8 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
     if (senders == 0) break;
     const auto& own = by_rank[place];
     const bool sends = own.size() > round;
-    const at::Tensor in = !sends ? at::empty({0}, options)
-                          : instruction.of_replicas
-                              ? slice(instruction.part)
-                              : accumulator(own[round].first).to(options.dtype());
+    const at::Tensor in =
+        sends ? sent(own[round].first).to(options.dtype()) : at::empty({0}, options);
     const std::vector<int64_t> in_counts = sends ? sizes : std::vector<int64_t>(sizes.size(), 0);
     const at::Tensor out = at::empty({senders * mine}, options);
     issued(instruction, ranks.all_to_all(out, out_counts, in, in_counts, device_.compute_queue()));
@@ -186,11 +199,33 @@ void RankExchange::reduce_gradients(const plan::Instruction& instruction,
   std::ranges::sort(received, {}, [](const Sum& sum) { return sum.first.first; });
 }
 
+void RankExchange::add(at::Tensor& left, const at::Tensor& right) const {
+  if (program_->strategy.rounds_sums()) {
+    add_rounded(left, right);
+  } else {
+    kernels::add_(left, right);
+  }
+}
+
+cluster::LaneNode RankExchange::whole_node() const {
+  const cluster::LaneRange lanes = program_->block_lanes();
+  return {lanes.first, lanes.last - lanes.first};
+}
+
 void RankExchange::combine_pieces(const plan::Instruction& instruction) {
   std::vector<Sum>& sums =
       (instruction.of_replicas ? replica_sums_ : sums_)[static_cast<size_t>(instruction.part)];
   auto received = pieces_.extract({instruction.part, instruction.lane});
   TRIREME_CHECK(!received.empty(), "no pieces of part {}", instruction.part);
+  if (program_->adds_in_transport(instruction.part)) {
+    const at::Tensor& piece = received.mapped().front().second;
+    if (sums.empty()) {
+      sums.emplace_back(whole_node(), piece.clone());
+    } else {
+      add(sums.front().second, piece);
+    }
+    return;
+  }
   std::vector<char> is_piece(sums.size(), 0);
   for (Sum& piece : received.mapped()) {
     const auto place = std::ranges::upper_bound(sums, piece.first.first, {},
@@ -203,11 +238,7 @@ void RankExchange::combine_pieces(const plan::Instruction& instruction) {
   for (const cluster::LaneAddition& addition : cluster::tree_order(nodes)) {
     Sum& left = sums[static_cast<size_t>(addition.left)];
     Sum& right = sums[static_cast<size_t>(addition.right)];
-    if (program_->strategy.rounds_sums()) {
-      add_rounded(left.second, right.second);
-    } else {
-      kernels::add_(left.second, right.second);
-    }
+    add(left.second, right.second);
     left.first.size *= 2;
     right.second.reset();
   }
@@ -220,8 +251,7 @@ void RankExchange::combine_pieces(const plan::Instruction& instruction) {
 
 at::Tensor RankExchange::slice(int part) const {
   const std::vector<Sum>& sums = sums_.at(static_cast<size_t>(part));
-  const cluster::LaneRange lanes = program_->block_lanes();
-  TRIREME_CHECK(sums.size() == 1 && sums.front().first.size == lanes.last - lanes.first,
+  TRIREME_CHECK(sums.size() == 1 && sums.front().first.size == whole_node().size,
                 "part {}: {} sums instead of one over all lanes", part, sums.size());
   return sums.front().second;
 }

@@ -92,6 +92,9 @@ class RankExchange {
     size_t mine;
   };
   Owners owners(const plan::Instruction& instruction) const;
+  /// Of all lanes that are added up before replicas' sums are.
+  cluster::LaneNode whole_node() const;
+  void add(at::Tensor& left, const at::Tensor& right) const;
   comm::Group::Pending gather(int part, const Owed& owed);
 
   comm::World& world_;

@@ -74,12 +74,16 @@ TEST(RankMemory, OfRanksThatShareIsWhatTheAllocatorHeld) {
   plan::Strategy strategy = strategy_on_devices();
   strategy.precision = plan::Precision::kBf16;
   strategy.parallel.dp = 2;
-  for (const auto sums : {plan::Precision::kFp32, plan::Precision::kBf16}) {
-    strategy.gradient_sums = sums;
-    for (const int64_t zero : {0, 1, 2, 3}) {
-      strategy.parallel.zero = zero;
-      for (const double ratio : ratios(medium(), strategy))
-        EXPECT_NEAR(ratio, 1.0, 0.02) << "zero " << zero << ", sums in " << to_string(sums);
+  for (const auto reduction : {plan::Reduction::kExact, plan::Reduction::kFast}) {
+    strategy.parallel.reduction = reduction;
+    for (const auto sums : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+      strategy.gradient_sums = sums;
+      for (const int64_t zero : {0, 1, 2, 3}) {
+        strategy.parallel.zero = zero;
+        for (const double ratio : ratios(medium(), strategy))
+          EXPECT_NEAR(ratio, 1.0, 0.02)
+              << describe(strategy.parallel) << ", sums in " << to_string(sums);
+      }
     }
   }
 }

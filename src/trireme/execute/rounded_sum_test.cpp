@@ -34,10 +34,10 @@ TEST(RoundedSumTest, RoundsOperandsAndSum) {
       }
     }
     // Half-way cases, and what is at the ends of the range.
-    const float ties[] = {std::bit_cast<float>(0x3f808000U), std::bit_cast<float>(0x3f818000U),
-                          std::numeric_limits<float>::max(), -0.0F,
-                          std::numeric_limits<float>::infinity(),
-                          std::numeric_limits<float>::denorm_min()};
+    const float ties[] = {
+        std::bit_cast<float>(0x3f808000U),      std::bit_cast<float>(0x3f818000U),
+        std::numeric_limits<float>::max(),      -0.0F,
+        std::numeric_limits<float>::infinity(), std::numeric_limits<float>::denorm_min()};
     for (size_t i = 0; i < std::size(ties); ++i) {
       left.mutable_data_ptr<float>()[i] = ties[i];
       right.mutable_data_ptr<float>()[i] = i % 2 == 0 ? 0.0F : ties[i];
@@ -47,8 +47,8 @@ TEST(RoundedSumTest, RoundsOperandsAndSum) {
     at::Tensor half = left.to(at::kBFloat16);
     add_rounded(half, right.to(at::kBFloat16));
     for (int64_t i = 0; i < count; ++i) {
-      const float want = rounded(rounded(left.data_ptr<float>()[i]) +
-                                 rounded(right.data_ptr<float>()[i]));
+      const float want =
+          rounded(rounded(left.data_ptr<float>()[i]) + rounded(right.data_ptr<float>()[i]));
       const float got = sum.data_ptr<float>()[i];
       if (std::isnan(want)) {
         ASSERT_TRUE(std::isnan(got)) << i;

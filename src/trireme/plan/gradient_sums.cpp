@@ -221,17 +221,22 @@ int GradientSums::take_gather(int part) {
 }
 
 void GradientSums::accumulate(int64_t lane, int part) {
-  int& buffer = accumulators_[static_cast<size_t>(part)][static_cast<size_t>(lane)];
+  int& buffer = accumulator(part, lane);
   if (buffer != kNone) {
     writer_.write(buffer);
     return;
   }
-  buffer = writer_.new_buffer(BufferKind::kParameterGradient, part, kNone, lane,
+  buffer = writer_.new_buffer(BufferKind::kParameterGradient, part, kNone,
+                              writer_.program().accumulator_of(part, lane),
                               parameter_gradient_bytes(spec_, part));
   writer_.make(buffer);
 }
 
 void GradientSums::lane_done(int part, int64_t lane) {
+  // One accumulator of several lanes is complete with the last of them.
+  const std::vector<int64_t>& lanes = lanes_of_part(part);
+  const bool is_one = writer_.program().accumulator_of(part, lanes.back()) == lanes.front();
+  if (is_one && lane != lanes.back()) return;
   if (tensor_group_ < 0) {
     complete(part, lane);
   } else {
@@ -242,7 +247,7 @@ void GradientSums::lane_done(int part, int64_t lane) {
 void GradientSums::share(int part, int64_t lane) {
   Shared shared{part, lane, {}};
   // Of a lane that others alone have there is nothing to add.
-  const bool is_here = lane < strategy_.leaves();
+  const bool is_here = writer_.program().accumulator_of(part, lane) < strategy_.leaves();
   for (const auto& [holders, group] : holder_groups_) {
     const int64_t elements = num_shared_gradients(spec_, part, holders);
     if (elements == 0 || !is_here) continue;
@@ -252,7 +257,7 @@ void GradientSums::share(int part, int64_t lane) {
     Instruction& instruction = writer_.begin(OpKind::kShareGradients, part, kNone, lane);
     instruction.resource = Resource::kCommunication;
     instruction.group = group;
-    writer_.read(accumulators_[static_cast<size_t>(part)][static_cast<size_t>(lane)]);
+    writer_.read(accumulator(part, lane));
     writer_.make(buffer);
     shared.buffers.push_back(buffer);
   }
@@ -266,8 +271,7 @@ void GradientSums::add_oldest_shares() {
   if (!shared.buffers.empty()) {
     writer_.begin(OpKind::kAddShares, shared.part, kNone, shared.lane);
     for (const int buffer : shared.buffers) writer_.read(buffer);
-    writer_.write(
-        accumulators_[static_cast<size_t>(shared.part)][static_cast<size_t>(shared.lane)]);
+    writer_.write(accumulator(shared.part, shared.lane));
   }
   complete(shared.part, shared.lane);
 }
@@ -276,6 +280,11 @@ void GradientSums::complete(int part, int64_t lane) {
   const std::vector<int64_t>& lanes = lanes_of_part(part);
   const Owners& owners = this->owners(part);
   std::vector<int>& buffers = accumulators_[static_cast<size_t>(part)];
+  const bool in_transport = writer_.program().adds_in_transport(part);
+  if (in_transport && !sends_by_lane(owners)) {
+    reduce(part, one_of_each(owners), {accumulator(part, lane)}, true);
+    return;
+  }
   if (lane == lanes.front()) order_.push_back(part);
   if (sends_by_lane(owners)) {
     const auto round = static_cast<size_t>(std::ranges::find(lanes, lane) - lanes.begin());
@@ -321,6 +330,14 @@ void GradientSums::combine_lanes(int part, int64_t lane) {
   }
 }
 
+std::vector<Piece> GradientSums::one_of_each(const Owners& owners) {
+  std::vector<Piece> pieces;
+  pieces.reserve(static_cast<size_t>(owners.count));
+  for (int from = 0; from < owners.count; ++from)
+    pieces.push_back({{owners.lanes[static_cast<size_t>(from)].front(), 1}, from});
+  return pieces;
+}
+
 std::vector<Piece> GradientSums::round_of_lane(int part, size_t round) const {
   std::vector<Piece> pieces;
   const Owners& owners = this->owners(part);
@@ -351,7 +368,9 @@ int64_t GradientSums::replica_slice_bytes(int part) const {
 
 void GradientSums::reduce(int part, std::vector<Piece> pieces, std::vector<int> sources,
                           bool last) {
-  int64_t bytes = static_cast<int64_t>(pieces.size()) * slice_bytes(part);
+  const bool in_transport = writer_.program().adds_in_transport(part);
+  const auto arriving = in_transport ? int64_t{1} : static_cast<int64_t>(pieces.size());
+  int64_t bytes = arriving * slice_bytes(part);
   // Accumulators are float32.
   if (strategy_.rounds_sums())
     bytes += static_cast<int64_t>(sources.size()) *
@@ -376,8 +395,9 @@ void GradientSums::reduce_over_replicas(int part) {
   pieces.reserve(static_cast<size_t>(replicas_));
   const int64_t lanes = block_.last - block_.first;
   for (int from = 0; from < replicas_; ++from) pieces.push_back({{from * lanes, lanes}, from});
+  const int64_t arriving = writer_.program().adds_in_transport(part) ? 1 : replicas_;
   const int buffer = writer_.new_buffer(BufferKind::kGradientPieces, part, kNone, 0,
-                                        replicas_ * replica_slice_bytes(part));
+                                        arriving * replica_slice_bytes(part));
   Instruction& instruction = writer_.begin(OpKind::kReduceGradients, part, kNone, 0);
   instruction.resource = Resource::kCommunication;
   instruction.group = replica_group_;
@@ -404,12 +424,31 @@ void GradientSums::combine_oldest() {
     gather_gradients(sent.part, true);
     return;
   }
-  std::vector<cluster::LaneNode>& held = held_[at];
   Instruction& instruction =
       writer_.begin(OpKind::kCombinePieces, sent.part, kNone, sent.nodes.front().node.first);
   instruction.pieces = sent.nodes;
   writer_.read(sent.pieces);
   for (const int source : sent.sources) writer_.read(source);  // alive until the transfer ended
+  if (writer_.program().adds_in_transport(sent.part)) {
+    int& slice = slices_[at].emplace(block_.first, kNone).first->second;
+    if (slice != kNone) {
+      writer_.write(slice);
+    } else {
+      slice = writer_.new_buffer(BufferKind::kGradientSlice, sent.part, kNone, block_.first,
+                                 slice_bytes(sent.part));
+      writer_.make(slice);
+    }
+  } else {
+    combine_in_tree(sent);
+  }
+  if (sent.last && strategy_.parallel.zero == 0) gather_gradients(sent.part, false);
+  if (sent.last && replicas_ > 1) reduce_over_replicas(sent.part);
+}
+
+/// Of the current instruction, the nodes of the tree that its pieces and the sums held so far have.
+void GradientSums::combine_in_tree(const Sent& sent) {
+  const auto at = static_cast<size_t>(sent.part);
+  std::vector<cluster::LaneNode>& held = held_[at];
   struct Sum {
     cluster::LaneNode node;
     int slice;  ///< its buffer; kNone: a piece
@@ -439,8 +478,6 @@ void GradientSums::combine_oldest() {
     slices_[at][nodes[i].first] = slice;
   }
   held = std::move(next);
-  if (sent.last && strategy_.parallel.zero == 0) gather_gradients(sent.part, false);
-  if (sent.last && replicas_ > 1) reduce_over_replicas(sent.part);
 }
 
 void GradientSums::gather_gradients(int part, bool of_replicas) {

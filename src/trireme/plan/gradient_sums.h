@@ -92,14 +92,23 @@ class GradientSums {
   /// Each lane's gradient goes to its owners by itself: under ZeRO 2 and 3 to hold no more, and where a rank's leaves have no
   /// neighbours that it could add.
   bool sends_by_lane(const Owners& owners) const {
-    return owners.count > 1 && (strategy_.parallel.zero >= 2 || strategy_.parallel.cp > 1);
+    const bool apart =
+        strategy_.parallel.cp > 1 && strategy_.parallel.reduction == Reduction::kExact;
+    return owners.count > 1 && (strategy_.parallel.zero >= 2 || apart);
   }
+  int& accumulator(int part, int64_t lane) {
+    return accumulators_[static_cast<size_t>(part)]
+                        [static_cast<size_t>(writer_.program().accumulator_of(part, lane))];
+  }
+
   void combine_lanes(int part, int64_t lane);
   void reduce(int part, std::vector<Piece> pieces, std::vector<int> sources, bool last);
   void combine_oldest();
+  void combine_in_tree(const Sent& sent);
   void reduce_over_replicas(int part);
   void gather_gradients(int part, bool of_replicas);
   static size_t num_rounds(const Owners& owners);
+  static std::vector<Piece> one_of_each(const Owners& owners);
   std::vector<Piece> round_of_lane(int part, size_t round) const;
   int64_t slice_elements(int part) const;
   int64_t slice_bytes(int part) const;  ///< of a sum of this rank's slice

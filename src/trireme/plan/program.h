@@ -282,6 +282,15 @@ struct Program {
   size_t expert_source() const;
   int slice_of(int part) const { return spreads(part) ? expert_slice : slice; }
   /// The first lane that the rank computes a part for.
+  /// Who share a part's states leave its sums to the transport (Reduction::kFast).
+  bool adds_in_transport(int part) const {
+    return strategy.parallel.reduction == Reduction::kFast &&
+           slices[static_cast<size_t>(part)].size() > 2;
+  }
+  /// The lane whose accumulator takes a part's gradients of `lane`: where nobody needs lanes apart, the rank's first.
+  int64_t accumulator_of(int part, int64_t lane) const {
+    return adds_in_transport(part) && strategy.parallel.zero < 2 ? first_lane(part) : lane;
+  }
   int64_t first_lane(int part) const {
     return spreads(part) ? expert_lanes.front() : lanes.front();
   }

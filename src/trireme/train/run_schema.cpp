@@ -351,9 +351,11 @@ std::vector<SchemaEntry> make_schema() {
           kNoEffect));
   s.push_back(key("parallel.etp", REF(parallel.etp), at_least(1),
                   "Tensor parallel ranks of experts.", kNoEffect));
-  s.push_back(key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
-                  "`exact`: the layout never changes the result. On one rank both are exact.",
-                  kNoEffect));
+  s.push_back(
+      key("parallel.reduction", REF(parallel.reduction), one_of({"exact", "fast"}),
+          "`exact`: the layout never changes the result. `fast`: the transport's own sums, in "
+          "less memory, within rounding of it. On one rank both are exact.",
+          kNoEffect));
   s.push_back(
       key("parallel.in_turn", REF(parallel.in_turn), integer_between(0, 4),
           "Without a pipeline: micro-batches that go through the parts in turn, so that what "
