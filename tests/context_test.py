@@ -3,6 +3,7 @@
 line: `N passed, N failed`."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,20 @@ def near(got, want):
         assert abs(loss / want_loss - 1) < CLOSE and abs(norm / want_norm - 1) < 20 * CLOSE, (step, loss, want_loss, norm, want_norm)
 
 
+def interrupt(*ranks, folder, out, sets):
+    process = subprocess.Popen(command(*ranks, out=out, sets=sets), cwd=folder, env=environment(), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    path = os.path.join(folder, out, "metrics.jsonl")
+    end = time.monotonic() + 120
+    while not (os.path.exists(path) and len(lines(folder, out)) >= 3):
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, text
+    assert len(lines(folder, out)) < 60, "the run ended before it was interrupted"
+
+
 @case
 def threads_and_processes_end_alike_and_near_one_rank(folder):
     evaluated = ("eval.every=20",)
@@ -79,20 +94,30 @@ def threads_and_processes_end_alike_and_near_one_rank(folder):
 
 
 @case
+def tensor_parallel_ranks_share_sequences_too(folder):
+    steps = ("schedule.steps=60", "eval.every=20")
+    shares = ("parallel.tp=2", "parallel.cp=2")
+    train(folder, out="single", sets=steps)
+    train(folder, "--threads", 4, out="square", sets=(*shares, *steps))
+    near(losses(folder, "square"), losses(folder, "single"))
+    for got, want in zip(lines(folder, "square"), lines(folder, "single")):
+        assert got["tokens"] == want["tokens"], (got, want)
+        if "valid_loss" in want and want["valid_loss"] is not None:
+            assert abs(got["valid_loss"] / want["valid_loss"] - 1) < CLOSE, (got, want)
+    # Interrupted, and on with as many shares in another layout: the same bits. With one rank: close.
+    interrupt("--nproc", 4, folder=folder, out="moved", sets=("parallel.zero=1", *shares, *steps))
+    shutil.copytree(os.path.join(folder, "moved"), os.path.join(folder, "alone"))
+    train(folder, "--threads", 8, out="moved", sets=("parallel.dp=2", "parallel.zero=3", *shares, *steps))
+    assert losses(folder, "moved") == losses(folder, "square")
+    assert digest(folder, "moved") == digest(folder, "square")
+    train(folder, out="alone", sets=steps)
+    near(losses(folder, "alone"), losses(folder, "single"))
+
+
+@case
 def an_interrupted_run_goes_on_under_another_cp(folder):
     steps = ("schedule.steps=60",)
-    process = subprocess.Popen(command("--nproc", 2, out="pieces", sets=("parallel.cp=2", *steps)), cwd=folder, env=environment(),
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    path = os.path.join(folder, "pieces", "metrics.jsonl")
-    end = time.monotonic() + 120
-    while not (os.path.exists(path) and len(lines(folder, "pieces")) >= 3):
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=60)[0]
-    assert process.returncode == 130, text
-    done = len(lines(folder, "pieces"))
-    assert done < 60, "the run ended before it was interrupted"
+    interrupt("--nproc", 2, folder=folder, out="pieces", sets=("parallel.cp=2", *steps))
     train(folder, out="pieces", sets=steps)
     train(folder, out="whole", sets=steps)
     near(losses(folder, "pieces"), losses(folder, "whole"))

@@ -37,11 +37,14 @@ struct TensorMemoryCase {
   Precision precision;
   bool delayed = false;
   int64_t in_turn = 1;
+  int64_t cp = 1;
+  plan::ContextKind kind = plan::ContextKind::kRing;
 };
 
 void expect_as_predicted(const TensorMemoryCase& one) {
   std::vector<device::Device*> devices;
-  for (const char* name : {"sim:0", "sim:1"}) devices.push_back(&device::get_device(name));
+  for (int64_t rank = 0; rank < 2 * one.cp; ++rank)
+    devices.push_back(&device::get_device(fmt::format("sim:{}", rank)));
   const model::ModelSpec whole = medium(one.family);
   const int64_t micro_batches = one.in_turn > 1 ? 6 : 2;
   plan::Strategy strategy = strategy_for(micro_batches, 2, 4, 128);
@@ -51,10 +54,12 @@ void expect_as_predicted(const TensorMemoryCase& one) {
   strategy.delay_weight_gradients = one.delayed;
   strategy.kernels = kernel_workspace(devices.front()->torch_device(), one.precision);
   strategy.parallel.tp = 2;
+  strategy.parallel.cp = one.cp;
+  strategy.parallel.cp_kind = one.kind;
   const std::string what =
-      fmt::format("{} {} {} delayed {}", one.family, plan::to_string(one.recompute),
-                  to_string(one.precision), one.delayed);
-  comm::run_ranks(2, [&](comm::World& world) {
+      fmt::format("{} {} {} delayed {} {}", one.family, plan::to_string(one.recompute),
+                  to_string(one.precision), one.delayed, plan::describe(strategy.parallel));
+  comm::run_ranks(static_cast<int>(2 * one.cp), [&](comm::World& world) {
     device::Device& device = *devices[static_cast<size_t>(world.rank())];
     const int64_t before = device.memory().allocated_bytes;
     const plan::Program program = plan::build_program(whole, strategy, world.rank());
@@ -68,6 +73,7 @@ void expect_as_predicted(const TensorMemoryCase& one) {
     Executor executor(model, store, *optimizer, &world);
     StepInput input;
     input.micro_batches = random_batches(whole, micro_batches, 4, 128, 3);
+    if (one.cp > 1) join_documents(input.micro_batches);  // the most that tiles hold
     // Ranks that are threads hold one another's tensors until both have seen a transfer end: a step may show more than a rank alone
     // would hold, and of several steps one does not.
     std::vector<plan::Measurement> least;
@@ -115,6 +121,20 @@ TEST(TensorMemory, OfEveryInstructionIsWhatTheAllocatorHeld) {
                                      {"latent", Recompute::kNone, Precision::kBf16},
                                      {"llama", Recompute::kNone, Precision::kFp32, false, 2},
                                      {"llama", Recompute::kFull, Precision::kBf16, false, 4}})
+    expect_as_predicted(one);
+}
+
+TEST(TensorMemory, OfEveryInstructionOfRanksThatShareSequencesIsWhatTheAllocatorHeld) {
+  constexpr auto kGather = plan::ContextKind::kGather;
+  constexpr auto kRing = plan::ContextKind::kRing;
+  for (const TensorMemoryCase& one : std::vector<TensorMemoryCase>{
+           {"gpt2", Recompute::kNone, Precision::kFp32, false, 1, 2, kGather},
+           {"llama", Recompute::kFull, Precision::kBf16, true, 1, 2, kRing},
+           {"qwen3", Recompute::kSelective, Precision::kBf16, false, 1, 2, kGather},
+           {"qwen3", Recompute::kSelective, Precision::kFp32, true, 1, 2, kRing},
+           {"gemma2", Recompute::kFull, Precision::kFp32, false, 1, 2, kGather},
+           {"gemma2", Recompute::kNone, Precision::kBf16, false, 1, 4, kRing},
+           {"llama", Recompute::kNone, Precision::kFp32, false, 2, 2, kRing}})
     expect_as_predicted(one);
 }
 

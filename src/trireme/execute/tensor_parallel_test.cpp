@@ -21,35 +21,6 @@ TrainingCase case_of(const std::string& name, Precision precision, int layers = 
   return one;
 }
 
-/// What splitting the sums of one rank may do to what follows from them, relative to it (docs/parallelism.md): every layer has two
-/// sums that are split each way, the head one more. A sum of K products is added in another order, 2 K roundings of float32 at most;
-/// in bfloat16 every rank's part of it is rounded too, and what rounds at random adds up as a walk does.
-double bound(const TrainingCase& one, int64_t tp) {
-  const auto layers = static_cast<double>(one.spec.layers.size());
-  const double split_sums = 4.0 * layers + 1.0;
-  double longest = static_cast<double>(one.spec.hidden);
-  for (const model::LayerSpec& layer : one.spec.layers)
-    longest = std::max(longest, static_cast<double>(layer.mlp.hidden));
-  const double order = split_sums * 2.0 * longest * 0x1.0p-24;
-  if (one.strategy.precision == Precision::kFp32) return order;
-  return order + std::sqrt(split_sums * (static_cast<double>(tp) + 1.0)) * 0x1.0p-8;
-}
-
-double relative(double got, double want) {
-  return std::abs(got - want) / std::abs(want);
-}
-
-/// Of all AdamW's first moments, which are gradients after one step.
-double relative_error(const std::vector<at::Tensor>& got, const std::vector<at::Tensor>& want) {
-  double error = 0.0;
-  double size = 0.0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += (got[i] - want[i]).to(at::kDouble).square().sum().item<double>();
-    size += want[i].to(at::kDouble).square().sum().item<double>();
-  }
-  return std::sqrt(error / size);
-}
-
 TEST_F(TensorParallelTest, GradientsAreWithinTheBoundOfOneRank) {
   for (const std::string& name : tensor_model_names()) {
     for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
@@ -61,7 +32,7 @@ TEST_F(TensorParallelTest, GradientsAreWithinTheBoundOfOneRank) {
         one.strategy.parallel.tp = tp;
         const TensorTrained got = train_on_tensor_ranks(one);
         EXPECT_EQ(got.different, std::vector<std::string>());
-        const double most = bound(one, tp);
+        const double most = tensor_bound(one, tp);
         EXPECT_LE(relative(got.steps[0].loss, want.steps[0].loss), most);
         EXPECT_LE(relative(got.steps[0].grad_norm, want.steps[0].grad_norm), most);
         EXPECT_LE(relative_error(got.states, want.states), most);
@@ -82,7 +53,7 @@ TEST_F(TensorParallelTest, TheLossCurveStaysWithinTheBound) {
       // Every step adds its own.
       const double steps = static_cast<double>(step) + 1.0;
       const double most =
-          bound(one, 2) * (precision == Precision::kFp32 ? steps : std::sqrt(steps));
+          tensor_bound(one, 2) * (precision == Precision::kFp32 ? steps : std::sqrt(steps));
       EXPECT_LE(relative(got.steps[step].loss, want.steps[step].loss), most) << "step " << step;
     }
   }

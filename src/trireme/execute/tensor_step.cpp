@@ -30,7 +30,9 @@ TensorStep::TensorStep(const nn::SplitModel& split, const nn::ParameterStore& st
       gradients_(gradients),
       figures_(figures),
       gradient_scale_(std::move(gradient_scale)),
-      tokens_(program.strategy.micro * program.strategy.seq_len) {}
+      tokens_(program.strategy.tokens()) {
+  if (program.strategy.parallel.cp > 1) context_.emplace(store.spec(), program, exchange);
+}
 
 bool TensorStep::executes(const Instruction& instruction) const {
   switch (instruction.kind) {
@@ -44,6 +46,7 @@ bool TensorStep::executes(const Instruction& instruction) const {
     case OpKind::kGatherRows:
     case OpKind::kShareGradients:
     case OpKind::kAddShares:
+    case OpKind::kExchangeContext:
       return true;
     default:
       return false;
@@ -82,6 +85,9 @@ void TensorStep::execute(const Instruction& instruction) {
       break;
     case OpKind::kScatterSums:
       scatter(instruction, micro);
+      break;
+    case OpKind::kExchangeContext:
+      context_->exchange(instruction, graph(instruction).context());
       break;
     default:
       TRIREME_CHECK(false, "{} is the same on all ranks", to_string(instruction.kind));
@@ -132,11 +138,22 @@ void TensorStep::forward(const Instruction& instruction, MicroBatch& micro) {
                                             to_save_mode(instruction.recompute));
   if (instruction.phase == 1) {
     keep(instruction, 0, slot->normalize(used(instruction, 0, micro)));
-  } else if (instruction.phase == 2) {
-    keep(instruction, 0, slot->multiply(used(instruction, 0, micro).view({tokens_, -1})));
+  } else if (!is_last(instruction)) {
+    multiply(instruction, micro, *slot);
   } else {
     micro.hidden.at(static_cast<size_t>(instruction.part)) =
         slot->finish(used(instruction, 2, micro), used(instruction, 0, micro));
+  }
+}
+
+void TensorStep::multiply(const Instruction& instruction, MicroBatch& micro, nn::SplitGraph& of) {
+  if (!has_context(instruction)) {
+    keep(instruction, 0, of.multiply(used(instruction, 0, micro).view({tokens_, -1})));
+  } else if (instruction.phase == 2) {
+    of.begin_multiply(used(instruction, 0, micro).view({tokens_, -1}));
+  } else {
+    const at::Tensor out = context_->forward(instruction, instruction.phase - 1, of.context());
+    if (out.defined()) keep(instruction, 0, out.flatten(0, 1));
   }
 }
 
@@ -144,6 +161,10 @@ void TensorStep::recompute(const Instruction& instruction, MicroBatch& micro) {
   nn::SplitGraph& of = graph(instruction);
   if (instruction.phase == 1) {
     keep(instruction, 0, of.normalize(used(instruction, 0, micro)));
+    return;
+  }
+  if (instruction.phase > 2) {
+    context_->recompute(instruction, instruction.phase - 1, of.context());
     return;
   }
   of.give_input(used(instruction, 0, micro));
@@ -156,16 +177,28 @@ void TensorStep::backward_input(const Instruction& instruction, MicroBatch& micr
   if (instruction.phase == 1) {
     nn::GradientSink into = sink(instruction, [&](size_t place) { return part.is_after(place); });
     keep(instruction, 0, of.begin_backward(used(instruction, 0, micro), into));
-  } else if (instruction.phase == 2) {
-    if (instruction.recompute == plan::Recompute::kSelective)
-      of.give_input(used(instruction, 2, micro));
-    keep(instruction, 0, of.backward_input(used(instruction, 0, micro)));
-  } else {
+  } else if (is_last(instruction)) {
     nn::GradientSink into = sink(instruction, [&](size_t place) { return part.is_before(place); });
     micro.gradient.at(static_cast<size_t>(instruction.part) - 1) =
         of.finish_backward(used(instruction, 2, micro), used(instruction, 3, micro),
                            used(instruction, 0, micro), into);
+  } else if (has_context(instruction)) {
+    context_backward(instruction, micro, of);
+  } else {
+    if (instruction.recompute == plan::Recompute::kSelective)
+      of.give_input(used(instruction, 2, micro));
+    keep(instruction, 0, of.backward_input(used(instruction, 0, micro)));
   }
+}
+
+void TensorStep::context_backward(const Instruction& instruction, MicroBatch& micro,
+                                  nn::SplitGraph& of) {
+  const int64_t phase = instruction.phase - 1;
+  const at::Tensor gradient = phase == 1 ? used(instruction, 0, micro).unsqueeze(0) : at::Tensor();
+  if (!context_->backward(instruction, phase, of.context(), gradient)) return;
+  if (instruction.recompute == plan::Recompute::kSelective)
+    of.give_input(used(instruction, 0, micro));
+  keep(instruction, 0, of.backward_input(used(instruction, 1, micro)));
 }
 
 void TensorStep::backward_weight(const Instruction& instruction, MicroBatch& micro) {

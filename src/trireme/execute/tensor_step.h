@@ -8,10 +8,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "trireme/data/batch.h"
+#include "trireme/execute/context_attention.h"
 #include "trireme/execute/lane_gradients.h"
 #include "trireme/execute/micro_batch.h"
 #include "trireme/execute/rank_exchange.h"
@@ -32,7 +34,9 @@ class TensorStep final : public SharedParts {
 
   bool executes(const plan::Instruction& instruction) const override;
   void execute(const plan::Instruction& instruction) override;
-  bool free(const plan::Buffer& buffer) override { return tensors_.erase(buffer.id) > 0; }
+  bool free(const plan::Buffer& buffer) override {
+    return tensors_.erase(buffer.id) > 0 || (context_ && context_->free(buffer));
+  }
 
  private:
   /// A micro-batch's loss under way.
@@ -47,10 +51,24 @@ class TensorStep final : public SharedParts {
   nn::GradientSink sink(const plan::Instruction& instruction,
                         const std::function<bool(size_t place)>& writes);
 
+  /// Phases of the part's products; the norm's is before them, and one after.
+  int product_phases(const plan::Instruction& instruction) const {
+    return plan::product_phases(store_.spec(), program_.strategy, instruction.part);
+  }
+  bool is_last(const plan::Instruction& instruction) const {
+    return instruction.phase == 2 + product_phases(instruction);
+  }
+  bool has_context(const plan::Instruction& instruction) const {
+    return product_phases(instruction) > 1;
+  }
+
   void forward(const plan::Instruction& instruction, MicroBatch& micro);
+  void multiply(const plan::Instruction& instruction, MicroBatch& micro, nn::SplitGraph& of);
   void embedding(const plan::Instruction& instruction, MicroBatch& micro);
   void recompute(const plan::Instruction& instruction, MicroBatch& micro);
   void backward_input(const plan::Instruction& instruction, MicroBatch& micro);
+  void context_backward(const plan::Instruction& instruction, MicroBatch& micro,
+                        nn::SplitGraph& of);
   void backward_weight(const plan::Instruction& instruction, MicroBatch& micro);
   void loss(const plan::Instruction& instruction, MicroBatch& micro);
   void gather(const plan::Instruction& instruction, MicroBatch& micro);
@@ -66,8 +84,9 @@ class TensorStep final : public SharedParts {
   LaneGradients& gradients_;
   StepFigures& figures_;
   const std::function<double()> gradient_scale_;
-  const int64_t tokens_;               ///< of a micro-batch
-  std::map<int, at::Tensor> tensors_;  ///< by buffer
+  const int64_t tokens_;                     ///< of a micro-batch
+  std::optional<ContextAttention> context_;  ///< of ranks that share sequences with others
+  std::map<int, at::Tensor> tensors_;        ///< by buffer
   std::map<std::pair<int64_t, int>, std::unique_ptr<nn::SplitGraph>>
       graphs_;                      ///< by micro-batch and part
   std::map<int64_t, Loss> losses_;  ///< by micro-batch

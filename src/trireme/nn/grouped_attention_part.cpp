@@ -183,7 +183,10 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
  public:
   Context(const GroupedAttentionPart& part, at::Tensor x, const BatchTensors& batch, Saved saved,
           SaveMode mode)
-      : Graph(part, std::move(x), batch, std::move(saved)), mode_(mode) {
+      : Graph(part, std::move(x), batch, std::move(saved)),
+        mode_(mode),
+        sizes_(x_.sizes().vec()),
+        options_(x_.options()) {
     // Packed again when the norm's weights may not be there (ZeRO 3).
     if (mode_ == SaveMode::kSelective && part_.has_qk_norm()) normed_keys_ = projected().k.clone();
   }
@@ -196,11 +199,11 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     return backward_projection(grad_output);
   }
 
-  int64_t packed_numel() const override { return x_.size(0) * x_.size(1) * width(); }
+  int64_t packed_numel() const override { return rows() * length() * width(); }
 
   void pack_keys(const at::Tensor& keys) const override {
     const Projected in = projected();
-    const at::Tensor to = packed(keys, x_.size(1));
+    const at::Tensor to = packed(keys, length());
     to.select(2, 0).copy_(normed_keys_.defined() ? normed_keys_ : in.k);
     to.select(2, 1).copy_(in.v);
   }
@@ -236,11 +239,11 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     if (d_sinks_.defined()) d_sinks_.zero_();
     const auto floats = options().dtype(at::kFloat);
     d_queries_ = at::zeros(projected().q.sizes(), floats);
-    d_keys_ = at::zeros({x_.size(0), x_.size(1), 2, heads(), part_.attention_.head_dim}, floats);
+    d_keys_ = at::zeros({rows(), length(), 2, heads(), part_.attention_.head_dim}, floats);
   }
 
   at::Tensor backward_to(const at::Tensor& keys, int64_t rank) override {
-    const int64_t length = x_.size(1);
+    const int64_t length = this->length();
     const bool own = rank == batch_.context_rank;
     // The whole of them in float32, and of that what is seen is sent.
     const at::Tensor sum = own ? d_keys_ : at::zeros_like(d_keys_);
@@ -251,13 +254,13 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     if (own) return {};
     const int64_t places =
         cluster::sees_second_piece(batch_.context_rank, rank) ? length : length / 2;
-    at::Tensor sent = at::empty({x_.size(0) * places * width()}, options());
+    at::Tensor sent = at::empty({rows() * places * width()}, options());
     packed(sent, places).copy_(sum.narrow(1, 0, places));
     return sent;
   }
 
   void add_key_gradients(const at::Tensor& received, int64_t rank) override {
-    const int64_t length = x_.size(1);
+    const int64_t length = this->length();
     const int64_t places =
         cluster::sees_second_piece(rank, batch_.context_rank) ? length : length / 2;
     d_keys_.narrow(1, 0, places).add_(packed(received, places));
@@ -267,7 +270,7 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     d_attended_.reset();
     drop_scored();
     normed_keys_.reset();
-    const Projected d = part_.split(d_qkv_, {}, x_.size(0), x_.size(1));
+    const Projected d = part_.split(d_qkv_, {}, rows(), length());
     d.q.copy_(d_queries_);
     d.k.copy_(d_keys_.select(2, 0));
     d.v.copy_(d_keys_.select(2, 1));
@@ -277,8 +280,8 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
 
   at::Tensor backward_attention(const at::Tensor& grad_output, const at::Tensor& all) override {
     const model::AttentionSpec& spec = part_.attention_;
-    const int64_t rows = x_.size(0);
-    const int64_t length = x_.size(1);
+    const int64_t rows = this->rows();
+    const int64_t length = this->length();
     at::Tensor d_attended = backward_output(grad_output);
     at::Tensor keys = in_order(all);
     const at::Tensor d_keys = at::zeros(keys.sizes(), options());
@@ -320,8 +323,8 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
   }
 
   void take_key_gradients(const at::Tensor& received) override {
-    const int64_t rows = x_.size(0);
-    const int64_t length = x_.size(1);
+    const int64_t rows = this->rows();
+    const int64_t length = this->length();
     const int64_t piece = length / 2;
     const at::Tensor sum = at::zeros({rows, length, 2, heads(), part_.attention_.head_dim},
                                      options().dtype(at::kFloat));
@@ -340,22 +343,25 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
  private:
   int64_t heads() const { return part_.attention_.num_kv_heads; }
   int64_t width() const { return 2 * heads() * part_.attention_.head_dim; }
-  at::TensorOptions options() const { return x_.options(); }
+  // The input may be away meanwhile.
+  int64_t rows() const { return sizes_[0]; }
+  int64_t length() const { return sizes_[1]; }
+  const at::TensorOptions& options() const { return options_; }
   at::Tensor packed(const at::Tensor& flat, int64_t places) const {
-    return flat.view({x_.size(0), places, 2, heads(), part_.attention_.head_dim});
+    return flat.view({rows(), places, 2, heads(), part_.attention_.head_dim});
   }
-  Projected projected() const { return part_.split(saved_.qkv, saved_.qk, x_.size(0), x_.size(1)); }
+  Projected projected() const { return part_.split(saved_.qkv, saved_.qk, rows(), length()); }
   std::vector<AttentionTile> tiles() const {
-    return attention_tiles(x_.size(0), batch_.pieces, is_cut(batch_) ? &batch_.segments : nullptr,
+    return attention_tiles(rows(), batch_.pieces, is_cut(batch_) ? &batch_.segments : nullptr,
                            part_.attention_.window);
   }
   kernels::AttentionOptions tile_options() const { return part_.options(nullptr); }
   /// Keys that have come; undefined: the own ones.
   at::Tensor keys_of(const at::Tensor& keys) const {
-    if (keys.defined()) return packed(keys, x_.size(1));
+    if (keys.defined()) return packed(keys, length());
     const at::Tensor own = at::empty({packed_numel()}, options());
     pack_keys(own);
-    return packed(own, x_.size(1));
+    return packed(own, length());
   }
   RingAttention ring() const { return {batch_, is_cut(batch_), tile_options()}; }
 
@@ -364,7 +370,8 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     const bool keep = mode_ != SaveMode::kInputOnly;
     if (mode_ != SaveMode::kAll) saved_.qk.reset();
     if (!keep) saved_.qkv.reset();
-    at::Tensor output = part_.output_of(x_, keep, saved_);
+    const at::Tensor residual = x_.defined() ? x_.flatten(0, 1) : at::Tensor();
+    at::Tensor output = part_.output_of(residual, keep, saved_).view(sizes_);
     if (!keep) saved_ = {};
     return output;
   }
@@ -376,7 +383,7 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
   }
 
   void take_ring_sums(bool keep) {
-    saved_.attended = at::empty({x_.size(0) * x_.size(1), d_width()}, options());
+    saved_.attended = at::empty({rows() * length(), d_width()}, options());
     saved_.attended.view(ring_sums_.out.sizes()).copy_(ring_sums_.out);
     if (keep) saved_.logsumexp = ring_sums_.logsumexp;
     ring_sums_ = {};
@@ -392,8 +399,8 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
 
   void attention_over(const at::Tensor& all, bool keep_sums) {
     const model::AttentionSpec& spec = part_.attention_;
-    const int64_t rows = x_.size(0);
-    const int64_t length = x_.size(1);
+    const int64_t rows = this->rows();
+    const int64_t length = this->length();
     saved_.attended = at::empty({rows * length, spec.num_heads * spec.head_dim}, options());
     if (keep_sums) {
       saved_.logsumexp = at::empty({rows, spec.num_heads, length}, options().dtype(at::kFloat));
@@ -416,7 +423,9 @@ class GroupedAttentionPart::Context final : public Graph, public ContextGraph {
     }
   }
 
-  SaveMode mode_;
+  const SaveMode mode_;
+  const std::vector<int64_t> sizes_;  ///< of the input
+  const at::TensorOptions options_;
   at::Tensor normed_keys_;  ///< [rows, places, kv heads, head_dim]
   RingAttention::Sums ring_sums_;
   // Of a ring's backward: the gradient of attention's result, and float32 sums of those of queries and this rank's keys.
@@ -524,14 +533,11 @@ void GroupedAttentionPart::make_saved(const at::Tensor& x, const BatchTensors& b
   if (!keep_qkv) saved.qkv.reset();
 }
 
-at::Tensor GroupedAttentionPart::output_of(const at::Tensor& hidden, bool keep_statistics,
+at::Tensor GroupedAttentionPart::output_of(const at::Tensor& x, bool keep_statistics,
                                            Saved& saved) const {
-  const at::Tensor x = hidden.flatten(0, 1);
-  if (!norms_.after) return project_out(saved.attended, x).view(hidden.sizes());
+  if (!norms_.after) return project_out(saved.attended, x);
   saved.projected = out_.forward(saved.attended);
-  return norms_.after->forward(saved.projected, keep_statistics, saved.after_statistics)
-      .add_(x)
-      .view(hidden.sizes());
+  return norms_.after->forward(saved.projected, keep_statistics, saved.after_statistics).add_(x);
 }
 
 ForwardResult GroupedAttentionPart::forward(const at::Tensor& hidden, const BatchTensors& batch,
@@ -541,7 +547,7 @@ ForwardResult GroupedAttentionPart::forward(const at::Tensor& hidden, const Batc
   Saved saved;
   make_saved(x, batch, keep, with_graph && mode == SaveMode::kAll, keep, saved);
   ForwardResult result;
-  result.output = output_of(hidden, keep, saved);
+  result.output = output_of(x, keep, saved).view(hidden.sizes());
   if (!keep) saved = {};
   if (with_graph) result.graph = std::make_unique<Graph>(*this, hidden, batch, std::move(saved));
   return result;

@@ -49,8 +49,8 @@ class GroupedAttentionPart final : public AttentionPart {
   /// Its first half: queries, keys and values.
   void make_projection(const at::Tensor& x, const BatchTensors& batch, bool keep_statistics,
                        bool keep_normed, Saved& saved) const;
-  /// What follows attention.
-  at::Tensor output_of(const at::Tensor& hidden, bool keep_statistics, Saved& saved) const;
+  /// What follows attention, [N, d]; `x`, the input, only where the scope has the residual.
+  at::Tensor output_of(const at::Tensor& x, bool keep_statistics, Saved& saved) const;
 
   Linear qkv_;
   at::Tensor q_norm_;  ///< [head_dim] or [heads head_dim]; undefined without

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "trireme/base/error.h"
+#include "trireme/nn/attention_part.h"
 #include "trireme/nn/rank_sums.h"
 
 namespace trireme::nn {
@@ -50,6 +51,21 @@ at::Tensor SplitGraph::multiply(const at::Tensor& gathered) {
   if (with_backward_ && mode_ != SaveMode::kAll)
     static_cast<ProductsGraph&>(*products_).drop_input();
   return result.output.flatten(0, 1);
+}
+
+void SplitGraph::begin_multiply(const at::Tensor& gathered) {
+  const model::PartSpec& spec = part_.products_.spec();
+  TRIREME_CHECK(spec.kind == model::PartKind::kAttention, "{}: no keys to exchange", spec.name);
+  const at::Tensor x = gathered.view({batch_.rows, batch_.seq_len, gathered.size(-1)});
+  products_ = static_cast<AttentionPart&>(part_.products_).begin(x, batch_, mode_);
+  if (mode_ != SaveMode::kAll) static_cast<ProductsGraph&>(*products_).drop_input();
+}
+
+ContextGraph& SplitGraph::context() const {
+  ContextGraph* const context = products_ == nullptr ? nullptr : products_->context();
+  TRIREME_CHECK(context != nullptr, "{}: its work on keys has not begun",
+                part_.products_.spec().name);
+  return *context;
 }
 
 at::Tensor SplitGraph::finish(const at::Tensor& hidden, const at::Tensor& pieces) {

@@ -5,7 +5,8 @@
 // the part some heads, or some columns of the MLP. So the part's work is cut in three, each way, at what ranks exchange:
 //   forward   normalize [n, d] | all ranks' rows | multiply: a partial sum [N, d] | its own rows of all sums | finish [n, d]
 //   backward  begin_backward   | all ranks' rows | backward_input [N, d]          | its own rows of all      | finish_backward
-// Nothing here talks to other ranks: what came from them is an argument.
+// Of an attention whose sequences are shared as well, multiply and backward_input are cut again, at the exchanges of keys
+// (context_graph.h). Nothing here talks to other ranks: what came from them is an argument.
 //
 // Held between forward and backward beside what the products keep (grouped_attention_part.h, mlp_part.h): of n tokens the norms'
 // statistics, and what the norm after the part reads. The gathered input is kept, unless the mode leaves something to be made
@@ -54,12 +55,16 @@ class SplitGraph {
   at::Tensor normalize(const at::Tensor& hidden);
   /// gathered [N, d], normed -> a new [N, d].
   at::Tensor multiply(const at::Tensor& gathered);
+  /// Of an attention whose keys other ranks have too, in place of multiply(), as far as its keys; context() goes on from there, to
+  /// a new [1, N, d]; on the way back too, before backward_input().
+  void begin_multiply(const at::Tensor& gathered);
+  ContextGraph& context() const;
   /// pieces [ranks, n, d]: of each rank's partial sum the rows of this one. -> a new [1, n, d].
   at::Tensor finish(const at::Tensor& hidden, const at::Tensor& pieces);
 
   /// Of a mode that gave the gathered input up: it is back.
   void give_input(const at::Tensor& gathered);
-  /// SaveMode::kInputOnly, after give_input().
+  /// SaveMode::kInputOnly, after give_input(); with a context() as far as its keys.
   void recompute();
   /// Of a part with a norm after it, whose weights' gradients it adds. grad_output [1, n, d] -> a new [n, d].
   at::Tensor begin_backward(const at::Tensor& grad_output, GradientSink& sink);

@@ -17,7 +17,8 @@ model::ModelSpec layers(int count) {
       "test");
 }
 
-Strategy strategy_of(ContextKind kind, int64_t cp, int64_t dp, int64_t zero, int64_t pp) {
+Strategy strategy_of(ContextKind kind, int64_t cp, int64_t dp, int64_t zero, int64_t pp,
+                     int64_t tp = 1) {
   Strategy strategy;
   strategy.lanes = 4;
   strategy.sequences = 8;
@@ -27,6 +28,7 @@ Strategy strategy_of(ContextKind kind, int64_t cp, int64_t dp, int64_t zero, int
   strategy.parallel.dp = dp;
   strategy.parallel.zero = zero;
   strategy.parallel.pp = pp;
+  strategy.parallel.tp = tp;
   return strategy;
 }
 
@@ -59,11 +61,11 @@ TEST(ContextParts, EveryLayoutIsSoundAndEnds) {
   const model::ModelSpec spec = layers(4);
   for (const ContextKind kind : {ContextKind::kGather, ContextKind::kRing}) {
     for (const auto recompute : {Recompute::kNone, Recompute::kFull}) {
-      for (const int64_t cp : {2, 4}) {
+      for (const auto& [cp, tp] : {std::pair{2, 1}, {4, 1}, {2, 2}, {4, 4}}) {
         for (const int64_t dp : {1, 2, 3}) {
           for (const int64_t zero : {0, 1, 2, 3}) {
             for (const int64_t pp : {1, 2}) {
-              Strategy strategy = strategy_of(kind, cp, dp, zero, pp);
+              Strategy strategy = strategy_of(kind, cp, dp, zero, pp, tp);
               strategy.recompute.assign(spec.parts.size(), recompute);
               SCOPED_TRACE(describe(strategy.parallel));
               const std::vector<Program> programs = programs_of(spec, strategy);

@@ -30,13 +30,14 @@ MicroBatchWriter::MicroBatchWriter(const model::ModelSpec& spec, ProgramWriter& 
     const bool mine = writer.program().has(part);
     flops_.push_back(mine ? model::part_flops(spec, part, strategy_.seq_len) : model::TokenFlops{});
     bytes_.push_back(mine ? part_bytes(spec, strategy_, part, recompute(part)) : PartBytes{});
-    if (mine && shares_sequences(part))
-      context_bytes_[part] =
-          context_bytes(spec, strategy_, part, recompute(part), writer.program().context);
   }
   tokens_ = static_cast<double>(strategy_.tokens());
   at_once_ = writer.program().exchanged_micro_batches();
-  if (spec.tensor.is_cut()) tensor_ = std::make_unique<TensorWriter>(spec, writer, sums);
+  if (spec.tensor.is_cut()) {
+    tensor_ = std::make_unique<TensorWriter>(spec, writer, sums);
+  } else if (strategy_.parallel.cp > 1) {
+    context_ = std::make_unique<ContextWriter>(spec, writer, sums);
+  }
 }
 
 bool MicroBatchWriter::delays(int part) const {
@@ -95,9 +96,9 @@ void MicroBatchWriter::backward_input(MicroBatch& micro, int part, bool with_wei
     backward_input_experts(micro, part);
     return;
   }
-  bring_keys_ahead(micro, part - 1);
+  if (context_) context_->bring_keys_ahead(micro, part - 1);
   if (shares_sequences(part)) {
-    context_backward_input(micro, part);
+    context_->backward_input(micro, part, context_edges(micro, part));
     return;
   }
   if (recompute(part) == Recompute::kFull) recompute_forward(micro, part);
@@ -184,7 +185,7 @@ void MicroBatchWriter::forward(MicroBatch& micro, int part) {
     return;
   }
   if (shares_sequences(part)) {
-    context_forward(micro, part);
+    context_->forward(micro, part, context_edges(micro, part));
     return;
   }
   Instruction& instruction = writer_.begin(OpKind::kForward, part, micro.index, micro.lane);
@@ -202,6 +203,28 @@ void MicroBatchWriter::forward(MicroBatch& micro, int part) {
   if (part > 0 && recompute(part) != Recompute::kFull) make_saved(micro, part);
   if (kind(part) == model::PartKind::kRouter && spreads(part + 2)) exchange_counts(micro, part);
   if (precedes_spread(part)) exchange_rows(micro, part + 1, 1, false);
+}
+
+ContextEdges MicroBatchWriter::context_edges(MicroBatch& micro, int part) {
+  const auto at = static_cast<size_t>(part);
+  ContextEdges edges;
+  edges.begin_forward = [this, &micro, part] { read_inputs(micro, part); };
+  edges.end_forward = [this, &micro, part] {
+    read_inputs(micro, part);  // the residual
+    make_for(micro, micro.hidden, part, BufferKind::kHidden, hidden_bytes(spec_, strategy_, part));
+  };
+  edges.begin_recompute = [this, &micro, part, at] {
+    read_inputs(micro, part);
+    // Issued when the gradient is there: no earlier, or its memory would be held for nothing.
+    writer_.depend(writer_.last_write(micro.hidden_gradient[at]));
+  };
+  edges.begin_backward = [this, &micro, at] { writer_.read(micro.hidden_gradient[at]); };
+  edges.end_backward = [this, &micro, part, at] {
+    writer_.read(micro.hidden_gradient[at]);  // the residual branch
+    read_inputs(micro, part);
+    make_input_gradients(micro, part);
+  };
+  return edges;
 }
 
 void MicroBatchWriter::recompute_forward(MicroBatch& micro, int part) {
@@ -344,7 +367,7 @@ void MicroBatchWriter::backward_weight(MicroBatch& micro, int part) {
   writer_.read_if_made(micro.saved_weight[at]);
   writer_.read_if_made(micro.delayed[at]);
   if (reads_input_for_weights(part)) writer_.read(micro.hidden[at - 1]);
-  if (shares_sequences(part)) read_context_for_weights(micro, part);
+  if (shares_sequences(part)) context_->read_for_weights(micro, part);
   if (kind(part) == model::PartKind::kRouter) writer_.read(micro.hidden[at]);
   if (kind(part) == model::PartKind::kCombine)
     writer_.read(micro.hidden[static_cast<size_t>(router_of(part))]);

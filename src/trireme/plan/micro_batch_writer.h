@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "trireme/model/flops.h"
-#include "trireme/plan/context_memory.h"
+#include "trireme/plan/context_writer.h"
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/memory.h"
 #include "trireme/plan/program_writer.h"
@@ -26,25 +26,6 @@ struct SplitBuffers {
   int statistics = ProgramWriter::kNone;  ///< of the norm before
   int projected = ProgramWriter::kNone;   ///< of the norm after
   bool has_weight = false;                ///< backward-weight is written
-};
-
-/// Buffers of an attention whose sequences ranks share, as ContextBytes has them.
-struct ContextBuffers {
-  int between = ProgramWriter::kNone;
-  int scored = ProgramWriter::kNone;
-  int projected = ProgramWriter::kNone;
-  int normed = ProgramWriter::kNone;
-  int softmax = ProgramWriter::kNone;
-  int attended = ProgramWriter::kNone;
-  int keys = ProgramWriter::kNone;  ///< of the forward, then of the backward
-  int sent = ProgramWriter::kNone;
-  int received = ProgramWriter::kNone;
-  int delayed_1 = ProgramWriter::kNone;
-  int delayed_2 = ProgramWriter::kNone;
-  // Of a ring.
-  std::vector<int> ring_keys;  ///< by round: the own ones, then those that have come
-  int ring_sums = ProgramWriter::kNone;
-  int ring_gradients = ProgramWriter::kNone;
 };
 
 /// What a micro-batch's instructions hand to one another: buffers, per part.
@@ -130,29 +111,12 @@ class MicroBatchWriter {
   void make_input_gradients(MicroBatch& micro, int part);
   void embedding_backward(MicroBatch& micro);
 
-  // Attention over sequences that ranks share (context_parts.cpp).
-  bool shares_sequences(int part) const {
-    return strategy_.parallel.cp > 1 && kind(part) == model::PartKind::kAttention;
-  }
-  void make_context(MicroBatch& micro, int part, int& buffer, BufferKind kind, int64_t bytes);
-  Instruction& begin_phase(OpKind kind, const MicroBatch& micro, int part, int phase);
-  void make_projection(MicroBatch& micro, int part);
-  void make_attention(MicroBatch& micro, int part);
-  void exchange_keys(MicroBatch& micro, int part);
-  void context_forward(MicroBatch& micro, int part);
-  void context_backward_input(MicroBatch& micro, int part);
-  /// Keys and values that the backward of a part will want, while what lies behind it is computed.
-  void bring_keys_ahead(MicroBatch& micro, int part);
-  void read_context_for_weights(MicroBatch& micro, int part);
-
-  // The same in a ring (ring_parts.cpp).
-  bool is_ring() const { return strategy_.parallel.cp_kind == ContextKind::kRing; }
-  void ring_exchange(MicroBatch& micro, int part, int64_t round);
-  void read_ring_keys(const MicroBatch& micro, int part, int64_t round);
-  void ring_attention(MicroBatch& micro, int part, OpKind kind);
-  void ring_backward_input(MicroBatch& micro, int part);
+  bool shares_sequences(int part) const { return context_ && context_->shares_sequences(part); }
+  ContextEdges context_edges(MicroBatch& micro, int part);
 
   std::unique_ptr<TensorWriter> tensor_;  ///< of one of several tensor parallel ranks
+  std::unique_ptr<ContextWriter>
+      context_;  ///< of one of several that share sequences, and nothing else
   const model::ModelSpec& spec_;
   ProgramWriter& writer_;
   GradientSums& sums_;
@@ -160,7 +124,6 @@ class MicroBatchWriter {
   const int num_parts_;
   std::vector<model::TokenFlops> flops_;
   std::vector<PartBytes> bytes_;
-  std::map<int, ContextBytes> context_bytes_;  ///< by part that shares_sequences()
   double tokens_ = 0.0;
   int counted_ = kNone;
   std::vector<std::vector<int64_t>> at_once_;  ///< Program::exchanged_micro_batches()

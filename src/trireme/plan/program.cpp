@@ -246,6 +246,13 @@ std::vector<int> parts_carried_in(const Program& program) {
   return parts;
 }
 
+int product_phases(const model::ModelSpec& spec, const Strategy& strategy, int part) {
+  const Parallel& parallel = strategy.parallel;
+  if (parallel.cp == 1 || spec.parts[static_cast<size_t>(part)].kind != model::PartKind::kAttention)
+    return 1;
+  return parallel.cp_kind == ContextKind::kRing ? static_cast<int>(parallel.cp) + 1 : 2;
+}
+
 std::string describe(const model::ModelSpec& spec, const Instruction& instruction) {
   std::string text = to_string(instruction.kind);
   if (instruction.part >= 0) text += " " + spec.parts[static_cast<size_t>(instruction.part)].name;

@@ -347,6 +347,10 @@ std::vector<int64_t> lanes_of(const Strategy& strategy, int64_t index, int64_t r
 std::vector<int64_t> leaves_of(const Strategy& strategy, int64_t index, int64_t ranks,
                                int64_t context);
 
+/// Of a part on a tensor parallel rank: its phases between the exchanges before and after its products, the first of which is phase 2;
+/// the same each way. Several of an attention whose keys other ranks have.
+int product_phases(const model::ModelSpec& spec, const Strategy& strategy, int part);
+
 /// One instruction's name, e.g. "forward layer.3.mlp micro-batch 2 (lane 1)".
 std::string describe(const model::ModelSpec& spec, const Instruction& instruction);
 

@@ -68,9 +68,6 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
       }))
     refuse("the model has a norm over all heads together, which tensor parallel ranks have some of",
            "parallel.tp = 1 with parallel.pp");
-  if (parallel.cp > 1)
-    refuse(fmt::format("together with parallel.cp = {} there is no program yet", parallel.cp),
-           "parallel.tp = 1 or parallel.cp = 1");
   if (strategy.whole_matrices)
     refuse("Muon updates whole matrices, of which tensor parallel ranks have some rows or columns",
            "optim.name = \"adamw\", or parallel.tp = 1");

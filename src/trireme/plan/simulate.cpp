@@ -50,11 +50,12 @@ int64_t bytes_carried_in(const Program& program) {
   return sum;
 }
 
-/// Whether an attention's phase has scores in it: from the first exchange on on the way forward, before the last one on the way
-/// back, in `phases` of them.
-bool has_attention(const Instruction& instruction, int phases) {
-  const bool backward = instruction.kind == OpKind::kBackwardInput;
-  return instruction.phase == 0 || (backward ? instruction.phase <= phases : instruction.phase > 1);
+/// Whether an attention's phase has scores in it: from the first exchange of keys on on the way forward, before the last one on the
+/// way back, in `phases` of them.
+bool has_attention(const Instruction& instruction, const Parallel& parallel, int phases) {
+  if (parallel.cp == 1) return true;
+  const int phase = instruction.phase - (parallel.tp > 1 ? 1 : 0);  // after the norm
+  return instruction.kind == OpKind::kBackwardInput ? phase <= phases : phase > 1;
 }
 
 void run_copies(const Program& program, Simulation& result) {
@@ -239,6 +240,8 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
   // In so many instructions a ring has its scores.
   const Parallel& parallel = program.strategy.parallel;
   const int phases = parallel.cp_kind == ContextKind::kRing ? static_cast<int>(parallel.cp) : 1;
+  // Of the attention heads a rank has so many alone.
+  const double heads = spec.tensor.is_cut() ? 1.0 : 1.0 / static_cast<double>(parallel.tp);
   for (const Instruction& instruction : program.instructions) {
     if (is_copy(instruction.resource)) {
       durations.push_back(rates.instruction_s +
@@ -257,15 +260,15 @@ std::vector<double> estimate_durations(const model::ModelSpec& spec, const Progr
     if (instruction.part >= 0 &&
         spec.parts[static_cast<size_t>(instruction.part)].kind == model::PartKind::kAttention &&
         instruction.flops > 0 && instruction.kind != OpKind::kBackwardWeight &&
-        has_attention(instruction, phases)) {
+        has_attention(instruction, parallel, phases)) {
       const auto layer =
           static_cast<size_t>(spec.parts[static_cast<size_t>(instruction.part)].layer);
       const model::AttentionSpec& shape = spec.layers[layer].attention;
       const double width =
           static_cast<double>(shape.num_heads * (shape.head_dim + shape.value_dim)) / 2.0;
       const double passes = instruction.kind == OpKind::kBackwardInput ? 2.0 : 1.0;
-      attention =
-          passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width * tokens / phases;
+      attention = heads * passes * 2.0 * static_cast<double>(program.strategy.seq_len) * width *
+                  tokens / phases;
     }
     double bytes = static_cast<double>(sum_bytes(program, instruction.makes) +
                                        sum_bytes(program, instruction.uses));

@@ -13,8 +13,9 @@ TensorWriter::TensorWriter(const model::ModelSpec& spec, ProgramWriter& writer, 
       sums_(sums),
       strategy_(writer.program().strategy),
       group_(sums.tensor_group()),
-      tokens_(strategy_.micro * strategy_.seq_len) {
+      tokens_(strategy_.tokens()) {
   const model::ModelSpec products = products_of(spec);
+  if (strategy_.parallel.cp > 1) context_ = std::make_unique<ContextWriter>(products, writer, sums);
   for (int part = 0; part < static_cast<int>(spec.parts.size()); ++part) {
     const bool mine = writer.program().has(part);
     const model::PartKind kind = spec.parts[static_cast<size_t>(part)].kind;
@@ -159,10 +160,45 @@ void TensorWriter::begin_forward(MicroBatch& micro, int part) {
                              /*of_gradient=*/false);
 }
 
+// Of an attention whose keys other ranks have too: the rest of the part is around it as of any other.
+ContextEdges TensorWriter::context_edges(MicroBatch& micro, int part) {
+  SplitBuffers& buffers = micro.split[part];
+  const auto make_partial = [this, &micro, &buffers, part] {
+    buffers.source = new_tokens(micro, part, bytes_[static_cast<size_t>(part)].all);
+    writer_.make(buffers.source);
+  };
+  ContextEdges edges;
+  edges.phases_before = 1;
+  edges.begin_forward = [this, &micro, &buffers] {
+    read_exchanged(buffers.source, buffers.brought);
+    writer_.read(micro.batch);
+  };
+  edges.end_forward = make_partial;
+  edges.begin_recompute = [this, &micro, &buffers] {
+    read_exchanged(buffers.again, buffers.gathered);
+    writer_.read(micro.batch);
+  };
+  edges.begin_backward = [this, &buffers] { read_exchanged(buffers.source, buffers.gradient); };
+  edges.end_backward = [this, &micro, &buffers, make_partial] {
+    read_exchanged(buffers.gradient, buffers.gathered);
+    writer_.read_if_made(buffers.again);
+    writer_.read(micro.batch);
+    make_partial();
+  };
+  return edges;
+}
+
 void TensorWriter::forward_products(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
+  if (shares_sequences(part)) {
+    if (recompute(part) == Recompute::kNone) buffers.gathered = buffers.brought;
+    context_->forward(micro, part, context_edges(micro, part));
+    buffers.brought = exchange(OpKind::kScatterSums, micro, part, buffers.source, bytes.all,
+                               /*of_gradient=*/false);
+    return;
+  }
   const model::PartKind kind = spec_.parts[at].kind;
   Instruction& instruction =
       compute(OpKind::kForward, micro, part, part == 0 ? 1 : 2, bytes.products.forward_workspace);
@@ -192,7 +228,7 @@ void TensorWriter::finish_forward(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
-  compute(OpKind::kForward, micro, part, 3, bytes.finish_workspace);
+  compute(OpKind::kForward, micro, part, last_phase(part), bytes.finish_workspace);
   read_exchanged(buffers.source, buffers.brought);
   if (part == 0) {
     writer_.read(micro.batch);
@@ -354,6 +390,12 @@ void TensorWriter::backward_products(MicroBatch& micro, int part) {
   const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
+  if (context_) context_->bring_keys_ahead(micro, part - 1);
+  if (shares_sequences(part)) {
+    context_->backward_input(micro, part, context_edges(micro, part));
+    buffers.brought = exchange(OpKind::kScatterSums, micro, part, buffers.source, bytes.all, true);
+    return;
+  }
   const auto make = [&](int& slot, BufferKind kind, int64_t size) {
     if (size == 0) return;
     slot = writer_.new_buffer(kind, part, micro.index, kNone, size);
@@ -388,7 +430,7 @@ void TensorWriter::finish_backward(MicroBatch& micro, int part, bool with_weight
   const auto at = static_cast<size_t>(part);
   const SplitBytes& bytes = bytes_[at];
   SplitBuffers& buffers = micro.split[part];
-  compute(OpKind::kBackwardInput, micro, part, 3, bytes.finish_backward_workspace);
+  compute(OpKind::kBackwardInput, micro, part, last_phase(part), bytes.finish_backward_workspace);
   read_exchanged(buffers.source, buffers.brought);
   read_input(micro, part);
   writer_.read(micro.hidden_gradient[at]);
@@ -410,6 +452,7 @@ void TensorWriter::weight_products(MicroBatch& micro, int part) {
   writer_.read(buffers.gathered);
   writer_.read_if_made(micro.saved_weight[at]);
   writer_.read_if_made(micro.delayed[at]);
+  if (shares_sequences(part)) context_->read_for_weights(micro, part);
   sums_.accumulate(micro.lane, part);
   buffers.has_weight = true;
 }

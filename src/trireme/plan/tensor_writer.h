@@ -6,9 +6,11 @@
 // held from one phase to the next.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "trireme/model/flops.h"
+#include "trireme/plan/context_writer.h"
 #include "trireme/plan/gradient_sums.h"
 #include "trireme/plan/program_writer.h"
 #include "trireme/plan/tensor_memory.h"
@@ -60,6 +62,10 @@ class TensorWriter {
   /// The last two and the products, and the begin of the part before.
   void backward_in_turn(MicroBatch& micro, int part);
 
+  int last_phase(int part) const { return 2 + product_phases(spec_, strategy_, part); }
+  bool shares_sequences(int part) const { return context_ && context_->shares_sequences(part); }
+  ContextEdges context_edges(MicroBatch& micro, int part);
+
   void embedding_backward(MicroBatch& micro);
   void gather_input_again(MicroBatch& micro, int part);
   void weight_products(MicroBatch& micro, int part);
@@ -76,6 +82,7 @@ class TensorWriter {
   const int64_t tokens_;
   std::vector<SplitBytes> bytes_;
   std::vector<model::TokenFlops> flops_;
+  std::unique_ptr<ContextWriter> context_;  ///< of ranks that share sequences with others
 };
 
 }  // namespace trireme::plan

@@ -76,6 +76,34 @@ TEST(TensorWriter, SendsWhatTheoryNeeds) {
   }
 }
 
+// Of the heads that a rank has, with the ranks of other places of the sequences; everything else is of its share of the tokens.
+TEST(TensorWriter, SendsWhatTheoryNeedsWhereSequencesAreSharedToo) {
+  const model::ModelSpec spec = llama();
+  for (const ContextKind kind : {ContextKind::kGather, ContextKind::kRing}) {
+    for (const auto& [tp, cp] : {std::pair{2, 2}, {4, 2}, {2, 4}}) {
+      Strategy strategy = strategy_of(tp);
+      strategy.parallel.cp = cp;
+      strategy.parallel.cp_kind = kind;
+      SCOPED_TRACE(describe(strategy.parallel));
+      const double tokens = 2.0 * 16.0 / cp;
+      const double once = 4.0 * tokens * 32.0 * (tp - 1.0) / tp;
+      // Two heads of 8 features: on every rank one of them. To each other rank, forward and backward.
+      const double keys = 4.0 * tokens * 2.0 * 8.0 * (cp - 1.0);
+      double gradients = 0.0;
+      for (const Program& program : programs_of(spec, strategy)) {
+        const std::map<OpKind, double> sent = sent_by(spec, program);
+        EXPECT_EQ(sent.at(OpKind::kGatherTokens), 4.0 * (4.0 * kLayers + 2.0) * once);
+        EXPECT_EQ(sent.at(OpKind::kScatterSums), 4.0 * (4.0 * kLayers + 2.0) * once);
+        gradients += sent.at(OpKind::kExchangeContext) - 4.0 * kLayers * 2.0 * keys;
+      }
+      // A key's gradients come from the ranks whose queries see it: of the pieces from the front all, of those from the back as many
+      // as there are pieces behind. Of each pair of ranks one sends the other's second piece too.
+      const double pieces = tp * (cp * (cp - 1.0) + cp * (cp - 1.0) / 2.0);
+      EXPECT_EQ(gradients, 4.0 * kLayers * pieces * 4.0 * tokens / 2.0 * 2.0 * 8.0);
+    }
+  }
+}
+
 TEST(TensorWriter, AllRanksMeanTheSameTransfers) {
   const model::ModelSpec spec = llama(R"(,"tie_word_embeddings":false)");
   for (const auto& [tp, dp, pp, zero] : {std::tuple{2, 1, 1, 0},
@@ -140,6 +168,7 @@ TEST(TensorWriter, WhatThereIsNoProgramForIsRefusedByName) {
   };
   const auto nothing = [](Strategy&) {};
   EXPECT_THAT(limits(llama(), nothing), IsEmpty());
+  EXPECT_THAT(limits(llama(), [](Strategy& s) { s.parallel.cp = 2; }), IsEmpty());
   EXPECT_THAT(limits(llama(), [](Strategy& s) { s.whole_matrices = true; }),
               ElementsAre(HasSubstr("Muon")));
   EXPECT_THAT(limits(llama(), [](Strategy& s) { s.record = true; }),

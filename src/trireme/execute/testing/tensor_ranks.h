@@ -2,6 +2,8 @@
 // tests.
 #pragma once
 
+#include <cmath>
+
 #include "trireme/cluster/mesh.h"
 #include "trireme/execute/testing/trained_ranks.h"
 
@@ -11,6 +13,36 @@ struct TensorTrained : Trained {
   /// What ranks should have had alike and had not: parameters, states, losses, norms.
   std::vector<std::string> different;
 };
+
+/// What splitting the sums of one rank may do to what follows from them, relative to it (docs/parallelism.md): every layer has two
+/// sums that are split each way, the head one more. A sum of K products is added in another order, 2 K roundings of float32 at most;
+/// in bfloat16 every rank's part of it is rounded too, and what rounds at random adds up as a walk does.
+inline double tensor_bound(const TrainingCase& one, int64_t tp) {
+  const auto layers = static_cast<double>(one.spec.layers.size());
+  const double split_sums = 4.0 * layers + 1.0;
+  double longest = static_cast<double>(one.spec.hidden);
+  for (const model::LayerSpec& layer : one.spec.layers)
+    longest = std::max(longest, static_cast<double>(layer.mlp.hidden));
+  const double order = split_sums * 2.0 * longest * 0x1.0p-24;
+  if (one.strategy.precision == plan::Precision::kFp32) return order;
+  return order + std::sqrt(split_sums * (static_cast<double>(tp) + 1.0)) * 0x1.0p-8;
+}
+
+inline double relative(double got, double want) {
+  return std::abs(got - want) / std::abs(want);
+}
+
+/// Of all AdamW's first moments, which are gradients after one step.
+inline double relative_error(const std::vector<at::Tensor>& got,
+                             const std::vector<at::Tensor>& want) {
+  double error = 0.0;
+  double size = 0.0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += (got[i] - want[i]).to(at::kDouble).square().sum().item<double>();
+    size += want[i].to(at::kDouble).square().sum().item<double>();
+  }
+  return std::sqrt(error / size);
+}
 
 /// `share` of a part's flat elements of the rank's own layout, at its place in the whole part's. Names what somebody else wrote there
 /// with other bits.
@@ -89,7 +121,11 @@ inline TensorTrained train_on_tensor_ranks(
         if (!masters.defined()) masters = at::zeros({of.compute[part].numel()}, floats);
         const model::ElementRange range = of.master_ranges[part];
         masters.narrow(0, range.first, range.count()).copy_(of.masters[part]);
-        const bool shared = parallel.zero > 0 && parallel.dp > 1;
+        // Blocks of ranks that share states have all of them each.
+        const bool shared = parallel.zero > 0 && one.strategy.owners() > 1;
+        const int index =
+            mesh.index_in_group(cluster::Dimension::kDataContext, static_cast<int>(rank));
+        if (index >= one.strategy.owners()) continue;
         for (size_t i = 0; i < 2; ++i) {
           if (shared || shares[i].empty()) shares[i].push_back(of.states[part][i]);
         }
