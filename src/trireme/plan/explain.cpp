@@ -6,6 +6,7 @@
 #include "trireme/base/error.h"
 #include "trireme/model/flops.h"
 #include "trireme/plan/explain_layout.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/memory.h"
 
 namespace trireme::plan {
@@ -112,7 +113,7 @@ std::string instruction_line(const model::ModelSpec& spec, const Instruction& in
 std::string explain(const model::ModelSpec& spec, const Program& program, bool all) {
   const Simulation simulation = simulate_in_issue_order(program);
   std::string text = strategy_text(spec, program) + "\n";
-  const std::string layout = explain_layout(spec, program.strategy);
+  const std::string layout = explain_layout(whole_spec(spec), program.strategy);
   if (!layout.empty()) text += layout + "\n";
   text += model::flops_formula(spec, program.strategy.seq_len,
                                recomputed_parts(spec, program.strategy)) +
@@ -238,7 +239,8 @@ OrderedJson explain_json(const model::ModelSpec& spec, const Program& program) {
                       {"peak_instruction", simulation.peak_instruction},
                       {"instructions", std::move(instructions)},
                       {"buffers", std::move(buffers)}};
-  if (program.strategy.parallel.world() > 1) json["layout"] = layout_json(spec, program.strategy);
+  if (program.strategy.parallel.world() > 1)
+    json["layout"] = layout_json(whole_spec(spec), program.strategy);
   return json;
 }
 

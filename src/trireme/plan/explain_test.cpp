@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "trireme/plan/explain_layout.h"
+#include "trireme/plan/local_spec.h"
 #include "trireme/plan/trace_report.h"
 
 namespace trireme::plan {
@@ -50,6 +52,16 @@ TEST_F(Explain, SumsUpWhatIsAlike) {
   EXPECT_THAT(text, HasSubstr("forward layer.0.mlp micro-batch 7 (lane 3)"));
   EXPECT_THAT(text, HasSubstr("instructions alike"));
   EXPECT_THAT(text, HasSubstr("commit"));
+}
+
+// Of a model of which the rank has some heads and columns, the layout is that of the whole.
+TEST_F(Explain, SaysHowRanksThatShareEveryLayerAreLaidOut) {
+  Strategy strategy = program_.strategy;
+  strategy.parallel.tp = strategy.parallel.cp = 2;
+  const model::ModelSpec own = local_spec(spec_, strategy.parallel, 0);
+  const Program program = build_program(spec_, strategy);
+  EXPECT_THAT(explain(own, program, false), HasSubstr(explain_layout(spec_, program.strategy)));
+  EXPECT_EQ(explain_json(own, program)["layout"], layout_json(spec_, program.strategy));
 }
 
 TEST_F(Explain, NamesAKindWhereAllItsPartsAreRecomputed) {

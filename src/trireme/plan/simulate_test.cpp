@@ -7,6 +7,7 @@
 #include <random>
 
 #include "trireme/base/error.h"
+#include "trireme/plan/local_spec.h"
 
 namespace trireme::plan {
 namespace {
@@ -237,6 +238,43 @@ TEST(Simulate, EstimateChargesProductsAndAttention) {
       // 4 d^2 products, 2 T a of attention a token, d = a = 384, T = 256.
       const double expected = 256 * (2.0 * 4 * 384 * 384 / 1e9 + 2.0 * 256 * 384 / 1e6);
       EXPECT_NEAR(durations[static_cast<size_t>(instruction.id)] / expected, 1.0, 1e-9);
+    }
+  }
+}
+
+// However many instructions an attention is cut in, they are together its share of the work.
+TEST(Simulate, EstimateChargesTheShareOfRanksThatHaveAnAttentionBetweenThem) {
+  const model::ModelSpec spec = model::spec_from_preset("llama-11m");
+  DeviceRates rates;
+  rates.product_flops = 1e9;
+  rates.attention_flops = 1e6;
+  rates.memory_bytes = rates.network_bytes = 1e30;
+  rates.instruction_s = 0.0;
+  for (const ContextKind kind : {ContextKind::kGather, ContextKind::kRing}) {
+    for (const auto& [tp, cp] : {std::pair{1, 1}, {2, 1}, {1, 4}, {2, 2}, {2, 4}}) {
+      Strategy strategy;
+      strategy.seq_len = 256;
+      strategy.parallel.tp = tp;
+      strategy.parallel.cp = cp;
+      strategy.parallel.cp_kind = kind;
+      SCOPED_TRACE(describe(strategy.parallel));
+      const Program program = build_program(spec, strategy);
+      for (const model::ModelSpec& seen : {spec, local_spec(spec, strategy.parallel, 0)}) {
+        const std::vector<double> durations = estimate_durations(seen, program, rates);
+        double forward = 0.0;
+        double backward = 0.0;
+        for (const Instruction& instruction : program.instructions) {
+          const double seconds = durations[static_cast<size_t>(instruction.id)];
+          if (instruction.part != 1) continue;
+          if (instruction.kind == OpKind::kForward) forward += seconds;
+          if (instruction.kind == OpKind::kBackwardInput) backward += seconds;
+        }
+        const double tokens = 256.0 / tp / cp;
+        const double products = tokens * 2.0 * 4 * 384 * 384 / 1e9;
+        const double attention = tokens * 2.0 * 256 * 384 / 1e6;
+        EXPECT_NEAR(forward / (products + attention), 1.0, 1e-9);
+        EXPECT_NEAR(backward / (products + 2.0 * attention), 1.0, 1e-9);
+      }
     }
   }
 }

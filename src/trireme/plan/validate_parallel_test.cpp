@@ -56,6 +56,10 @@ TEST(ValidateParallel, SaysWhatIsWrongAndWhatIsNear) {
   EXPECT_EQ(reason_of(llama, {.tp = 3}),
             "parallel.tp = 3 does not divide 8 attention heads: use parallel.tp = 2 or 4");
   EXPECT_EQ(reason_of(llama, {.tp = 8}), "");  // more ranks than key and value heads
+  EXPECT_EQ(reason_of(llama, {.tp = 8, .cp = 2}), "");
+  EXPECT_EQ(reason_of(llama, {.tp = 8, .cp = 8, .cp_kind = ContextKind::kGather}),
+            "parallel.tp = 8 does not divide the 12 tokens that a micro-batch has on a rank, which "
+            "norms share: use parallel.tp = 4");
   EXPECT_EQ(reason_of(llama, {.zero = 4}),
             "parallel.zero = 4: ZeRO has stages 0 to 3: use parallel.zero = 3");
   EXPECT_EQ(reason_of(llama, {.dp = 8, .zero = 1, .shard = 3}),
