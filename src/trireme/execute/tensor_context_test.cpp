@@ -135,15 +135,20 @@ TEST_P(TensorContextTest, MicroBatchesInTurnEndWithTheSameBits) {
     // Three micro-batches a lane; where the head adds to the embedding's gradients, one.
     one.strategy.sequences = one.spec.tied_embeddings ? 8 : 24;
     const TensorTrained want = trained(one);
-    for (const auto& [recompute, in_turn, zero] :
-         {std::tuple{"none", 4, 0}, {"selective", 2, 2}, {"full", 4, 3}, {"none", 2, 1}}) {
+    for (const auto& [recompute, in_turn, dp, zero] : {std::tuple{"none", 4, 1, 0},
+                                                       {"selective", 2, 2, 2},
+                                                       {"full", 4, 2, 3},
+                                                       {"none", 2, 3, 1},
+                                                       {"none", 4, 3, 0},
+                                                       {"selective", 4, 3, 2},
+                                                       {"full", 2, 3, 3}}) {
       TrainingCase other = one;
       other.strategy.in_turn = in_turn;
       other.strategy.recompute = plan::recompute_from_names(other.spec, {recompute});
-      other.strategy.parallel.dp = zero > 0 ? 2 : 1;
+      other.strategy.parallel.dp = dp;
       other.strategy.parallel.zero = zero;
-      SCOPED_TRACE(
-          fmt::format("{} recompute {}, {} in turn, ZeRO {}", name, recompute, in_turn, zero));
+      SCOPED_TRACE(fmt::format("{} {}, recompute {}, {} in turn", name,
+                               plan::describe(other.strategy.parallel), recompute, in_turn));
       expect_same_bits(trained(other), want);
     }
   }

@@ -142,7 +142,11 @@ class Remover {
 
 std::vector<int64_t> lanes_with_absent(const Strategy& strategy, int64_t index, int64_t ranks) {
   std::vector<int64_t> lanes = lanes_of(strategy, index, ranks);
-  if (strategy.parallel.zero < 3 && strategy.parallel.pp == 1) return lanes;
+  const Parallel& parallel = strategy.parallel;
+  // Then parts of two lanes are done in turn.
+  const bool in_turn =
+      parallel.tp > 1 && strategy.in_turn > 1 && (parallel.zero == 2 || parallel.cp > 1);
+  if (parallel.zero < 3 && parallel.pp == 1 && !in_turn) return lanes;
   // Lanes are spread evenly: a rank has one less than others, or none.
   const auto most = static_cast<size_t>((strategy.lanes + ranks - 1) / ranks);
   if (lanes.size() < most) lanes.push_back(strategy.lanes + index);

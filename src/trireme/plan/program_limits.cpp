@@ -82,13 +82,6 @@ void tensor_limits(const model::ModelSpec& spec, const Strategy& strategy,
     if (strategy.delay_weight_gradients)
       refuse("micro-batches in turn (parallel.in_turn) need their weight gradients at once",
              "memory.delay_weight_gradients = false, or " + without);
-    // Who shares states sends lane by lane, in one order.
-    if (parallel.zero == 2 && strategy.lanes % parallel.dp != 0)
-      refuse(fmt::format("with parallel.zero = 2, micro-batches in turn (parallel.in_turn) need as "
-                         "many lanes on every rank, and parallel.dp = {} does not divide "
-                         "batch.lanes = {}",
-                         parallel.dp, strategy.lanes),
-             "parallel.zero = 1, or " + without);
   }
   if (strategy.record)
     refuse("the exchanges between its ranks are not recorded", "device.graphs = false");

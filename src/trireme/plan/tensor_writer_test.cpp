@@ -191,13 +191,6 @@ TEST(TensorWriter, WhatThereIsNoProgramForIsRefusedByName) {
                        s.delay_weight_gradients = true;
                      }),
               ElementsAre(HasSubstr("memory.delay_weight_gradients = false")));
-  EXPECT_THAT(limits(llama(),
-                     [](Strategy& s) {
-                       s.in_turn = 2;
-                       s.parallel.zero = 2;
-                       s.parallel.dp = 3;
-                     }),
-              ElementsAre(HasSubstr("does not divide batch.lanes")));
   EXPECT_THAT(limits(llama(), [](Strategy& s) { s.in_turn = 3; }),
               ElementsAre(HasSubstr("1, 2 or 4")));
   const model::ModelSpec olmo = model::spec_from_config(
