@@ -60,6 +60,48 @@ double relative_distance(const std::vector<at::Tensor>& got, const std::vector<a
   return std::sqrt(apart / size);
 }
 
+// A rank's experts compute each source's rows on their own, and a source is what a rank has of a lane's sequences.
+TEST_P(ContextParallelTest, SpreadExpertsEndWithTheBitsOfExpertsThatAreNot) {
+  model::MoeSpec moe;
+  moe.num_experts = 8;
+  moe.top_k = 2;
+  moe.score = model::ScoreFunction::kSigmoid;
+  moe.selection_bias = true;
+  moe.expert.hidden = 12;
+  moe.shared_hidden = 8;
+  const model::ModelSpec spec = nn::testing::with_experts(tiny(3), moe, 0);
+  for (const auto precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {
+    TrainingCase one{"experts", spec, strategy_for(8, 4, 2, 16), {}};
+    one.strategy.precision = precision;
+    for (const int64_t cp : {2, 4}) {
+      one.strategy.parallel = shared_by(cp);
+      one.strategy.recompute.clear();
+      const Trained want = train_on_ranks(one, {at::kCPU}, late());
+      using Layout = std::array<int64_t, 4>;  // ep, dp, zero, pp
+      for (const auto& [ep, dp, zero, pp] : std::vector<Layout>{{2, 1, 0, 1},
+                                                                {4, 1, 1, 1},
+                                                                {2, 2, 1, 1},
+                                                                {2, 2, 3, 1},
+                                                                {4, 2, 2, 1},
+                                                                {4, 4, 3, 1},
+                                                                {8, 2, 1, 1},
+                                                                {2, 1, 2, 2}}) {
+        one.strategy.parallel = shared_by(cp, dp, zero, pp);
+        one.strategy.parallel.ep = ep;
+        if (cp * dp % ep != 0) continue;
+        one.strategy.in_turn = pp > 1 ? 0 : 1 + ep / 2 % 2;
+        one.strategy.recompute = plan::recompute_from_names(one.spec, {zero == 1   ? "full"
+                                                                       : zero == 2 ? "selective"
+                                                                                   : "none"});
+        SCOPED_TRACE(
+            fmt::format("{} {}", to_string(precision), plan::describe(one.strategy.parallel)));
+        ASSERT_THAT(plan::validate(one.spec, one.strategy), ::testing::IsEmpty());
+        expect_same_bits(train_on_ranks(one, {at::kCPU}, late()), want);
+      }
+    }
+  }
+}
+
 TEST_P(ContextParallelTest, EveryFamilyIsWithinRoundingOfOneRank) {
   for (TrainingCase& one : families()) {
     for (const auto precision : {plan::Precision::kFp32, plan::Precision::kBf16}) {

@@ -19,9 +19,10 @@ ExpertExchange::ExpertExchange(nn::Model& model, const plan::Program& program,
       device_(device::get_device(model.store().device().str())),
       micro_batches_(micro_batches),
       gradients_(gradients) {
-  for (const std::vector<int64_t>& sources : program.exchanged_micro_batches()) {
+  for (const std::vector<plan::ExpertSource>& sources : program.exchanged_micro_batches()) {
     const size_t mine = program.expert_source();
-    for (size_t s = 0; s < sources.size(); ++s) places_[sources[s]] = {sources.at(mine), s};
+    for (size_t s = 0; s < sources.size(); ++s)
+      places_[{sources[s].leaf, sources[s].micro_batch}] = {sources.at(mine).micro_batch, s};
   }
 }
 
@@ -63,7 +64,7 @@ void ExpertExchange::issued(const plan::Instruction& instruction,
 
 void ExpertExchange::execute(const plan::Instruction& instruction) {
   const int part = instruction.part;
-  const Place place = places_.at(instruction.micro_batch);
+  const Place place = places_.at({instruction.lane, instruction.micro_batch});
   switch (instruction.kind) {
     case OpKind::kExchangeCounts: {
       // Of the router: its dispatch and experts follow.

@@ -46,7 +46,8 @@ class ExpertExchange final : public SharedParts {
   device::Device& device_;
   MicroBatches& micro_batches_;
   LaneGradients& gradients_;
-  std::map<int64_t, Place> places_;  ///< by micro-batch of the global batch
+  std::map<std::pair<int64_t, int64_t>, Place>
+      places_;  ///< by leaf, and micro-batch of the global batch
   std::map<std::pair<int64_t, int>, SpreadExperts>
       experts_;  ///< by this rank's micro-batch and part
 };

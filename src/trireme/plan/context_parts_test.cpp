@@ -85,6 +85,44 @@ TEST(ContextParts, EveryLayoutIsSoundAndEnds) {
   }
 }
 
+TEST(ContextParts, RanksThatSpreadExpertsTooAreSoundAndEnd) {
+  model::ModelSpec spec = model::spec_from_config(
+      R"({"model_type":"mixtral","vocab_size":64,"hidden_size":32,"intermediate_size":48,"num_hidden_layers":2,
+          "num_attention_heads":4,"num_key_value_heads":4,"num_local_experts":8,"num_experts_per_tok":2,
+          "max_position_embeddings":64})",
+      "test");
+  for (model::LayerSpec& layer : spec.layers) layer.moe->aux_loss = 0.0;
+  for (const ContextKind kind : {ContextKind::kGather, ContextKind::kRing}) {
+    for (const auto& [cp, dp, ep] :
+         {std::tuple{2, 1, 2}, {2, 2, 2}, {2, 2, 4}, {4, 1, 2}, {4, 2, 8}, {2, 4, 4}}) {
+      for (const int64_t zero : {0, 1, 2, 3}) {
+        for (const int64_t in_turn : {1, 2}) {
+          Strategy strategy = strategy_of(kind, cp, dp, zero, 1);
+          strategy.parallel.ep = ep;
+          strategy.in_turn = in_turn;
+          SCOPED_TRACE(describe(strategy.parallel));
+          const std::vector<Program> programs = programs_of(spec, strategy);
+          std::vector<std::vector<double>> durations;
+          int64_t accumulators = 0;
+          for (const Program& program : programs) {
+            expect_sound(spec, program);
+            durations.emplace_back(program.instructions.size(), 1.0);
+            for (const Instruction& instruction : program.instructions) {
+              if (instruction.kind == OpKind::kBackwardWeight && program.spreads(instruction.part))
+                ++accumulators;
+            }
+          }
+          // Everybody's experts see every leaf's micro-batches of their group, once a layer.
+          EXPECT_EQ(accumulators, 2 * ep * strategy.micro_batches() * cp);
+          WorldOptions options;
+          options.tiers = {{0, 0.0, 1e3}};
+          EXPECT_GT(simulate_world(spec, programs, durations, options).step_s, 0.0);
+        }
+      }
+    }
+  }
+}
+
 // With nothing but attention to compute: a round of keys takes 0.9 of a round of attention, and so do gradients.
 TEST(ContextParts, ARingIsAsLongAsItsAttentionAndTheLastGradients) {
   constexpr int kLayers = 3;

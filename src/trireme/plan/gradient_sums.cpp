@@ -111,8 +111,12 @@ void GradientSums::spread_experts(const cluster::Mesh& mesh, int rank) {
     std::vector<int64_t>& lanes = expert_owners_.lanes.emplace_back();
     std::vector<std::vector<int64_t>> sources;
     sources.reserve(static_cast<size_t>(ep));
-    for (int source = 0; source < ep; ++source)
-      sources.push_back(lanes_of(strategy_, int64_t{i} * ep + source, strategy_.parallel.dp));
+    for (int source = 0; source < ep; ++source) {
+      // Of the ranks of a stage, those that share sequences are next to one another.
+      const int64_t rank = int64_t{i} * ep + source;
+      const int64_t cp = strategy_.parallel.cp;
+      sources.push_back(leaves_of(strategy_, rank / cp, strategy_.parallel.dp, rank % cp));
+    }
     for (size_t round = 0; round < sources.front().size(); ++round) {
       for (const std::vector<int64_t>& source : sources) lanes.push_back(source.at(round));
     }

@@ -140,10 +140,10 @@ void MicroBatchWriter::load(int64_t index) {
 
 MicroBatch MicroBatchWriter::begin(int64_t index) const {
   const int64_t per_lane = strategy_.micro_batches_per_lane();
-  const auto numbered = [&](int64_t number) {
+  const auto numbered = [&](int64_t number, int64_t leaf) {
     MicroBatch micro;
     micro.index = number;
-    micro.lane = writer_.program().leaf_of(number);
+    micro.lane = leaf;
     micro.last_of_lane = number % per_lane == per_lane - 1;
     for (auto* buffers : {&micro.hidden, &micro.hidden_gradient, &micro.saved_input,
                           &micro.saved_weight, &micro.delayed, &micro.weight_gradient}) {
@@ -151,12 +151,13 @@ MicroBatch MicroBatchWriter::begin(int64_t index) const {
     }
     return micro;
   };
-  MicroBatch micro = numbered(index);
+  MicroBatch micro = numbered(index, writer_.program().leaf_of(index));
   micro.batch = batches_.at(index);
   const size_t source = writer_.program().expert_source();
-  for (const std::vector<int64_t>& sources : at_once_) {
-    if (sources.at(source) != index) continue;
-    for (const int64_t number : sources) micro.sources.push_back(numbered(number));
+  for (const std::vector<ExpertSource>& sources : at_once_) {
+    if (sources.at(source).micro_batch != index) continue;
+    for (const ExpertSource& one : sources)
+      micro.sources.push_back(numbered(one.micro_batch, one.leaf));
   }
   return micro;
 }

@@ -126,7 +126,7 @@ class MicroBatchWriter {
   std::vector<PartBytes> bytes_;
   double tokens_ = 0.0;
   int counted_ = kNone;
-  std::vector<std::vector<int64_t>> at_once_;  ///< Program::exchanged_micro_batches()
+  std::vector<std::vector<ExpertSource>> at_once_;  ///< Program::exchanged_micro_batches()
   std::map<std::pair<int, int64_t>, int>
       counts_;                      ///< by experts part and micro-batch: kExchangeCounts
   std::map<int, int> sent_rows_;    ///< by buffer that arrives: what is sent for it

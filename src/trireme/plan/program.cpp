@@ -211,16 +211,18 @@ std::vector<int64_t> Program::micro_batches() const {
   return all;
 }
 
-std::vector<std::vector<int64_t>> Program::exchanged_micro_batches() const {
+std::vector<std::vector<ExpertSource>> Program::exchanged_micro_batches() const {
   const auto ranks = static_cast<size_t>(strategy.parallel.ep);
   const int64_t per_lane = strategy.micro_batches_per_lane();
-  std::vector<std::vector<int64_t>> all;
+  std::vector<std::vector<ExpertSource>> all;
   // Lanes of the ranks take turns.
   for (size_t round = 0; round < expert_lanes.size(); round += ranks) {
     for (int64_t i = 0; i < per_lane; ++i) {
-      std::vector<int64_t>& at_once = all.emplace_back();
-      for (size_t source = 0; source < ranks; ++source)
-        at_once.push_back(expert_lanes[round + source] * per_lane + i);
+      std::vector<ExpertSource>& at_once = all.emplace_back();
+      for (size_t source = 0; source < ranks; ++source) {
+        const int64_t leaf = expert_lanes[round + source];
+        at_once.push_back({leaf, leaf / strategy.parallel.cp * per_lane + i});
+      }
     }
   }
   return all;

@@ -234,6 +234,12 @@ struct SquaresRange {
   int64_t blocks() const { return (elements + kSquaresBlock - 1) / kSquaresBlock; }
 };
 
+/// Expert parallelism: a micro-batch as the ranks see it that have its experts, for each of the ranks that share its sequences.
+struct ExpertSource {
+  int64_t leaf = 0;  ///< to which its gradients are added
+  int64_t micro_batch = 0;
+};
+
 /// Parts [first, end) of the model, on the rank with that place in the pipeline.
 struct PipelineStage {
   int first_part = 0;
@@ -278,10 +284,9 @@ struct Program {
   }
   /// By micro-batch of this rank, in order: those whose rows come to its experts at the same time, of every rank of the group; its own
   /// is at expert_source().
-  std::vector<std::vector<int64_t>> exchanged_micro_batches() const;
+  std::vector<std::vector<ExpertSource>> exchanged_micro_batches() const;
   size_t expert_source() const;
   int slice_of(int part) const { return spreads(part) ? expert_slice : slice; }
-  /// The first lane that the rank computes a part for.
   /// Who share a part's states leave its sums to the transport (Reduction::kFast).
   bool adds_in_transport(int part) const {
     return strategy.parallel.reduction == Reduction::kFast &&
@@ -291,6 +296,7 @@ struct Program {
   int64_t accumulator_of(int part, int64_t lane) const {
     return adds_in_transport(part) && strategy.parallel.zero < 2 ? first_lane(part) : lane;
   }
+  /// The first lane that the rank computes a part for.
   int64_t first_lane(int part) const {
     return spreads(part) ? expert_lanes.front() : lanes.front();
   }

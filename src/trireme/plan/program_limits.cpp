@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <utility>
 
 #include "trireme/base/error.h"
@@ -13,16 +14,11 @@ namespace {
 void limit_experts(const Strategy& strategy, std::vector<std::string>& reasons) {
   const Parallel& parallel = strategy.parallel;
   const auto reject = [&](std::string reason) { reasons.push_back(std::move(reason)); };
-  if (parallel.cp > 1)
-    reject(
-        fmt::format("parallel.ep = {}: together with parallel.cp = {} there is no program yet; "
-                    "use parallel.cp = 1",
-                    parallel.ep, parallel.cp));
-  if (parallel.dp % parallel.ep != 0)
-    reject(
-        fmt::format("parallel.ep = {}: experts are spread over data parallel ranks, and it does "
-                    "not divide parallel.dp = {}; use parallel.ep = 1",
-                    parallel.ep, parallel.dp));
+  if (parallel.dp * parallel.cp % parallel.ep != 0)
+    reject(fmt::format(
+        "parallel.ep = {}: experts are spread over data and context parallel ranks, "
+        "and it does not divide parallel.dp x parallel.cp = {}; use parallel.ep = {}",
+        parallel.ep, parallel.dp * parallel.cp, std::gcd(parallel.ep, parallel.dp * parallel.cp)));
   if (strategy.lanes % parallel.dp != 0)
     reject(
         fmt::format("parallel.ep = {}: ranks that exchange rows have as many micro-batches each, "

@@ -45,14 +45,16 @@ TEST(ProgramLimits, OfSpreadExpertsAreNamedWithTheWayOut) {
               ElementsAre(HasSubstr("use parallel.shard = 0")));
   EXPECT_THAT(limits([](Strategy& s) { s.parallel.dp = 6; }),
               ElementsAre(HasSubstr("use parallel.dp = 4")));
-  EXPECT_THAT(limits([](Strategy& s) { s.parallel.cp = 2; }),
-              Contains(HasSubstr("together with parallel.cp = 2 there is no program yet")));
-  EXPECT_THAT(limits([](Strategy& s) {
-                s.parallel.dp = 2;
-                s.parallel.ep = 4;
-                s.parallel.tp = 2;
-              }),
-              Contains(HasSubstr("does not divide parallel.dp = 2")));
+  // What is said of ranks that share sequences is said of their experts' balancing loss.
+  EXPECT_THAT(limits([](Strategy& s) { s.parallel.cp = 2, s.parallel.ep = 8; }),
+              ElementsAre(HasSubstr("moe.balance = \"none\"")));
+  EXPECT_THAT(
+      limits([](Strategy& s) {
+        s.parallel.dp = 2;
+        s.parallel.ep = 4;
+        s.parallel.tp = 2;
+      }),
+      Contains(HasSubstr("does not divide parallel.dp x parallel.cp = 2; use parallel.ep = 2")));
   EXPECT_THAT(limits([](Strategy& s) { s.offload_activations = {0, 1, 0, 0, 0, 0, 0}; }),
               ElementsAre(HasSubstr("leave memory.offload_activations out")));
 }

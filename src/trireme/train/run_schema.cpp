@@ -346,7 +346,7 @@ std::vector<SchemaEntry> make_schema() {
   s.push_back(
       key("parallel.ep", REF(parallel.ep), at_least(1),
           "Expert parallel ranks: data parallel ranks next to one another that have a layer's "
-          "experts between them; rows go to them and come back. Divides `dp`, which divides "
+          "experts between them; rows go to them and come back. Divides `dp` x `cp`; `dp` divides "
           "`batch.lanes`. The result is the same.",
           kNoEffect));
   s.push_back(key("parallel.etp", REF(parallel.etp), at_least(1),

@@ -160,7 +160,7 @@ inline WholePart whole_part(const TrainingCase& one, const std::vector<RankTrain
   const auto at = static_cast<size_t>(part);
   const bool spread = parallel.ep > 1 && one.spec.parts[at].kind == model::PartKind::kExperts;
   const int64_t places = spread ? parallel.ep : 1;
-  const int64_t block = spread ? parallel.dp / parallel.ep : one.strategy.owners();
+  const int64_t block = spread ? parallel.dp * parallel.cp / parallel.ep : one.strategy.owners();
   std::vector<WholePart> wholes;
   for (int64_t place = 0; place < places; ++place) {
     std::vector<const RankTrained*> holders;
