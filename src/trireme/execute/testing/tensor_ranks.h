@@ -113,14 +113,24 @@ inline TensorTrained train_on_tensor_ranks(
     for (int place = 0; place < parallel.tp; ++place) {
       model::ModelSpec local;
       at::Tensor masters;
+      at::Tensor known;
       std::vector<std::vector<at::Tensor>> shares(2);
       for (size_t rank = 0; rank < ranks; ++rank) {
         const RankTrained& of = all[rank];
         if (mesh.coordinates(static_cast<int>(rank)).tp != place || !of.has(part)) continue;
         local = plan::local_spec(one.spec, parallel, static_cast<int>(rank));
-        if (!masters.defined()) masters = at::zeros({of.compute[part].numel()}, floats);
+        if (!masters.defined()) {
+          masters = at::zeros({of.compute[part].numel()}, floats);
+          known = at::zeros(masters.sizes(), floats.dtype(at::kBool));
+        }
         const model::ElementRange range = of.master_ranges[part];
-        masters.narrow(0, range.first, range.count()).copy_(of.masters[part]);
+        at::Tensor mine = masters.narrow(0, range.first, range.count());
+        // Ranks that have the same ones have the same bits.
+        if (known.narrow(0, range.first, range.count()).all().item<bool>() &&
+            !at::equal(mine, of.masters[part]))
+          trained.different.emplace_back("masters");
+        mine.copy_(of.masters[part]);
+        known.narrow(0, range.first, range.count()).fill_(true);
         // Blocks of ranks that share states have all of them each.
         const bool shared = parallel.zero > 0 && one.strategy.owners() > 1;
         const int index =
