@@ -340,7 +340,8 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   if (!is_new) return cost;
   double kernels = 0.0;
   double collectives = 0.0;
-  double members = 0.0;  // of all collectives
+  double members = 0.0;     // of all collectives
+  double crossing_s = 0.0;  // latency of those between nodes
   double last_product = 0.0;
   for (const Operation& operation :
        part_operations(spec_, strategy_, sharding_, stack_, first, kind)) {
@@ -369,6 +370,7 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
         if (group.size > 1) {
           collectives += 1.0;
           members += group.size;
+          if (group.nodes() > 1) crossing_s += latency(operation.collective, operation.along);
         }
         cost.exposed_transfer_s += exposed;
         cost.hidden_transfer_s += seconds - exposed;
@@ -381,9 +383,8 @@ const InstructionCost& CostModel::of(int part, OpKind kind) {
   const double device =
       cost.products_s + cost.attention_s + cost.memory_s + cost.exposed_transfer_s;
   double host = kernels * stack_.host_kernel_s + collectives * stack_.host_collective_s;
-  const GroupShape pipeline =
-      group_shape(strategy_.parallel, cluster_.node.accelerators, cluster::Dimension::kPipeline);
-  if (pipeline.nodes() > 1) host += members * stack_.host_crossing_s;
+  if (strategy_.parallel.world() > cluster_.node.accelerators)
+    host += members * stack_.host_crossing_s + (stack_.host_crossing_s > 0.0 ? crossing_s : 0.0);
   if (kind == OpKind::kForward || kind == OpKind::kRecompute) host += stack_.host_part_s;
   if (kind == OpKind::kBackwardInput || kind == OpKind::kBackwardWeight)
     host += 0.5 * stack_.host_part_s;

@@ -132,6 +132,21 @@ TEST_F(CostTest, AHostThatIsLateHoldsTheDeviceUp) {
   EXPECT_NEAR(late.of(1, OpKind::kBackwardInput).seconds, 0.5, 1e-12);
 }
 
+TEST_F(CostTest, AHostThatDrivesTheNetworkTooTakesLongerForACollective) {
+  stack_.host_crossing_s = 1.0;
+  strategy_.parallel.tp = 2;
+  strategy_.parallel.dp = 4;
+  EXPECT_LT(model().of(1, OpKind::kForward).seconds, 0.1);  // one node
+  strategy_.parallel.dp = 8;
+  // A gather and a scatter of two members each, inside nodes.
+  EXPECT_NEAR(model().of(1, OpKind::kForward).seconds, 4.0, 1e-9);
+  strategy_.parallel.tp = 16;
+  strategy_.parallel.dp = 1;
+  cluster_.network.link.latency_s = 0.25;
+  // Of sixteen each, on two nodes: a hop of the network too.
+  EXPECT_NEAR(model().of(1, OpKind::kForward).seconds, 2.0 * (16.0 + 0.25), 1e-9);
+}
+
 TEST_F(CostTest, ExpertsSpreadOverRanksKeepTheirRows) {
   const model::ModelSpec moe = model::spec_from_preset("trireme-moe");
   strategy_.parallel.dp = 4;

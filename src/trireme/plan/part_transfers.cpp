@@ -28,6 +28,9 @@ PartTransfers::PartTransfers(const PlannedRun& run, const CostModel& cost)
   send_.bytes = rank_tokens(run.strategy) * static_cast<double>(run.spec.hidden) * element /
                 (sliced ? static_cast<double>(parallel.tp) : 1.0);
   send_.seconds = cost.collective(Collective::kSendReceive, send_.bytes, Dimension::kPipeline);
+  const int node = run.cluster.node.accelerators;
+  if (group_shape(parallel, node, Dimension::kPipeline).nodes() > 1)
+    send_.seconds = std::max(send_.seconds, run.stack.network_send_s);
   tell_.seconds = cost.latency(Collective::kAllReduce, Dimension::kDataContext) +
                   cost.latency(Collective::kAllReduce, Dimension::kPipeline);
 }

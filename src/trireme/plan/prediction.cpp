@@ -269,7 +269,7 @@ class Predictor {
 
 void use_profiles(const ProfileLibrary& library, const std::string& without, PlannedRun& run) {
   const std::string& device = run.cluster.device.name;
-  const std::string& stack = run.stack.name;
+  const std::string& stack = run.stack.version_of.empty() ? run.stack.name : run.stack.version_of;
   run.tables = run.cluster.device.measured;
   if (!run.cluster.device.tables.empty()) {
     const auto found = library.devices.find(run.cluster.device.tables);

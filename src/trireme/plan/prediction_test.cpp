@@ -70,6 +70,21 @@ TEST(Prediction, MoreReplicasChangeTransfersOnly) {
   EXPECT_LT(many.classes.front().peak.optimizer, four.classes.front().peak.optimizer / 30.0);
 }
 
+TEST(Prediction, ATransferThatIsHeldUpBetweenNodesHoldsUpEveryMicroBatch) {
+  constexpr double kHeld = 1000.0;
+  PlannedRun run = llama_405b(1, 2);
+  run.stack.overlap_send = false;
+  const double usual = predict(run).step_s;
+  run.stack.network_send_s = kHeld;
+  const double slow = predict(run).step_s;
+  // Sixteen micro-batches go on from the first stage one after the other, and the last one's gradient comes back; at most all of
+  // them in turn.
+  EXPECT_GE(slow, 17.0 * kHeld);
+  EXPECT_LE(slow, 32.0 * kHeld + usual);
+  run.cluster.node.accelerators = 16;  // both stages on one node
+  EXPECT_LT(predict(run).step_s, kHeld);
+}
+
 TEST(Prediction, RecomputationCostsTimeAndSavesMemory) {
   PlannedRun run = llama_405b(4, 16);
   const Prediction without = predict(run);

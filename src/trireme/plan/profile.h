@@ -96,6 +96,9 @@ struct NetworkProfile {
   LinkProfile link;  ///< bytes_per_s of an accelerator's share of the node's adapters
   /// Time of a collective grows by this share with every doubling of the nodes beyond the first (stragglers, congestion).
   double growth_per_doubling = 0.0;
+  /// What an all-gather among so many accelerators usually reaches there, by their number; a run that has measured its own says
+  /// by it how good a network it had (published_run.cpp).
+  std::map<int, double> usual_gather;
 };
 
 struct ClusterSpec {
@@ -114,6 +117,8 @@ enum class AttentionKernel {
 /// Habits of a training framework.
 struct StackProfile {
   std::string name;
+  std::string
+      version_of;  ///< another stack: what this one does not say is as there, calibrations too
   AttentionKernel attention = AttentionKernel::kFlash;
   bool fused_loss = true;  ///< logits are not kept in float32 beside their gradient
   double pointwise_passes =
@@ -124,8 +129,13 @@ struct StackProfile {
       0.0;  ///< host's time of a part's forward, and half of that of each half of its backward
   /// Host's time of a collective inside a part: ranks that their hosts drive drift apart, and each one waits for the last.
   double host_collective_s = 0.0;
-  /// So much more of it for every member, where the pipeline's transfers cross nodes: the same host drives the adapters.
+  /// So much more of it for every member, and the latency of collectives between nodes, where ranks are on several nodes: the same
+  /// host drives the adapters.
   double host_crossing_s = 0.0;
+  /// What a transfer between stages takes at least where it crosses nodes, whatever its size: a defect of the software.
+  double network_send_s = 0.0;
+  /// Layers go to stages by their parameters in products, the head's among them (nanotron); else as many to each.
+  bool stages_by_cost = false;
   double step_s = 0.0;          ///< once a step: data, logging, clipping on the host
   double gradient_bytes = 4.0;  ///< of an element when it is reduced
   double gathered_bytes = 2.0;  ///< of a parameter when it is gathered

@@ -62,6 +62,7 @@ constexpr std::array kStackNumbers = {
     NumberKey<StackProfile>{"host_part_s", &StackProfile::host_part_s},
     NumberKey<StackProfile>{"host_collective_s", &StackProfile::host_collective_s},
     NumberKey<StackProfile>{"host_crossing_s", &StackProfile::host_crossing_s},
+    NumberKey<StackProfile>{"network_send_s", &StackProfile::network_send_s},
     NumberKey<StackProfile>{"step_s", &StackProfile::step_s},
     NumberKey<StackProfile>{"gradient_bytes", &StackProfile::gradient_bytes},
     NumberKey<StackProfile>{"gathered_bytes", &StackProfile::gathered_bytes},
@@ -316,11 +317,22 @@ LinkProfile read_link(Section& section) {
   return link;
 }
 
-StackProfile read_stack(Section& section) {
+StackProfile read_stack(Section& section, const std::map<std::string, StackProfile>& known) {
   StackProfile stack;
+  std::string usual_attention = "flash";
+  if (const auto other = section.optional_text("version_of")) {
+    const auto found = known.find(*other);
+    if (found == known.end())
+      section.fail("version_of", fmt::format("= \"{}\" is not a stack before this one", *other));
+    stack = found->second;
+    stack.version_of = *other;
+    usual_attention.clear();
+  }
   stack.name = section.text("name");
-  const std::string attention = section.optional_text("attention").value_or("flash");
-  if (attention == "flash") {
+  const std::string attention = section.optional_text("attention").value_or(usual_attention);
+  if (attention.empty()) {
+    // as the other version's
+  } else if (attention == "flash") {
     stack.attention = AttentionKernel::kFlash;
   } else if (attention == "flash-plain") {
     stack.attention = AttentionKernel::kFlashPlain;
@@ -332,13 +344,14 @@ StackProfile read_stack(Section& section) {
   }
   section.flag("fused_loss", stack.fused_loss);
   // Fused: in half precision and in float32. Unfused: float32 logits and their gradient beside those in half precision.
-  stack.loss_bytes = stack.fused_loss ? 6.0 : 10.0;
+  if (stack.version_of.empty()) stack.loss_bytes = stack.fused_loss ? 6.0 : 10.0;
   section.numbers(kStackNumbers, stack);
   section.flag("overlap_gradients", stack.overlap_gradients);
   section.flag("overlap_parameters", stack.overlap_parameters);
   section.flag("keeps_projections", stack.keeps_projections);
   section.flag("sums_in_transfer", stack.sums_in_transfer);
   section.flag("overlap_send", stack.overlap_send);
+  section.flag("stages_by_cost", stack.stages_by_cost);
   return stack;
 }
 
@@ -407,6 +420,12 @@ void ProfileLibrary::add(const std::string& text, const std::string& origin) {
     network.name = section.text("name");
     network.growth_per_doubling = section.optional_number("growth_per_doubling").value_or(0.0);
     network.link = read_link(section);
+    for (const std::vector<double>& row :
+         section.rows("usual_gather", 2, [](const std::string&) { return -1.0; })) {
+      if (row[0] < 2.0 || row[0] > 1e6 || row[1] <= 0.0)
+        section.fail("usual_gather", "has a row that is not a number of accelerators and a rate");
+      network.usual_gather[static_cast<int>(row[0])] = row[1];
+    }
     networks[network.name] = std::move(network);
   });
   file.each("cluster", [&](Section& section) {
@@ -420,8 +439,12 @@ void ProfileLibrary::add(const std::string& text, const std::string& origin) {
     clusters[cluster.name] = std::move(cluster);
   });
   file.each("stack", [&](Section& section) {
-    StackProfile stack = read_stack(section);
-    read_patterns(section, stack.name, stack_texts);
+    StackProfile stack = read_stack(section, stacks);
+    std::vector<Pattern> patterns;
+    read_patterns(section, stack.name, patterns);
+    // A version's patterns are narrower than those of what it is a version of.
+    stack_texts.insert(stack.version_of.empty() ? stack_texts.end() : stack_texts.begin(),
+                       patterns.begin(), patterns.end());
     stacks[stack.name] = std::move(stack);
   });
   file.each("reliability", [&](Section& section) {

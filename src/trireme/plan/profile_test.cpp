@@ -61,6 +61,43 @@ TEST(Profile, SaysWhatIsMissingOrUnknown) {
   EXPECT_THAT(error_of("x = "), HasSubstr("file.toml:1"));
 }
 
+TEST(Profile, AVersionOfAStackSaysWhatDiffers) {
+  ProfileLibrary library;
+  library.add(R"(
+[[stack]]
+name = "base"
+source = "s"
+attention = "unfused"
+loss_bytes = 7
+step_s = 2
+match = [{ text = "*base*" }]
+[[stack]]
+name = "older"
+version_of = "base"
+source = "s"
+step_s = 3
+match = [{ text = "*base 1.*" }]
+)",
+              "file.toml");
+  const StackProfile& older = library.stack("base 1.2");
+  EXPECT_EQ(older.name, "older");
+  EXPECT_EQ(older.step_s, 3.0);
+  EXPECT_EQ(older.loss_bytes, 7.0);
+  EXPECT_EQ(older.attention, AttentionKernel::kUnfused);
+  EXPECT_EQ(library.stack("base 2").name, "base");
+  EXPECT_THAT(error_of("[[stack]]\nname = \"a\"\nversion_of = \"b\"\nsource = \"s\"\n"),
+              HasSubstr("not a stack before this one"));
+}
+
+TEST(Profile, UsualRatesOfANetworkAreByItsAccelerators) {
+  const std::string network =
+      "[[network]]\nname = \"n\"\nsource = \"s\"\nbytes_per_s = 1e9\nusual_gather = ";
+  ProfileLibrary library;
+  library.add(network + "[[16, 2e9]]\n", "file.toml");
+  EXPECT_EQ(library.networks.at("n").usual_gather.at(16), 2e9);
+  EXPECT_THAT(error_of(network + "[[1, 2e9]]\n"), HasSubstr("not a number of accelerators"));
+}
+
 TEST(Profile, PatternsTakeAnyTextForAStar) {
   EXPECT_TRUE(matches_pattern("*a100*40gb*", "NVIDIA A100-SXM-40GB (x)"));
   EXPECT_FALSE(matches_pattern("*A100*40GB*", "A100-SXM-80GB"));

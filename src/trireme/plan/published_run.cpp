@@ -245,6 +245,34 @@ std::vector<int64_t> stage_layers(int64_t layers, int64_t stages) {
   return result;
 }
 
+// As nanotron cuts a model: a stage ends before the block that would take all so far past the stage's share of the parameters in
+// products. The head counts too, so that the last stages have fewer layers.
+std::vector<int64_t> layers_by_cost(const model::ModelSpec& spec, int64_t stages) {
+  double layer = 0.0;
+  for (const model::ParameterSpec& parameter : spec.parameters) {
+    const model::PartSpec& part = spec.parts[static_cast<size_t>(parameter.part)];
+    if (part.layer == 0 && parameter.shape.size() > 1)
+      layer += static_cast<double>(parameter.numel());
+  }
+  const double head = static_cast<double>(spec.vocab_size) * static_cast<double>(spec.hidden);
+  const int64_t layers = spec.num_main_layers();
+  const double share = (layer * static_cast<double>(layers) + head) / static_cast<double>(stages);
+  std::vector<int64_t> result(static_cast<size_t>(stages), 0);
+  for (int64_t i = 1; i <= layers; ++i) {
+    const double stage = std::ceil(layer * static_cast<double>(i) / share - 1e-9) - 1.0;
+    ++result[static_cast<size_t>(std::clamp(stage, 0.0, static_cast<double>(stages - 1)))];
+  }
+  // Only the head's stage of a program can do without a layer: another one takes it from a stage before.
+  for (size_t stage = result.size() - 1; stage-- > 1;) {
+    if (result[stage] > 0) continue;
+    size_t from = stage;
+    while (from > 0 && result[from] < 2) --from;
+    --result[from];
+    ++result[stage];
+  }
+  return result;
+}
+
 std::vector<Recompute> read_recompute(const Row& row, const PlannedRun& run) {
   const std::string text = lower(row.text("recompute"));
   std::vector<Recompute> result(run.spec.parts.size(), Recompute::kNone);
@@ -300,6 +328,25 @@ void read_measurement(const Row& row, const Strategy& strategy, PublishedRun& re
   if (peak && *peak > 0.0 && !not_a_peak && !result.out_of_memory) result.peak_bytes = *peak * kGiB;
 }
 
+// nanotron's jobs measure their links first: "measured busbw GB/s AR=340.1 AG=167.3 RS=161.7 intraAR=425.9 ...". What that says
+// about the software below it, in the words of stacks' patterns.
+std::string probed_links(const std::string& text, int64_t devices, ClusterSpec& cluster) {
+  LinkProfile& network = cluster.network.link;
+  const auto inside = static_cast<double>(number_after(text, " intraar=", 0)) * 1e9;
+  if (inside > 0.0 && inside <= network.bytes_per_s) {
+    cluster.node.accelerators = 1;
+    return "(links: nodes over the network)";
+  }
+  constexpr double kBetter = 1.25;
+  const auto usual = cluster.network.usual_gather.find(static_cast<int>(devices));
+  // The better of two that cost the same: what disturbs a measurement makes it lower.
+  const auto gather = 1e9 * static_cast<double>(std::max(number_after(text, " ag=", 0),
+                                                         number_after(text, " rs=", 0)));
+  if (usual != cluster.network.usual_gather.end() && gather > kBetter * usual->second)
+    return "(links: better than usual)";
+  return "";
+}
+
 std::string source_of(const std::string& row_id, const std::string& file) {
   const size_t dash = row_id.rfind('-');
   return dash == std::string::npos || dash == 0 ? file : row_id.substr(0, dash);
@@ -335,13 +382,19 @@ std::optional<PublishedRun> read_published_run(const CsvRow& cells, const std::s
     PlannedRun& run = result.run;
     Strategy& strategy = run.strategy;
     run.cluster = library.cluster(row.text("device"));
-    run.stack = library.stack(row.text("framework") + " " + row.text("other_config"));
+    const std::string extra = lower(row.text("other_config"));
     if (const auto node = row.count("gpus_per_node")) {
       if (*node <= 4096) run.cluster.node.accelerators = static_cast<int>(*node);
     }
+    const std::string software = row.text("framework") + " " + row.text("other_config");
+    run.stack = library.stack(software);
+    // Notes and probes say at most which version of it that was.
+    const StackProfile& version =
+        library.stack(fmt::format("{} {} {}", software, row.text("notes"),
+                                  probed_links(extra, row.needed("num_devices"), run.cluster)));
+    if (version.version_of == run.stack.name) run.stack = version;
     const bool has_experts = row.count("experts", 0).value_or(0) > 1;
     strategy.parallel = read_parallel(row, has_experts);
-    const std::string extra = lower(row.text("other_config"));
     const bool tied = contains(extra, "tie=true") && strategy.parallel.pp == 1;
     run.spec = read_model(row, strategy.parallel.tp, tied);
     strategy.seq_len = row.needed("seq");
@@ -369,7 +422,10 @@ std::optional<PublishedRun> read_published_run(const CsvRow& cells, const std::s
     run.sharding.recompute_whole = true;
     strategy.recompute = read_recompute(row, run);
     if (strategy.parallel.pp > 1)
-      strategy.stage_layers = stage_layers(run.spec.num_main_layers(), strategy.parallel.stages());
+      strategy.stage_layers =
+          run.stack.stages_by_cost && strategy.parallel.chunks == 1
+              ? layers_by_cost(run.spec, strategy.parallel.pp)
+              : stage_layers(run.spec.num_main_layers(), strategy.parallel.stages());
     read_overlap(row, run.stack);
     run.own_memory = false;
     use_profiles(library, without, run);

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "trireme/base/error.h"
 #include "trireme/plan/score.h"
 
@@ -78,6 +81,54 @@ TEST(PublishedRun, QualityBelowBDoesNotCount) {
   Refusal refusal;
   read("r-1,m,2,4096,,32,,,,A100,8,1,1,8,1,8,2048,bf16,none,1,,,C\n", refusal);
   EXPECT_FALSE(refusal.counts);
+}
+
+// A job of nanotron: `probe` of its links in other_config, `notes`.
+PublishedRun nanotron(int pp, const std::string& probe, const std::string& notes) {
+  const std::string text = fmt::format(
+      "row_id,model,layers,hidden,ffn,heads,vocab,framework,device,num_devices,gpus_per_node,tp,pp,"
+      "mbs,gbs,seq,precision,other_config,notes,iter_s,quality\n"
+      "n-1,llama,16,2048,8192,32,131072,nanotron v0.5,\"H100-SXM-80GB (8/node; HF cluster, AWS "
+      "EFA)\","
+      "64,8,1,{},1,256,4096,bf16,act=silu;{},{},1.0,A\n",
+      pp, probe, notes);
+  Refusal refusal;
+  const std::vector<CsvRow> rows = parse_csv(text, "test");
+  std::optional<PublishedRun> run =
+      read_published_run(rows.front(), "file", shipped_profiles(), "", refusal);
+  EXPECT_EQ(refusal.reason, "");
+  return run ? *run : PublishedRun{};
+}
+
+// 4 x 2048^2 + 3 x 2048 x 8192 = 67.1 M parameters in products a layer, 131072 x 2048 = 268.4 M in the head: four layers. So 20
+// layers' work, of which a stage gets 10, 5, or 2.5 rounded down so far.
+TEST(PublishedRun, NanotronsStagesHaveTheSameShareOfParameters) {
+  EXPECT_EQ(nanotron(2, "", "").run.strategy.stage_layers, (std::vector<int64_t>{10, 6}));
+  EXPECT_EQ(nanotron(4, "", "").run.strategy.stage_layers, (std::vector<int64_t>{5, 5, 5, 1}));
+  EXPECT_EQ(nanotron(8, "", "").run.strategy.stage_layers,
+            (std::vector<int64_t>{2, 3, 2, 3, 2, 3, 1, 0}));
+  // 20/16: the last three would have the head alone; those before it take a layer each.
+  const std::vector<int64_t> narrow = nanotron(16, "", "").run.strategy.stage_layers;
+  EXPECT_EQ(std::accumulate(narrow.begin(), narrow.end(), int64_t{0}), 16);
+  EXPECT_EQ(std::ranges::count(narrow, 0), 1);
+  EXPECT_EQ(narrow.back(), 0);
+}
+
+TEST(PublishedRun, NotesAndProbesSayWhichVersionItWas) {
+  const std::string usual = "measured busbw GB/s AR=95.2 AG=53.1 RS=52.0 intraAR=425.1";
+  EXPECT_EQ(nanotron(2, usual, "").run.stack.name, "nanotron");
+  EXPECT_EQ(nanotron(2, usual, "before nanotron PP fix: slow").run.stack.name, "nanotron-early");
+  EXPECT_EQ(
+      nanotron(2, "measured busbw GB/s AR=44.1 AG=40.9 RS=39.9 intraAR=45.4", "").run.stack.name,
+      "nanotron-early");
+  EXPECT_EQ(nanotron(2, "measured busbw GB/s AR=205.1 AG=170.9 RS=169.9 intraAR=455.4", "")
+                .run.stack.name,
+            "nanotron-late");
+  // Notes choose among versions, and no other software.
+  EXPECT_EQ(nanotron(2, usual, "much like torchtitan compile").run.stack.name, "nanotron");
+  // Accelerators that meet over the network alone are as good as one a node.
+  EXPECT_EQ(nanotron(2, "measured busbw GB/s intraAR=45.4", "").run.cluster.node.accelerators, 1);
+  EXPECT_EQ(nanotron(2, usual, "").run.cluster.node.accelerators, 8);
 }
 
 TEST(Score, ComparesWithWhatWasMeasuredAndWithAConstantRate) {
