@@ -147,6 +147,21 @@ TEST_F(CostTest, AHostThatDrivesTheNetworkTooTakesLongerForACollective) {
   EXPECT_NEAR(model().of(1, OpKind::kForward).seconds, 2.0 * (16.0 + 0.25), 1e-9);
 }
 
+TEST_F(CostTest, SelectiveRecomputationRunsAttentionsCoreAgain) {
+  stack_.attention = AttentionKernel::kUnfused;
+  const InstructionCost once = model().of(1, OpKind::kBackwardInput);
+  strategy_.recompute.assign(spec_.parts.size(), Recompute::kSelective);
+  const InstructionCost again = model().of(1, OpKind::kBackwardInput);
+  strategy_.recompute.clear();
+  // Two products more of every head and a pass over the scores: what a forward has beyond its projections.
+  stack_.attention = AttentionKernel::kFlash;
+  const double projections = model().of(1, OpKind::kForward).products_s;
+  stack_.attention = AttentionKernel::kUnfused;
+  const double core = model().of(1, OpKind::kForward).products_s - projections;
+  EXPECT_NEAR(again.products_s - once.products_s, core, 1e-12);
+  EXPECT_GT(again.memory_s, once.memory_s);
+}
+
 TEST_F(CostTest, ExpertsSpreadOverRanksKeepTheirRows) {
   const model::ModelSpec moe = model::spec_from_preset("trireme-moe");
   strategy_.parallel.dp = 4;

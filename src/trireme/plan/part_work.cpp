@@ -77,8 +77,10 @@ class PartWork {
     return kind_ == OpKind::kForward || (kind_ == OpKind::kRecompute && sharding_.recompute_whole);
   }
   bool whole() const { return kind_ != OpKind::kRecompute || sharding_.recompute_whole; }
-  bool selective() const {
-    return kind_ == OpKind::kRecompute && !strategy_.recompute.empty() &&
+  /// A backward that runs attention's core again first (Korthikanti et al.): fused attention does so in its own kernel.
+  bool repeats_core() const {
+    return backward() && stack_.attention == AttentionKernel::kUnfused &&
+           !strategy_.recompute.empty() &&
            strategy_.recompute[static_cast<size_t>(index_)] == Recompute::kSelective;
   }
   bool weights() const { return kind_ == OpKind::kBackwardWeight; }
@@ -177,10 +179,6 @@ class PartWork {
     const double k = kv_heads * static_cast<double>(a.head_dim);
     const double v = kv_heads * static_cast<double>(a.value_dim);
     const double out = heads * static_cast<double>(a.value_dim);
-    if (selective()) {
-      core_attention(a, heads, kv_heads);
-      return;
-    }
     if (forward()) norm();
     if (backward()) residual();
     tensor_begin();
@@ -212,7 +210,8 @@ class PartWork {
     const auto core = [&] {
       if (weights()) return;
       context_exchange(q, k, v, out, true);
-      core_attention(a, heads, kv_heads);
+      if (repeats_core()) core_attention(a, heads, kv_heads, false);
+      core_attention(a, heads, kv_heads, backward());
       context_exchange(q, k, v, out, false);
     };
     if (forward()) {
@@ -229,10 +228,11 @@ class PartWork {
     if (backward()) norm();
   }
 
-  void core_attention(const model::AttentionSpec& a, double heads, double kv_heads) {
+  void core_attention(const model::AttentionSpec& a, double heads, double kv_heads,
+                      bool backwards) {
     const double cp = static_cast<double>(parallel_.cp);
     AttentionShape shape;
-    shape.backward = backward();
+    shape.backward = backwards;
     shape.batch = static_cast<double>(strategy_.micro);
     shape.seq_len = static_cast<double>(strategy_.seq_len);
     // Ranks of a ring or a gather have all heads for a share of the rows; those of an all-to-all the other way round. Work is the same.
@@ -253,7 +253,7 @@ class PartWork {
     Operation scores;
     scores.kind = WorkKind::kProduct;
     const double s = shape.seq_len;
-    const int times = backward() ? 2 : 1;
+    const int times = backwards ? 2 : 1;
     for (int i = 0; i < times; ++i) {
       scores.product = {ProductUse::kForward, batch_heads, s, s, shape.head_dim};
       operations_.push_back(scores);

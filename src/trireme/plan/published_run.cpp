@@ -33,14 +33,21 @@ class Row {
  public:
   explicit Row(const CsvRow& cells) : cells_(cells) {}
 
+  /// Without spaces around it.
   std::string text(const std::string& column) const {
     const auto found = cells_.find(column);
-    return found == cells_.end() ? "" : found->second;
+    if (found == cells_.end()) return "";
+    const std::string& cell = found->second;
+    const size_t first = cell.find_first_not_of(" \t");
+    if (first == std::string::npos) return "";
+    return cell.substr(first, cell.find_last_not_of(" \t") - first + 1);
   }
 
   std::optional<double> number(const std::string& column) const {
     const std::string cell = text(column);
-    if (cell.empty()) return std::nullopt;
+    constexpr std::array<std::string_view, 7> kBlank = {"",    "-",    "n/a", "na",
+                                                        "nan", "none", "null"};
+    if (std::ranges::find(kBlank, lower(cell)) != kBlank.end()) return std::nullopt;
     double value = 0.0;
     const auto [end, error] = std::from_chars(cell.data(), cell.data() + cell.size(), value);
     if (error != std::errc() || end != cell.data() + cell.size() || !std::isfinite(value))
@@ -174,7 +181,7 @@ model::ModelSpec read_model(const Row& row, int64_t tp, bool tied) {
 
 void read_schedule(const Row& row, Parallel& parallel) {
   const std::string schedule = lower(row.text("pp_schedule"));
-  const int64_t chunks = row.count("vp").value_or(1);
+  const int64_t chunks = row.count("vp", 0).value_or(1);
   if (parallel.pp == 1) return;
   if (contains(schedule, "zbv") || contains(schedule, "v-zb") || contains(schedule, "zb-v")) {
     parallel.schedule = ScheduleKind::kZeroBubbleV;

@@ -77,6 +77,16 @@ TEST(PublishedRun, SaysWhyARowIsNotUsed) {
               HasSubstr("nothing was measured"));
 }
 
+TEST(PublishedRun, OtherWordsForABlankAreBlank) {
+  Refusal refusal;
+  const PublishedRun run =
+      read("r-1,m, 2 ,4096,nan,32,N/A,-,,A100,8,1,None,8,,8,2048.0,bf16,none,1,,, A\n", refusal);
+  EXPECT_EQ(refusal.reason, "");
+  EXPECT_EQ(run.run.spec.num_main_layers(), 2);
+  EXPECT_EQ(run.run.strategy.parallel.pp, 1);
+  EXPECT_EQ(run.run.strategy.seq_len, 2048);
+}
+
 TEST(PublishedRun, QualityBelowBDoesNotCount) {
   Refusal refusal;
   read("r-1,m,2,4096,,32,,,,A100,8,1,1,8,1,8,2048,bf16,none,1,,,C\n", refusal);
@@ -120,7 +130,7 @@ TEST(PublishedRun, NotesAndProbesSayWhichVersionItWas) {
   EXPECT_EQ(nanotron(2, usual, "before nanotron PP fix: slow").run.stack.name, "nanotron-early");
   EXPECT_EQ(
       nanotron(2, "measured busbw GB/s AR=44.1 AG=40.9 RS=39.9 intraAR=45.4", "").run.stack.name,
-      "nanotron-early");
+      "nanotron-unlinked");
   EXPECT_EQ(nanotron(2, "measured busbw GB/s AR=205.1 AG=170.9 RS=169.9 intraAR=455.4", "")
                 .run.stack.name,
             "nanotron-late");
@@ -129,6 +139,31 @@ TEST(PublishedRun, NotesAndProbesSayWhichVersionItWas) {
   // Accelerators that meet over the network alone are as good as one a node.
   EXPECT_EQ(nanotron(2, "measured busbw GB/s intraAR=45.4", "").run.cluster.node.accelerators, 1);
   EXPECT_EQ(nanotron(2, usual, "").run.cluster.node.accelerators, 8);
+}
+
+// Korthikanti et al. (arXiv 2205.05198), table 4's 22B model with tensor and sequence parallelism and attention's core recomputed:
+// 34 s b h / t a layer, in 48 layers; all of it adds 5 a s / h of that for every 34.
+TEST(PublishedRun, SelectiveRecomputationKeepsNoScores) {
+  const auto activations = [](const std::string& recompute) {
+    const PublishedRun run = [&] {
+      const std::string text =
+          "row_id,model,layers,hidden,ffn,heads,vocab,framework,device,num_devices,tp,pp,mbs,gbs,"
+          "seq,"
+          "precision,recompute,sp,iter_s,quality\n"
+          "k-1,gpt-22B,48,6144,24576,64,51200,Megatron-LM 2022,A100-SXM-80GB,8,8,1,4,4,2048,fp16," +
+          recompute + ",1,1.0,A\n";
+      Refusal refusal;
+      return *read_published_run(parse_csv(text, "test").front(), "file", shipped_profiles(), "",
+                                 refusal);
+    }();
+    return predict(run.run).classes.front().peak.activations;
+  };
+  const double sbh = 2048.0 * 4.0 * 6144.0;
+  const double scores = 5.0 * 64.0 * 2048.0 * 2048.0 * 4.0;
+  const double selective = activations("selective (core attention)");
+  // A layer's scores are there while its backward runs, beside gradients.
+  EXPECT_NEAR(selective, 48.0 * 34.0 * sbh / 8.0 + scores / 8.0, 0.05 * selective);
+  EXPECT_NEAR(activations("none") - selective, 47.0 * scores / 8.0, 0.02 * 48.0 * scores / 8.0);
 }
 
 TEST(Score, ComparesWithWhatWasMeasuredAndWithAConstantRate) {

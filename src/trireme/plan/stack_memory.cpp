@@ -30,7 +30,7 @@ class StackMemory {
       case model::PartKind::kEmbedding:
         break;
       case model::PartKind::kAttention:
-        attention(part.layer, kept);
+        attention(index, kept);
         break;
       case model::PartKind::kMlp:
         mlp(static_cast<double>(layer(part.layer).mlp.hidden) / tp_, tokens_, gated(part.layer),
@@ -92,8 +92,15 @@ class StackMemory {
                                experts * std::max(run_.sharding.capacity_factor, 1.0));
   }
 
-  void attention(int index, KeptBytes& kept) const {
-    const model::AttentionSpec& a = layer(index).attention;
+  // Attention's core runs again in the backward: its scores are not kept.
+  bool selective(int part) const {
+    const auto& recompute = run_.strategy.recompute;
+    return !recompute.empty() && recompute[static_cast<size_t>(part)] == Recompute::kSelective;
+  }
+
+  void attention(int part, KeptBytes& kept) const {
+    const model::AttentionSpec& a =
+        layer(run_.spec.parts[static_cast<size_t>(part)].layer).attention;
     const double heads = static_cast<double>(a.num_heads) / tp_;
     const double kv_heads = std::max(static_cast<double>(a.num_kv_heads) / tp_, 1.0);
     const double q = heads * static_cast<double>(a.head_dim);
@@ -111,14 +118,15 @@ class StackMemory {
       // Keys as they come out of their product, before they get the rotated half: values are read from there.
       kept.saved += tokens_ * heads * static_cast<double>(a.latent->nope_dim) * element_;
     }
+    kept.working = tokens_ * (q + k + v + out) * element_;
     if (run_.stack.attention == AttentionKernel::kUnfused) {
       const double s = static_cast<double>(run_.strategy.seq_len);
-      kept.saved += tokens_ * s * heads * (run_.sharding.dropout ? 5.0 : 2.0);
+      (selective(part) ? kept.working : kept.saved) +=
+          tokens_ * s * heads * (run_.sharding.dropout ? 5.0 : 2.0);
     } else {
       kept.saved += tokens_ * heads * 4.0;  // sums of exponentials
     }
     if (run_.sharding.dropout) kept.saved += sliced_ * h_;
-    kept.working = tokens_ * (q + k + v + out) * element_;
   }
 
   void mlp(double width, double rows, bool gated, KeptBytes& kept) const {
