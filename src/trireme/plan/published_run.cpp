@@ -338,7 +338,7 @@ void read_measurement(const Row& row, const Strategy& strategy, PublishedRun& re
 // nanotron's jobs measure their links first: "measured busbw GB/s AR=340.1 AG=167.3 RS=161.7 intraAR=425.9 ...". What that says
 // about the software below it, in the words of stacks' patterns.
 std::string probed_links(const std::string& text, int64_t devices, ClusterSpec& cluster) {
-  LinkProfile& network = cluster.network.link;
+  const LinkProfile& network = cluster.network.link;
   const auto inside = static_cast<double>(number_after(text, " intraar=", 0)) * 1e9;
   if (inside > 0.0 && inside <= network.bytes_per_s) {
     cluster.node.accelerators = 1;
