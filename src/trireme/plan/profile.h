@@ -159,6 +159,8 @@ struct StackProfile {
       1.0;  ///< of what a part keeps, relative to fused kernels that keep nothing twice
   double loss_bytes = 6.0;         ///< of a logit while the loss is computed
   bool keeps_projections = false;  ///< queries and keys are kept before their rotation too
+  /// A pipeline's stage keeps its output with its input until their backward, and the first one the embedding's dropout mask.
+  bool keeps_stage_outputs = false;
 };
 
 /// How often jobs fail and what that costs them.

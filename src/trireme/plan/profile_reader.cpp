@@ -349,6 +349,7 @@ StackProfile read_stack(Section& section, const std::map<std::string, StackProfi
   section.flag("overlap_gradients", stack.overlap_gradients);
   section.flag("overlap_parameters", stack.overlap_parameters);
   section.flag("keeps_projections", stack.keeps_projections);
+  section.flag("keeps_stage_outputs", stack.keeps_stage_outputs);
   section.flag("sums_in_transfer", stack.sums_in_transfer);
   section.flag("overlap_send", stack.overlap_send);
   section.flag("stages_by_cost", stack.stages_by_cost);

@@ -166,6 +166,31 @@ TEST(PublishedRun, SelectiveRecomputationKeepsNoScores) {
   EXPECT_NEAR(activations("none") - selective, 47.0 * scores / 8.0, 0.02 * 48.0 * scores / 8.0);
 }
 
+// One-forward-one-backward: stage s of four holds 4 - s micro-batches.
+TEST(PublishedRun, AStageThatKeepsItsOutputsHoldsOneAMicroBatch) {
+  const std::string text =
+      "row_id,model,layers,hidden,heads,vocab,framework,device,num_devices,tp,pp,zero_stage,mbs,"
+      "gbs,seq,"
+      "precision,recompute,sp,iter_s,quality\n"
+      "d-1,gpt,16,4096,32,51200,Megatron-DeepSpeed,A100-SXM-80GB,4,1,4,1,2,64,2048,fp16,full,0,1.0,"
+      "A\n";
+  Refusal refusal;
+  PlannedRun run =
+      read_published_run(parse_csv(text, "test").front(), "file", shipped_profiles(), "", refusal)
+          ->run;
+  ASSERT_TRUE(run.stack.keeps_stage_outputs);
+  const Prediction keeps = predict(run);
+  run.stack.keeps_stage_outputs = false;
+  const Prediction drops = predict(run);
+  const double sbh = 2048.0 * 2.0 * 4096.0;
+  const auto more = [&](size_t stage) {
+    return (keeps.classes[stage].peak.activations - drops.classes[stage].peak.activations) / sbh;
+  };
+  EXPECT_NEAR(more(0), 4.0 * 3.0, 1e-6);        // half precision, and a byte of the mask
+  EXPECT_NEAR(more(1), 3.0 * 2.0 + 2.0, 1e-6);  // with one that is received ahead
+  EXPECT_NEAR(more(3), 0.0, 1e-6);              // nothing is sent on
+}
+
 TEST(Score, ComparesWithWhatWasMeasuredAndWithAConstantRate) {
   // Twice the batch in twice the time: a constant rate says exactly that.
   const std::string text =

@@ -206,6 +206,15 @@ MemoryByKind use_stack_memory(const PlannedRun& run, Program& program) {
   }
   const MemoryByKind held = stack_held_bytes(run, parameters, largest);
 
+  // What a stage begins with stands for its output too, which comes and goes with it (sooner, where it is received ahead).
+  const auto num_parts = static_cast<int>(run.spec.parts.size());
+  const auto is_input = [&](int part) {
+    return !run.spec.is_head(part) && part + 1 < num_parts && program.has(part + 1) &&
+           (part == 0 || !program.has(part));
+  };
+  const double sent =
+      run.stack.keeps_stage_outputs && !program.has(num_parts - 1) ? kept.front().output : 0.0;
+
   program.resident_bytes = 0;
   program.host_resident_bytes = 0;
   std::vector<char> seen_saved(program.instructions.size(), 0);
@@ -214,6 +223,10 @@ MemoryByKind use_stack_memory(const PlannedRun& run, Program& program) {
     switch (buffer.kind) {
       case BufferKind::kHidden:
         buffer.bytes = bytes(stack_hidden_bytes(run, kept, static_cast<int>(part)));
+        if (is_input(static_cast<int>(part))) {
+          const bool masked = part == 0 && run.sharding.dropout;
+          buffer.bytes += bytes(sent * (masked ? 1.5 : 1.0));
+        }
         break;
       case BufferKind::kHiddenGradient:
         buffer.bytes = bytes(kept[part].gradient);
