@@ -119,8 +119,9 @@ TEST_P(ContextParallelTest, EveryFamilyIsWithinRoundingOfOneRank) {
         const double of_a_rank = GetParam() == plan::ContextKind::kRing ? 6.0 : 2.0;
         const double bound = 2.0 * (of_a_rank * static_cast<double>(cp) + 1.0) * 4.0 * unit;
         // Where a query's keys come at once, in their order, its attention has the bits of one rank.
-        if (GetParam() == plan::ContextKind::kGather)
+        if (GetParam() == plan::ContextKind::kGather) {
           EXPECT_NEAR(got.steps[0].loss, want.steps[0].loss, 1e-14 * want.steps[0].loss);
+        }
         for (size_t step = 0; step < 3; ++step) {
           EXPECT_NEAR(got.steps[step].loss, want.steps[step].loss, bound * want.steps[step].loss);
           EXPECT_NEAR(got.steps[step].grad_norm, want.steps[step].grad_norm,

@@ -26,10 +26,13 @@ MicroBatches::MicroBatches(const plan::Program& program, const std::vector<data:
 
 bool MicroBatches::free(const plan::Buffer& buffer) {
   switch (buffer.kind) {
-    case plan::BufferKind::kBatch:
+    case plan::BufferKind::kBatch: {
       // What layers of experts hand on goes with its readers, who may be weight gradients that come later.
-      at(buffer.micro_batch).batch = {.moe = at(buffer.micro_batch).batch.moe};
+      nn::BatchTensors left;
+      left.moe = std::move(at(buffer.micro_batch).batch.moe);
+      at(buffer.micro_batch).batch = std::move(left);
       return true;
+    }
     case plan::BufferKind::kHidden:
       at(buffer.micro_batch).hidden.at(static_cast<size_t>(buffer.part)).reset();
       return true;

@@ -86,9 +86,10 @@ class Shares {
       const bool first = static_cast<int64_t>(rank) % holders == 0;
       if (plan::has_shared_gradient(local, parameter) || first)
         nn::stretch(sum, local.parameters[static_cast<size_t>(parameter)]).add_(of_ranks[rank]);
-      if (!plan::has_shared_gradient(local, parameter) && holders > 1)
+      if (!plan::has_shared_gradient(local, parameter) && holders > 1) {
         EXPECT_TRUE(
             at::equal(of_ranks[rank], of_ranks[rank - rank % static_cast<size_t>(holders)]));
+      }
     }
     return sum;
   }

@@ -60,7 +60,7 @@ TEST_F(TensorParallelTest, TheLossCurveStaysWithinTheBound) {
 }
 
 TEST_F(TensorParallelTest, OtherLayoutsOfAsManyEndWithTheSameBits) {
-  for (const std::string& name : {"biased", "one_kv_head", "gemma2", "latent_queries"}) {
+  for (const char* const name : {"biased", "one_kv_head", "gemma2", "latent_queries"}) {
     for (const auto precision : {Precision::kFp32, Precision::kBf16}) {
       TrainingCase one = case_of(name, precision);
       one.strategy.parallel.tp = 2;
@@ -93,7 +93,7 @@ TEST_F(TensorParallelTest, OtherLayoutsOfAsManyEndWithTheSameBits) {
 }
 
 TEST_F(TensorParallelTest, MicroBatchesInTurnEndWithTheSameBits) {
-  for (const std::string& name : {"biased", "gemma2", "llama"}) {
+  for (const char* const name : {"biased", "gemma2", "llama"}) {
     TrainingCase one = case_of(name, Precision::kBf16);
     // Three micro-batches a lane; where the head adds to the embedding's gradients, one.
     one.strategy.sequences = one.spec.tied_embeddings ? 8 : 24;
@@ -162,7 +162,7 @@ TEST_F(TensorParallelTest, RanksOnSimulatedDevicesEndWithTheBitsOfTheCpu) {
   std::vector<at::Device> devices;
   for (const char* name : {"sim:0", "sim:1"})
     devices.push_back(device::get_device(name).torch_device());
-  for (const std::string& name : {"gpt2", "gemma2"}) {
+  for (const char* const name : {"gpt2", "gemma2"}) {
     TrainingCase one = case_of(name, Precision::kBf16);
     one.strategy.parallel.tp = 2;
     const TensorTrained want = train_on_tensor_ranks(one);

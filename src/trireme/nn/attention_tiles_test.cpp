@@ -111,7 +111,9 @@ TEST(AttentionTiles, OfARingMeetEveryPairOnce) {
                               .second);
             }
             EXPECT_TRUE(any) << "a query without a key";
-            if (tile.own) EXPECT_TRUE(own.insert(tile.query + i).second);
+            if (tile.own) {
+              EXPECT_TRUE(own.insert(tile.query + i).second);
+            }
           }
         }
       }

@@ -52,7 +52,7 @@ struct PartBuffers {
   at::Tensor gradients;  ///< of the whole global batch
   /// The part's states where the buffers are, as part_states() lists them: read and updated in place of the optimizer's
   /// own, which are elsewhere. Empty: its own are used.
-  std::vector<at::Tensor> states;
+  std::vector<at::Tensor> states = {};
 };
 
 struct StepParams {

@@ -41,6 +41,7 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kGradientPieces:
         case BufferKind::kGradientSlice:
         case BufferKind::kReplicaSlice:
+        case BufferKind::kSharedGradients:
           held.gradients += bytes;
           break;
         case BufferKind::kOptimizerState:
@@ -57,6 +58,7 @@ HeldMemory held_before(const model::ModelSpec& spec, const Program& program, int
         case BufferKind::kExchangedGradient:
         case BufferKind::kContextKeys:
         case BufferKind::kContextGradients:
+        case BufferKind::kTokens:
           held.activations[buffer.part] += bytes;
       }
     }

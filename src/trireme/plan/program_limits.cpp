@@ -158,6 +158,10 @@ std::vector<std::string> program_limits(const model::ModelSpec& spec, const Stra
         fmt::format("parallel.in_turn = {} micro-batches in turn are not planned; use "
                     "parallel.in_turn = 1, 2 or 4",
                     turns));
+  if (strategy.record && parallel.reduction == Reduction::kFast && strategy.owners() > 1)
+    reasons.push_back(
+        "device.graphs with parallel.reduction = \"fast\": recorded work has an accumulator for "
+        "each lane; use parallel.reduction = \"exact\", or leave device.graphs out");
   tensor_limits(spec, strategy, reasons);
   add_context_limits(spec, strategy, reasons);
   only_one("etp", parallel.etp);

@@ -59,6 +59,20 @@ TEST(ProgramLimits, OfSpreadExpertsAreNamedWithTheWayOut) {
               ElementsAre(HasSubstr("leave memory.offload_activations out")));
 }
 
+TEST(ProgramLimits, OfSumsInTheTransportAreNamedWithTheWayOut) {
+  const auto fast = [](int64_t dp, bool record) {
+    return limits([&](Strategy& s) {
+      s.parallel.ep = 1;
+      s.parallel.dp = dp;
+      s.parallel.reduction = Reduction::kFast;
+      s.record = record;
+    });
+  };
+  EXPECT_THAT(fast(4, false), IsEmpty());
+  EXPECT_THAT(fast(1, true), IsEmpty());
+  EXPECT_THAT(fast(4, true), ElementsAre(HasSubstr("use parallel.reduction = \"exact\"")));
+}
+
 TEST(ProgramLimits, WhatTheLimitsRefuseHasNoProgram) {
   Strategy strategy;
   strategy.sequences = strategy.lanes = 4;

@@ -74,8 +74,9 @@ size_t walk(const model::ModelSpec& spec, const Program& program) {
     }
     for (const int id : instruction.frees) {
       const Buffer& buffer = program.buffers[static_cast<size_t>(id)];
-      if (buffer.kind == BufferKind::kGatheredWeights)
+      if (buffer.kind == BufferKind::kGatheredWeights) {
         EXPECT_EQ(whole.erase(buffer.part), 1U) << describe(spec, instruction);
+      }
     }
   }
   EXPECT_TRUE(whole.empty());

@@ -39,7 +39,9 @@ void expect_together(const std::vector<NodesOptions>& all, bool as_asked) {
   int port = 0;
   for (size_t i = 0; i < futures.size(); ++i) {
     const NodesPlace place = futures[i].get();
-    if (as_asked) EXPECT_EQ(place.node, all[i].node);
+    if (as_asked) {
+      EXPECT_EQ(place.node, all[i].node);
+    }
     EXPECT_FALSE(seen.at(static_cast<size_t>(place.node)));
     seen[static_cast<size_t>(place.node)] = true;
     EXPECT_EQ(place.hosts.size(), all.size());

@@ -20,8 +20,8 @@ RunFile on_own_device(const RunFile& run, const comm::World* world);
 /// What rank 0 found before the others begin.
 struct Beginning {
   bool done = false;  ///< nothing is left to do
-  std::string precision;
-  std::string checkpoint;  ///< to resume from; "" for none
+  std::string precision = {};
+  std::string checkpoint = {};  ///< to resume from; "" for none
 };
 /// Rank 0's first: it prepares the data that the others then find. Collective over the world, with hear_first_rank() on all
 /// other ranks; nothing without a world. Blocks.
