@@ -8,6 +8,7 @@
 
 #include "trireme/base/file.h"
 #include "trireme/base/hash.h"
+#include "trireme/base/log.h"
 #include "trireme/checkpoint/manifest.h"
 #include "trireme/checkpoint/tensor_file.h"
 
@@ -68,12 +69,18 @@ void post_share(Storage& storage, const fs::path& folder, int rank, const Manife
   post(storage, posted(folder, rank, "json"), format_manifest(share));
 }
 
-void post_failure(Storage& storage, const fs::path& folder, int rank, const std::string& reason) {
-  const fs::path path = posted(folder, rank, "failed");
+void post_failure(Storage& storage, const fs::path& folder, int rank,
+                  const std::string& reason) noexcept {
   try {
-    post(storage, path, reason);
-  } catch (const Error&) {
-    storage.create(path);  // a full disk still takes a name
+    const fs::path path = posted(folder, rank, "failed");
+    try {
+      post(storage, path, reason);
+    } catch (const Error&) {
+      storage.create(path);  // a full disk still takes a name
+    }
+  } catch (const std::exception& error) {
+    // The folder is gone, or the disk is: whoever waits learns it when this rank ends.
+    log::verbose("rank {} cannot say that it failed: {}", rank, error.what());
   }
 }
 
@@ -125,6 +132,9 @@ Manifest join_shares(Storage& storage, const fs::path& folder, std::vector<Manif
     }
   }
   sort_by_name(all.tensors);
+  const auto twice = std::ranges::adjacent_find(
+      all.tensors, {}, [](const TensorEntry& entry) { return std::string_view(entry.info.name); });
+  TRIREME_CHECK(twice == all.tensors.end(), "two ranks have written '{}'", twice->info.name);
   return all;
 }
 

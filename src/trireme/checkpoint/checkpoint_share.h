@@ -21,18 +21,19 @@ Manifest write_share(Storage& storage, const std::filesystem::path& folder,
                      std::vector<TensorToWrite> tensors, int64_t shard_bytes,
                      const std::string& mark = "");
 
-/// Tells the first writer what this one has written, or why it has not. Blocks.
+/// Tells the first writer what this one has written. Blocks. Error{kData}.
 void post_share(Storage& storage, const std::filesystem::path& folder, int rank,
                 const Manifest& share);
+/// Tells it why this one has written nothing, if anything can be written there. Blocks.
 void post_failure(Storage& storage, const std::filesystem::path& folder, int rank,
-                  const std::string& reason);
+                  const std::string& reason) noexcept;
 
 /// What the writers 1 to `writers` - 1 have written, by rank. Blocks until all have told; meanwhile calls `check`, whose
 /// exceptions pass. Error{kData} with the reason of a writer that failed.
 std::vector<Manifest> await_shares(Storage& storage, const std::filesystem::path& folder,
                                    int writers, const std::function<void()>& check);
 
-/// Gives the files of several shares the names of the finished folder and joins the shares.
+/// Gives the files of several shares the names of the finished folder and joins the shares, which have different tensors.
 Manifest join_shares(Storage& storage, const std::filesystem::path& folder,
                      std::vector<Manifest> shares);
 

@@ -68,6 +68,7 @@ struct CheckpointWriter::Impl {
   Storage* storage = nullptr;
   HostBuffer copies;
   std::unique_ptr<FolderTransaction> transaction;  // rank 0's, of the checkpoint that is begun
+  Extent begun;                                    // of that
   std::thread thread;
   std::atomic<bool> running{false};
 
@@ -148,6 +149,8 @@ struct CheckpointWriter::Impl {
                         std::back_inserter(shares));
       shares = {join_shares(*storage, folder, std::move(shares))};
     }
+    TRIREME_CHECK(shares.front().tensors.size() == begun.tensors, "{} tensors of {} were written",
+                  shares.front().tensors.size(), begun.tensors);
     commit_checkpoint(*transaction, std::move(shares.front()), state);
     {
       const std::lock_guard lock(mutex);
@@ -160,7 +163,7 @@ struct CheckpointWriter::Impl {
     try {
       post_share(*storage, folder, options.rank,
                  write_share(*storage, folder, to_write(tensors), options.shard_bytes, mark()));
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
       post_failure(*storage, folder, options.rank, error.what());
       throw;
     }
@@ -187,16 +190,29 @@ struct CheckpointWriter::Impl {
   }
 };
 
+Extent extent_of(const std::vector<NamedTensor>& tensors) {
+  Extent all{0, tensors.size()};
+  for (const NamedTensor& named : tensors) all.bytes += named.tensor.nbytes();
+  return all;
+}
+
 CheckpointWriter::CheckpointWriter(Options options) : impl_(std::make_unique<Impl>()) {
   TRIREME_USER_CHECK(options.keep >= 1, kConfig, "keep at least the newest checkpoint",
                      "checkpoint.keep = {}", options.keep);
   impl_->options = std::move(options);
   impl_->storage = impl_->options.storage ? impl_->options.storage : &disk();
-  if (impl_->options.rank > 0) return;
-  impl_->storage->make_folders(impl_->options.folder);
-  clean_up_transactions(*impl_->storage, impl_->options.folder);
+  if (impl_->options.rank == 0) {
+    impl_->storage->make_folders(impl_->options.folder);
+    clean_up_transactions(*impl_->storage, impl_->options.folder);
+  } else {
+    TRIREME_USER_CHECK(fs::is_directory(impl_->options.folder), kData,
+                       "all ranks write checkpoints: put `out` on a file system that every machine "
+                       "has at the same place",
+                       "rank {} does not see the folder {} that rank 0 made", impl_->options.rank,
+                       impl_->options.folder.string());
+  }
   // Says now, not after the first hour, that nothing can be written here.
-  const fs::path probe = impl_->options.folder / ".tmp-probe";
+  const fs::path probe = impl_->options.folder / fmt::format(".tmp-probe-{}", impl_->options.rank);
   impl_->storage->create(probe)->sync_and_close();
   impl_->storage->remove_all(probe);
 }
@@ -212,16 +228,15 @@ CheckpointWriter::~CheckpointWriter() {
 }
 
 void CheckpointWriter::save(const std::vector<NamedTensor>& tensors, CheckpointState state) {
-  uint64_t bytes = 0;
-  for (const NamedTensor& named : tensors) bytes += named.tensor.nbytes();
-  save_share(begin(state.step, bytes), tensors, std::move(state));
+  save_share(begin(state.step, extent_of(tensors)), tensors, std::move(state));
 }
 
-fs::path CheckpointWriter::begin(int64_t step, uint64_t bytes) {
+fs::path CheckpointWriter::begin(int64_t step, const Extent& all) {
   TRIREME_CHECK(impl_->options.rank == 0, "rank {} begins a checkpoint", impl_->options.rank);
   wait();
   impl_->transaction.reset();  // of a save that did not begin to write
-  check_free_space(*impl_->storage, impl_->options.folder, bytes);
+  check_free_space(*impl_->storage, impl_->options.folder, all.bytes);
+  impl_->begun = all;
   impl_->transaction = std::make_unique<FolderTransaction>(
       *impl_->storage, impl_->options.folder / step_folder_name(step));
   return fs::absolute(impl_->transaction->folder());
@@ -231,11 +246,6 @@ void CheckpointWriter::save_share(const fs::path& folder, const std::vector<Name
                                   CheckpointState state) {
   const auto start = std::chrono::steady_clock::now();
   wait();
-  TRIREME_USER_CHECK(fs::is_directory(folder), kData,
-                     "all ranks write checkpoints: put `out` on a file system that every machine "
-                     "has at the same place",
-                     "rank {} does not see the folder {} that rank 0 made", impl_->options.rank,
-                     folder.string());
   auto copies = impl_->snapshot(tensors);
   impl_->running = true;
   {

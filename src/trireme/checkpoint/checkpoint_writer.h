@@ -12,6 +12,18 @@
 
 namespace trireme::checkpoint {
 
+/// How much there is to write.
+struct Extent {
+  uint64_t bytes = 0;
+  uint64_t tensors = 0;
+  Extent& operator+=(const Extent& other) {
+    bytes += other.bytes;
+    tensors += other.tensors;
+    return *this;
+  }
+};
+Extent extent_of(const std::vector<NamedTensor>& tensors);
+
 /// The checkpoints of one run; each of its ranks has one.
 /// Thread-safety: called from the step thread only. Ownership: owns its thread and the copies;
 /// borrows storage. Asynchrony: save() blocks for the copy, and for the previous save if that still
@@ -19,8 +31,9 @@ namespace trireme::checkpoint {
 class CheckpointWriter {
  public:
   struct Options {
-    std::filesystem::path folder;  ///< <out>/checkpoints; made if missing; of rank 0 only
-    int keep = 3;                  ///< newest to keep; at least 1
+    std::filesystem::path
+        folder;    ///< <out>/checkpoints; rank 0 makes it if it is missing, before others' writers
+    int keep = 3;  ///< newest to keep; at least 1
     int64_t shard_bytes = int64_t{4} << 30;
     Storage* storage = nullptr;  ///< nullptr: the real disk
     int rank = 0;
@@ -30,7 +43,7 @@ class CheckpointWriter {
   };
 
   /// Rank 0 makes the folder and removes what killed runs left half written. Error{kData} if it cannot be
-  /// written to.
+  /// written to, or is not to be seen from here.
   explicit CheckpointWriter(Options options);
   /// Waits for a running save; a failure that nobody asked about is logged.
   ~CheckpointWriter();
@@ -45,12 +58,11 @@ class CheckpointWriter {
 
   // The same of several ranks: rank 0's begin(), then every rank's save_share().
 
-  /// The hidden folder of the checkpoint of a step, into which all ranks write their tensors, `bytes` altogether. Rethrows
+  /// The hidden folder of the checkpoint of a step, into which all ranks write their tensors, `all` together. Rethrows
   /// and checks as save() does, and blocks for the previous save.
-  std::filesystem::path begin(int64_t step, uint64_t bytes);
+  std::filesystem::path begin(int64_t step, const Extent& all);
   /// Starts writing this rank's tensors into what rank 0's begin() made; rank 0 then waits for the others', also in the background, and
-  /// completes the checkpoint. `state` is rank 0's. A failure of any rank is rethrown by rank 0 too. Error{kData} if the folder is
-  /// not to be seen from here.
+  /// completes the checkpoint. `state` is rank 0's. A failure of any rank is rethrown by rank 0 too.
   void save_share(const std::filesystem::path& folder, const std::vector<NamedTensor>& tensors,
                   CheckpointState state);
 

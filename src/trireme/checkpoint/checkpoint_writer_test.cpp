@@ -173,7 +173,7 @@ class CheckpointWriterRanksTest : public ::testing::Test {
     auto& one = writers_[static_cast<size_t>(rank)];
     if (one == nullptr) {
       CheckpointWriter::Options options;
-      if (rank == 0) options.folder = folder_ / "checkpoints";
+      options.folder = folder_ / "checkpoints";
       options.keep = 2;
       options.storage = &storages_[static_cast<size_t>(rank)];
       options.rank = rank;
@@ -184,7 +184,7 @@ class CheckpointWriterRanksTest : public ::testing::Test {
     return *one;
   }
   void save(int64_t step, const std::vector<int>& ranks = {0, 1, 2}) {
-    const fs::path folder = writer(0).begin(step, 1000);
+    const fs::path folder = writer(0).begin(step, extent_of(content_of(step)));
     for (const int rank : ranks) {
       writer(rank).save_share(folder, content_of_rank(step, rank),
                               rank == 0 ? state_of(step) : CheckpointState{});
@@ -247,10 +247,42 @@ TEST_F(CheckpointWriterRanksTest, ARankThatIsLostEndsTheWaiting) {
   EXPECT_EQ(names_in(folder_ / "checkpoints"), std::vector<std::string>{"step-1"});
 }
 
+TEST_F(CheckpointWriterRanksTest, AFailureThatCannotBeToldKeepsItsReason) {
+  save(1);
+  writer(0).wait();
+  const fs::path folder = writer(0).begin(2, extent_of(content_of(2)));
+  fs::remove_all(folder);  // as a first writer does that failed
+  writer(1).save_share(folder, content_of_rank(2, 1), {});
+  try {
+    writer(1).wait();
+    FAIL() << "the failure was not reported";
+  } catch (const Error& error) {
+    EXPECT_THAT(error.what(), HasSubstr("model"));
+    EXPECT_THAT(error.what(), ::testing::Not(HasSubstr("share-")));
+  }
+}
+
+TEST_F(CheckpointWriterRanksTest, ASaveThatLacksATensorIsNotCommitted) {
+  save(1);
+  writer(0).wait();
+  Extent more = extent_of(content_of(2));
+  ++more.tensors;
+  const fs::path folder = writer(0).begin(2, more);
+  for (const int rank : {0, 1, 2})
+    writer(rank).save_share(folder, content_of_rank(2, rank), state_of(2));
+  EXPECT_THROW(writer(0).wait(), Error);
+  const fs::path again = writer(0).begin(3, extent_of(content_of(3)));
+  writer(0).save_share(again, content_of(3), state_of(3));
+  writer(1).save_share(again, content_of_rank(3, 1), {});
+  writer(2).save_share(again, {}, {});
+  EXPECT_THROW(writer(0).wait(), Error) << "a tensor was written twice";
+  EXPECT_EQ(names_in(folder_ / "checkpoints"), std::vector<std::string>{"step-1"});
+}
+
 TEST_F(CheckpointWriterRanksTest, AFolderThatARankDoesNotSeeIsNamed) {
   try {
-    writer(1).save_share(folder_ / "elsewhere", content_of_rank(1, 1), {});
-    FAIL() << "written to a folder that is not there";
+    const CheckpointWriter writer({.folder = folder_ / "elsewhere", .rank = 1, .ranks = 2});
+    FAIL() << "the folder is not there";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kData);
     EXPECT_THAT(error.what(), HasSubstr("rank 1 does not see the folder"));

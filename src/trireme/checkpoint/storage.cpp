@@ -175,7 +175,7 @@ FolderTransaction::~FolderTransaction() {
   try {
     storage_.remove_all(temporary_);
   } catch (const std::exception& error) {
-    log::verbose("left behind {}: {}", temporary_.string(), error.what());
+    log::warning("{} is left behind: {}", temporary_.string(), error.what());
   }
 }
 

@@ -106,8 +106,8 @@ class World {
   /// Collective over the world. Throws Error{kDevice} that names who did not come within the time-out. Blocks.
   virtual void barrier() = 0;
 
-  /// Throws Error{kDevice} if a rank is known to be lost or the world was aborted. For long work between transfers. Does not
-  /// block.
+  /// Throws Error{kDevice} if a rank is known to be lost or the world was aborted. For long work between transfers. From any thread.
+  /// Does not block.
   virtual void check() {}
 
   /// Ends every pending and later transfer of all groups of this world with an error, here and at all peers, which are told

@@ -114,7 +114,7 @@ TEST_P(ContextParallelTest, EveryFamilyIsWithinRoundingOfOneRank) {
         ASSERT_THAT(plan::program_limits(one.spec, one.strategy), ::testing::IsEmpty());
         const Trained got = train_on_ranks(one, {at::kCPU}, late());
         // docs/reduction.md: two attentions, 2 cp + 1 roundings of each one's gradients of keys, in a ring 4 cp more of its
-        // result, kappa = 4.
+        // result, kappa = 4; in bf16, whose unit is 2^-8, kappa = 2.
         const double unit = std::ldexp(1.0, precision == plan::Precision::kFp32 ? -24 : -9);
         const double of_a_rank = GetParam() == plan::ContextKind::kRing ? 6.0 : 2.0;
         const double bound = 2.0 * (of_a_rank * static_cast<double>(cp) + 1.0) * 4.0 * unit;

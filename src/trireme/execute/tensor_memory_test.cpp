@@ -130,7 +130,11 @@ TEST(TensorMemory, OfEveryInstructionOfRanksThatShareSequencesIsWhatTheAllocator
   for (const TensorMemoryCase& one : std::vector<TensorMemoryCase>{
            {"gpt2", Recompute::kNone, Precision::kFp32, false, 1, 2, kGather},
            {"llama", Recompute::kFull, Precision::kBf16, true, 1, 2, kRing},
-           {"qwen3", Recompute::kSelective, Precision::kBf16, false, 1, 2, kGather}})
+           {"qwen3", Recompute::kSelective, Precision::kBf16, false, 1, 2, kGather},
+           {"qwen3", Recompute::kSelective, Precision::kFp32, true, 1, 2, kRing},
+           {"gemma2", Recompute::kFull, Precision::kFp32, false, 1, 2, kGather},
+           {"gemma2", Recompute::kNone, Precision::kBf16, false, 1, 4, kRing},
+           {"llama", Recompute::kNone, Precision::kFp32, false, 2, 2, kRing}})
     expect_as_predicted(one);
 }
 

@@ -225,6 +225,9 @@ int GradientSums::take_gather(int part) {
 }
 
 void GradientSums::accumulate(int64_t lane, int part) {
+  // Nothing comes of an absent lane: who reads what the others have added waits for them.
+  const Program& program = writer_.program();
+  if (lane >= strategy_.leaves() && program.accumulator_of(part, lane) != lane) return;
   int& buffer = accumulator(part, lane);
   if (buffer != kNone) {
     writer_.write(buffer);

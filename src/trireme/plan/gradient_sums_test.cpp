@@ -286,6 +286,50 @@ TEST(GradientSumsTest, StageTwoNeverHoldsAWholeGradient) {
   EXPECT_LT(peak_of_gradients(build_program(spec, over_ranks(8, 2, 16))), whole / 8 * 3);
 }
 
+// Under ZeRO 0 and 1 all lanes have one accumulator a part and one transfer, which waits for the last of them; under ZeRO 2 and 3 there
+// are as many transfers as any rank has lanes.
+TEST(GradientSumsTest, SumsOfTheTransportNeedNoTree) {
+  const model::ModelSpec spec = small_llama();
+  for (const int64_t dp : {2, 3, 4}) {
+    for (const int64_t pp : {1, 2}) {
+      for (const int64_t zero : {0, 1, 2, 3}) {
+        Strategy strategy = over_ranks(dp, zero, 8);
+        strategy.parallel.pp = pp;
+        strategy.parallel.reduction = Reduction::kFast;
+        SCOPED_TRACE(describe(strategy.parallel));
+        for (int rank = 0; rank < static_cast<int>(dp * pp); ++rank) {
+          const Program program = build_program(spec, strategy, rank);
+          std::map<int, int64_t> accumulators;
+          std::map<int, int64_t> transfers;
+          std::map<int, int> last_use;  // by buffer: who adds to it
+          for (const Buffer& buffer : program.buffers) {
+            if (buffer.kind == BufferKind::kParameterGradient) ++accumulators[buffer.part];
+          }
+          for (const Instruction& instruction : program.instructions) {
+            EXPECT_NE(instruction.kind, OpKind::kCombineLanes);
+            if (instruction.kind == OpKind::kReduceGradients) {
+              ++transfers[instruction.part];
+              for (const int id : instruction.uses) {
+                EXPECT_THAT(instruction.depends_on, ::testing::Contains(last_use.at(id)))
+                    << describe(spec, instruction);
+              }
+            } else if (instruction.resource == Resource::kCompute) {
+              for (const auto* const list : {&instruction.makes, &instruction.uses}) {
+                for (const int id : *list) last_use[id] = instruction.id;
+              }
+            }
+          }
+          EXPECT_FALSE(accumulators.empty());
+          for (const auto& [part, count] : accumulators) {
+            EXPECT_EQ(transfers[part], zero < 2 ? 1 : (8 + dp - 1) / dp) << "part " << part;
+            EXPECT_EQ(count, zero < 2 ? 1 : std::ssize(program.lanes)) << "part " << part;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(GradientSumsTest, MoreRanksThanLanesAreRefused) {
   try {
     build_program(small_llama(), over_ranks(8, 0, 4));

@@ -267,11 +267,11 @@ std::vector<SchemaEntry> make_schema() {
       key("precision.recipe", REF(precision.recipe), one_of({"auto", "fp32", "bf16"}),
           "`bf16`: bf16 parameters for compute, fp32 master weights and gradients. `auto` measures "
           "both products at the start and says which it took."));
-  s.push_back(
-      key("precision.gradient_sums", REF(precision.gradient_sums), one_of({"fp32", "bf16"}),
-          "Type in which lanes' gradients are added up, and sent between ranks; a lane's own are "
-          "summed in "
-          "fp32. `bf16` sends half the bytes. Part of the result: ranks do not change it."));
+  s.push_back(key(
+      "precision.gradient_sums", REF(precision.gradient_sums), one_of({"fp32", "bf16"}),
+      "Type in which lanes' gradients are added up, and sent between ranks; a lane's own are "
+      "summed in fp32. `bf16` sends half the bytes. Part of the result, which ranks do not change "
+      "where `parallel.reduction` is `exact`."));
 
   s.push_back(
       key("loss.non_finite", REF(loss.non_finite), one_of({"stop", "skip"}),

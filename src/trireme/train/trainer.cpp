@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "trireme/base/clock.h"
 #include "trireme/base/file.h"
@@ -55,10 +56,20 @@ std::string differing_config_keys(const std::string& theirs, const std::string& 
   return fmt::format("{}", fmt::join(keys, ", "));
 }
 
+std::string to_text(const checkpoint::Extent& extent) {
+  return fmt::format("{} {}", extent.bytes, extent.tensors);
+}
+
+checkpoint::Extent extent_from(const std::string& text) {
+  checkpoint::Extent extent;
+  std::istringstream(text) >> extent.bytes >> extent.tensors;
+  return extent;
+}
+
 /// One run from its checkpoint, or from step 0, to its end. Used by train() only.
 class Run {
  public:
-  /// `folder`: of rank 0, which alone writes; null elsewhere.
+  /// `folder`: of rank 0, which alone writes all but its share of checkpoints; null elsewhere.
   Run(Preflight preflight, const TrainOptions& options, RunFolder* folder,
       const std::optional<checkpoint::Checkpoint>& from)
       : p_(std::move(preflight)),
@@ -81,13 +92,7 @@ class Run {
         ramp_(ramp_of(c_)),
         schedule_(schedule_of(c_)),
         progress_(c_.log.every, options.quiet || folder == nullptr) {
-    checkpoint::CheckpointWriter::Options writing;
-    if (folder != nullptr) writing.folder = folder->checkpoints();
-    writing.keep = static_cast<int>(c_.checkpoint.keep);
-    writing.rank = world_.rank();
-    writing.ranks = world_.size();
-    writing.check = [this] { world_.check(); };
-    writer_ = std::make_unique<checkpoint::CheckpointWriter>(std::move(writing));
+    make_writer();
     state_.precision = plan::to_string(p_.precision.precision);
     state_.data = hash_text(p_.data.train->fingerprint()) +
                   (p_.data.valid == nullptr ? "" : hash_text(p_.data.valid->fingerprint()));
@@ -115,7 +120,8 @@ class Run {
   std::optional<Validation> validate(int64_t sequences);
   void record(const StepMetrics& metrics);
   void save();
-  void keep_what_is_good();
+  void make_writer();
+  bool keep_what_is_good();
   void write_report(std::vector<ReportSample> samples);
   std::vector<ReportSample> sample_from(const WholeState& whole);
   TrainResult finish();
@@ -155,6 +161,24 @@ class Run {
   std::optional<MetricsFile> metrics_file_;
   std::optional<EventFile> events_;
 };
+
+/// Rank 0 makes the folder, and the others find it.
+void Run::make_writer() {
+  checkpoint::CheckpointWriter::Options options;
+  options.keep = static_cast<int>(c_.checkpoint.keep);
+  options.rank = world_.rank();
+  options.ranks = world_.size();
+  options.check = [this] { world_.check(); };
+  std::string made;
+  if (folder_ != nullptr) {
+    options.folder = folder_->checkpoints();
+    writer_ = std::make_unique<checkpoint::CheckpointWriter>(options);
+    made = fs::absolute(options.folder).string();
+  }
+  options.folder = world_.exchange(made).front();
+  if (folder_ == nullptr)
+    writer_ = std::make_unique<checkpoint::CheckpointWriter>(std::move(options));
+}
 
 void Run::initialize() {
   if (!p_.model.initial) {
@@ -309,11 +333,12 @@ void Run::judge(const execute::StepResult& result, StepMetrics& metrics) {
   }
   progress_.clear();
   const TrainState failed = state_;
-  keep_what_is_good();
+  const bool is_safe = keep_what_is_good();
   const std::string what = fmt::format("step {}: the loss is {} and the gradient norm {}",
                                        failed.step, result.loss, result.grad_norm);
-  const std::string kept =
-      saved_step_ >= 0 ? fmt::format("; the run is safe as of step {}", saved_step_) : "";
+  const std::string kept = is_safe && saved_step_ >= 0
+                               ? fmt::format("; the run is safe as of step {}", saved_step_)
+                               : "";
   if (stop) {
     throw Error(ErrorCode::kNumerical, what + kept,
                 "lower optim.lr, lengthen schedule.warmup, or set loss.non_finite = \"skip\"");
@@ -324,15 +349,19 @@ void Run::judge(const execute::StepResult& result, StepMetrics& metrics) {
       "lower optim.lr or lengthen schedule.warmup");
 }
 
-/// Before a run ends for its numbers: all steps up to the last good one are saved. Nothing that fails here hides why.
-void Run::keep_what_is_good() {
+/// Before a run ends for its numbers: all steps up to the last good one are saved; false if that failed. Nothing that fails here hides
+/// why.
+bool Run::keep_what_is_good() {
   state_ = before_step_;
   try {
     if (state_.step > 0) save();
     writer_->wait();
+    world_.barrier();  // who ends now ends the others, who may still write
     write_report({});
+    return true;
   } catch (const Error& error) {
     log::warning("{}", error.what());
+    return false;
   }
 }
 
@@ -356,15 +385,15 @@ void Run::record(const StepMetrics& m) {
 void Run::save() {
   if (saved_step_ == state_.step) return;
   const double start = steady_clock().now_s();
+  // Who could not write the one before says so before the others wait for it here.
+  if (folder_ == nullptr) writer_->wait();
   executor_.settle();
   const std::vector<checkpoint::NamedTensor> tensors =
       state_tensors(p_.model.spec, optimizer_of(c_), gather_.masters_and_states());
   saved_step_ = state_.step;
-  uint64_t bytes = 0;
-  for (const checkpoint::NamedTensor& named : tensors) bytes += named.tensor.nbytes();
-  uint64_t all_bytes = 0;
-  for (const std::string& of_rank : world_.exchange(std::to_string(bytes)))
-    all_bytes += std::stoull(of_rank);
+  checkpoint::Extent all;
+  for (const std::string& of_rank : world_.exchange(to_text(checkpoint::extent_of(tensors))))
+    all += extent_from(of_rank);
   checkpoint::CheckpointState state;
   std::string begun;
   if (folder_ != nullptr) {
@@ -374,7 +403,7 @@ void Run::save() {
     state.train = to_json(state_);
     state.texts = checkpoint::checkpoint_texts(model_texts(p_.model));
     state.texts["run.toml"] = effective_toml(p_.run);
-    begun = writer_->begin(state_.step, all_bytes).string();
+    begun = writer_->begin(state_.step, all).string();
   }
   writer_->save_share(world_.exchange(begun).front(), tensors, std::move(state));
   checkpoint_stall_s_ += steady_clock().now_s() - start;

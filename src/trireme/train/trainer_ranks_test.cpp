@@ -117,6 +117,21 @@ TEST_P(TrainerRanksTest, EveryRankWritesAShareOfTheCheckpoint) {
   }
 }
 
+// Whoever ends first ends the others: not before all have written what is promised.
+TEST_P(TrainerRanksTest, ARunThatEndsForItsNumbersIsSafeOnAllRanks) {
+  const RunFile file = run("diverged", {"batch.lanes=4", "parallel.dp=3", "parallel.zero=1",
+                                        "optim.lr=1e38", "schedule.warmup=0"});
+  try {
+    train_on_ranks(file);
+    FAIL() << "the loss stayed finite";
+  } catch (const Error& error) {
+    ASSERT_EQ(error.code(), ErrorCode::kNumerical) << error.what();
+    const checkpoint::Checkpoint kept(folder_ / "diverged");
+    EXPECT_THAT(error.what(), HasSubstr(fmt::format("the run is safe as of step {}", kept.step())));
+    EXPECT_TRUE(kept.verify().empty());
+  }
+}
+
 TEST_P(TrainerRanksTest, ARunGoesOnWithAnotherNumberOfRanks) {
   const std::vector<std::string> sets = {"precision.recipe=bf16", "batch.lanes=4"};
   train(run("whole", sets), options());
